@@ -1,0 +1,1 @@
+"""rbee-serve: multi-modal inference workers as one Ray Serve application."""

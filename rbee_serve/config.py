@@ -1,0 +1,181 @@
+"""The configuration, parsed once at the door.
+
+`serve_config.yaml` is an ordinary Ray Serve file; its `applications[].args` are an `ApplicationConfig`. An unknown key
+anywhere is an error that names its path. Below this module nobody looks into a dict or the environment.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rbee_serve.errors import ConfigurationError
+
+Backend = Literal["auto", "cuda", "cpu", "metal"]
+WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,256}$")]
+LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class OrchestratorConfig(_Config):
+    """Whom to tell that workers are ready and alive."""
+
+    callback_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")]
+    """Where the ready callback is POSTed, such as `http://hive:9200/v1/workers/ready`. For `protocol: queen` its
+    origin is where heartbeats go too."""
+    protocol: Literal["hive", "queen"] = "hive"
+    """`hive`: heartbeats to `/v1/heartbeat` with the worker's id. `queen`: to `/v1/worker-heartbeat` with all of
+    `/info`."""
+    heartbeat_interval_s: Annotated[float, Field(gt=0, le=80)] = 30.0
+    """Seconds between heartbeats. Receivers give a worker up after 90 s without one."""
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
+    """Seconds that one call may take from connecting to the last byte."""
+    ready_backoff_max_s: Annotated[float, Field(gt=0, le=600)] = 30.0
+    """The longest pause between two tries of the ready callback; the first is 0.5 s and each next one twice that."""
+    on_error_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = None
+    """Where a load that failed for good is reported. It is never sent to the ready URL."""
+
+
+class AuthConfig(_Config):
+    """Who may call. Without a token the server answers on the loopback address only."""
+
+    token_file: Path | None = None
+    """A file whose first line is the bearer token. It is a file and not a value because Ray's dashboard shows values."""
+
+    def token(self) -> bytes | None:
+        """The token, or None where none is configured. Raises `ConfigurationError` on an unreadable or empty file."""
+        if self.token_file is None:
+            return None
+        try:
+            token = self.token_file.expanduser().read_bytes().split(b"\n", 1)[0].strip()
+        except OSError as exc:
+            raise ConfigurationError(f"auth.token_file: {self.token_file} cannot be read: {exc.strerror}") from exc
+        if not token:
+            raise ConfigurationError(f"auth.token_file: the first line of {self.token_file} is empty; write a token there")
+        return token
+
+
+class LimitsConfig(_Config):
+    """What one client may ask of the ingress."""
+
+    max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
+    """The largest request body."""
+    body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    """Seconds in which a body must have arrived."""
+    acknowledge_timeout_s: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds in which a replica must take note of a request, before the client is told that the worker is lost."""
+
+
+class WorkerConfig(_Config):
+    """One worker: a Ray Serve deployment of its own, named by `id`."""
+
+    id: WorkerId
+    """Its name in URLs, in the orchestrator and in Ray Serve."""
+    type: str
+    """A name from `deployments/registry.py`, or `module:ATTRIBUTE` of a `WorkerSpec` in any installed package."""
+    task: str | None = None
+    """Which of the type's tasks, where it has several."""
+    model_ref: str | None = None
+    """`hf:org/name[@revision]`, `file:PATH` or `pkg:PACKAGE/PATH`."""
+    model_name: str | None = None
+    """The name under which the model is reported and asked for; the `model_ref` itself if left out."""
+    backend: Backend = "auto"
+    """Where the model runs. `auto` takes CUDA if the worker asks for GPUs, else Metal or the CPU."""
+    gpus: Annotated[float, Field(ge=0, le=64)] = 0
+    """GPUs for each replica: whole ones, or a fraction of one."""
+    cpus: Annotated[float, Field(ge=0, le=1024)] = 1
+    """CPU cores that Ray sets aside for each replica."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Threads for arithmetic in each replica. All cores if left out."""
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """How many copies run."""
+    autoscaling: dict[str, Any] | None = None
+    """Ray Serve's `autoscaling_config`, by its own names, in place of a fixed number of replicas."""
+    capacity: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Requests that run at once in a replica; the worker type's own number if left out."""
+    queue: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """Requests that may wait in a replica beyond those that run. The next one is refused with 503."""
+    load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds in which the model must have been loaded."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Options of the inference engine, by the engine's own names."""
+    limits: dict[str, int | float] = Field(default_factory=dict)
+    """A maximum of the request, by field, that replaces the default one, such as `max_tokens: 8192`."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus: {self.gpus} is neither whole nor a fraction of one")
+        if self.gpus and self.backend in ("cpu", "metal"):
+            raise ValueError(f"gpus: {self.gpus} and backend: {self.backend} exclude each other")
+        if self.autoscaling is not None and self.replicas != 1:
+            raise ValueError("replicas and autoscaling exclude each other")
+        return self
+
+    @property
+    def wanted(self) -> int:
+        """Replicas that should be running: the fixed number, or the least that autoscaling keeps."""
+        if self.autoscaling is None:
+            return self.replicas
+        return max(1, int(self.autoscaling.get("min_replicas", 1)))
+
+    @property
+    def served_name(self) -> str:
+        """The model's name towards clients."""
+        return self.model_name or self.model_ref or self.type
+
+
+class ApplicationConfig(_Config):
+    """Everything under `args:` of the application."""
+
+    workers: Annotated[list[WorkerConfig], Field(min_length=1)]
+    """The workers. Each becomes a deployment."""
+    orchestrator: OrchestratorConfig | None = None
+    """Whom to call. Nobody, if left out."""
+    auth: AuthConfig = AuthConfig()
+    """Who may call."""
+    limits: LimitsConfig = LimitsConfig()
+    """What a client may ask of the ingress."""
+    public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")] | None = None
+    """How others reach this server, such as `http://box:8000`. From `http_options` if left out."""
+    ingress_replicas: Annotated[int, Field(ge=1, le=64)] = 1
+    """Copies of the ingress."""
+
+    @model_validator(mode="after")
+    def _check_ids(self) -> Self:
+        ids = [worker.id for worker in self.workers]
+        doubled = sorted({worker_id for worker_id in ids if ids.count(worker_id) > 1})
+        if doubled:
+            raise ValueError(f"workers: the id {', '.join(doubled)} is given more than once")
+        if reserved := {"ingress", "hub"}.intersection(ids):
+            raise ValueError(f"workers: the id {', '.join(sorted(reserved))} is taken by the application itself")
+        return self
+
+    def worker(self, worker_id: str) -> WorkerConfig | None:
+        """The worker of that id."""
+        return next((worker for worker in self.workers if worker.id == worker_id), None)
+
+
+def parse_application(args: Any) -> ApplicationConfig:
+    """`args:` as a model. Raises `ConfigurationError` with one line for each thing that is wrong, by path."""
+    try:
+        return ApplicationConfig.model_validate(args)
+    except ValidationError as exc:
+        lines = [f"{_path(error['loc'])}: {_sentence(error)}" for error in exc.errors(include_url=False)]
+        raise ConfigurationError("\n".join(lines)) from None
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return path.removeprefix(".") or "args"
+
+
+def _sentence(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key"
+    return str(error["msg"]).removeprefix("Value error, ")

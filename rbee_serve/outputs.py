@@ -1,0 +1,39 @@
+"""The output of each modality: what travels inside an `Output` event.
+
+An output is a frozen msgspec struct whose tag is its wire name (`"type": "token"`). `join` says what a list of them
+amounts to when a client asks for one result instead of a stream. A new modality adds a class, here or in its own
+package: nothing else in the library knows the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import msgspec
+
+
+class OutputValue(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output"):
+    """Base of all outputs. A subclass ends with the field `i: int`, which counts the outputs of one stream from 0."""
+
+    @classmethod
+    def wire_name(cls) -> str:
+        """The `type` of this output's events on the wire."""
+        return str(cls.__struct_config__.tag)
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """What the outputs of one request are together, as the fields of a JSON result."""
+        return {"outputs": [msgspec.to_builtins(value) for value in values]}
+
+
+class TokenOutput(OutputValue, frozen=True, kw_only=True, tag="token"):
+    """One generated token. `t` is its text; it may be empty (half a character, or text held back for a stop
+    sequence). The joined `t` of a stream is the generated text."""
+
+    t: str
+    i: int
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        return {"text": "".join(value.t for value in values)}

@@ -1,0 +1,1 @@
+"""Runs in each worker replica, beside the model."""

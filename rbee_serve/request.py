@@ -1,0 +1,29 @@
+"""What every request has in common."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+def new_id(prefix: str) -> str:
+    """A fresh identifier such as `job-3f9c2a7b1d04e865`."""
+    return f"{prefix}-{secrets.token_hex(8)}"
+
+
+class InferenceRequest(BaseModel):
+    """Base of all requests: strict types, no unknown fields, no NaN or infinity.
+
+    A worker type subclasses it with its own fields. Every number has a lower and an upper bound. A field whose value
+    is content (a prompt, an image) is declared with `Field(repr=False)`: it is then never shown in an error or a log.
+    Rules across fields are pydantic validators.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    stream: bool = True
+    """True: events as they come. False: one JSON result."""
+    job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
+    """The caller's name for the job; made up if left out."""

@@ -1,0 +1,155 @@
+"""What replicas push to the hub, and what the hub tells the ingress.
+
+State is pushed, never asked for: a call to a loading or a full replica would wait. Each replica pushes a
+`ReplicaState` every second and on change; the hub folds them into one `WorkerState` per worker; ingress replicas hold
+the latest `Snapshot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+Phase = Literal["loading", "ready", "error", "stopping"]
+"""Where a replica is in its life. A replica that is gone has no phase: its pushes stop."""
+
+Availability = Literal["loading", "idle", "busy", "error"]
+"""The `state` of `GET /v1/ready`."""
+
+STALE_AFTER_S = 3.5
+"""A ready replica that has not pushed for this long is taken to be gone: three pushes and a bit."""
+
+LOADING_STALE_AFTER_S = 30.0
+"""While a model loads, imports can hold the interpreter for seconds, so silence means less."""
+
+
+class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How far a load is. What is not known is left out; bytes and layers are never estimated.
+
+    `stage` is `downloading`, `converting`, `loading_to_vram`, `warming_up` or `ready`.
+    """
+
+    stage: str
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    layers_loaded: int | None = None
+    layers_total: int | None = None
+    vram_mb: int | None = None
+
+
+class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
+    """One replica, as it sees itself. `memory_bytes` is what the model holds on its devices (VRAM, or RAM on a CPU);
+    `capacity` is how many requests run at once; `progress_age_s` is the time since the worker last got on with its
+    work, 0 while it has none."""
+
+    worker_id: str
+    replica_id: str
+    boot_id: str
+    phase: Phase
+    backend: str
+    devices: tuple[int, ...] = (0,)
+    healthy: bool = True
+    load: LoadProgress | None = None
+    running: int = 0
+    queued: int = 0
+    capacity: int = 1
+    memory_bytes: int = 0
+    progress_age_s: float = 0.0
+    error_code: str | None = None
+    error: str | None = None
+
+    @property
+    def serves(self) -> bool:
+        """Whether a request that is sent to it is worked on."""
+        return self.phase == "ready" and self.healthy
+
+
+class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
+    """All live replicas of one worker together: ready = at least one is, busy = all are full, memory = their sum."""
+
+    worker_id: str
+    wanted: int
+    replicas: tuple[ReplicaState, ...] = ()
+    was_ready: bool = False
+    stopping: bool = False
+
+    @property
+    def serving(self) -> tuple[ReplicaState, ...]:
+        """The replicas that take requests."""
+        return tuple(replica for replica in self.replicas if replica.serves)
+
+    @property
+    def ready(self) -> bool:
+        """At least one replica takes requests, and the application is not being shut down."""
+        return bool(self.serving) and not self.stopping
+
+    @property
+    def degraded(self) -> bool:
+        """Fewer replicas take requests than are wanted."""
+        return len(self.serving) < self.wanted
+
+    @property
+    def availability(self) -> Availability:
+        """The `state` of `GET /v1/ready`."""
+        if self.serving:
+            return "busy" if all(r.running >= r.capacity for r in self.serving) else "idle"
+        return "error" if self.replicas and all(r.phase == "error" or not r.healthy for r in self.replicas) else "loading"
+
+    @property
+    def status(self) -> str:
+        """The `status` of `/info`."""
+        if self.stopping:
+            return "stopping"
+        return {"loading": "starting", "idle": "ready", "busy": "busy", "error": "error"}[self.availability]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of device memory (VRAM, or RAM on a CPU) that the replicas hold together."""
+        return sum(replica.memory_bytes for replica in self.replicas)
+
+    @property
+    def devices(self) -> tuple[int, ...]:
+        """Every device that a replica is on, lowest first."""
+        return tuple(sorted({device for replica in self.replicas for device in replica.devices}))
+
+    @property
+    def backend(self) -> str | None:
+        """`cuda`, `cpu` or `metal`; None while no replica has said so."""
+        return self.replicas[0].backend if self.replicas else None
+
+    @property
+    def boot_id(self) -> str | None:
+        """The boot of the replica that has served longest: replicas are listed by the time of their first push."""
+        return self.serving[0].boot_id if self.serving else None
+
+    @property
+    def load(self) -> LoadProgress | None:
+        """How far the first loading replica is."""
+        return next((r.load for r in self.replicas if r.phase == "loading" and r.load), None)
+
+    @property
+    def error(self) -> str | None:
+        """Why the worker does not serve, where a replica said so."""
+        return next((r.error for r in self.replicas if r.error), None)
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All workers at one moment. `version` grows with every change."""
+
+    version: int
+    workers: tuple[WorkerState, ...]
+    stopping: bool = False
+    hub_boot_id: str = ""
+
+    def worker(self, worker_id: str) -> WorkerState | None:
+        """The worker of that id."""
+        return next((worker for worker in self.workers if worker.worker_id == worker_id), None)
+
+
+def fold(worker_id: str, wanted: int, replicas: Sequence[ReplicaState], *, was_ready: bool, stopping: bool) -> WorkerState:
+    """One worker out of its live replicas, listed by the time of their first push."""
+    return WorkerState(
+        worker_id=worker_id, wanted=wanted, replicas=tuple(replicas), was_ready=was_ready, stopping=stopping
+    )

@@ -1,0 +1,1 @@
+"""Runs around the application: checks, starts, follows and drains it."""

@@ -1,0 +1,70 @@
+"""`WorkerSpec`: everything that differs between worker types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from rbee_serve.backend import InferenceBackend
+from rbee_serve.config import WorkerConfig
+from rbee_serve.outputs import OutputValue
+from rbee_serve.request import InferenceRequest
+from rbee_serve.state import LoadProgress
+
+RequestT = TypeVar("RequestT", bound=InferenceRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where a replica runs: `backend` is `cuda`, `cpu` or `metal`; `indices` number the devices of that kind on the
+    machine; `fraction` is the share of one that it may use."""
+
+    backend: str
+    indices: tuple[int, ...] = (0,)
+    fraction: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What a worker type is given to load its model."""
+
+    worker: WorkerConfig
+    device: Device
+    report: Callable[[LoadProgress], None]
+    """Tells how far the load is; may be called from any thread, as often as one likes."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec(Generic[RequestT]):
+    """A worker type.
+
+    It lives in one module beside its request model and its backend, and is named by an import string. The module must
+    import without torch, vllm or transformers, because the ingress imports it for its request model: import heavy
+    libraries inside `load`.
+    """
+
+    name: str
+    """The type's name; `/info` calls the implementation `rbee-serve/<name>`."""
+    request: type[RequestT]
+    """Fields, bounds and, as pydantic validators, rules across fields."""
+    outputs: tuple[type[OutputValue], ...]
+    """The classes of its outputs. The first one joins them where one result is asked for."""
+    load: Callable[[LoadContext], InferenceBackend[RequestT, Any]]
+    """Loads the model and returns when it can answer. Runs in a thread."""
+    warm_up: Callable[[], RequestT]
+    """A small real request. It must have worked before the worker counts as ready."""
+    backends: frozenset[str] = frozenset({"cuda", "cpu", "metal"})
+    """Where it can run."""
+    default_capacity: int = 64
+    """Requests at once in a replica, unless the configuration says otherwise."""
+    needs_model: bool = True
+    """Whether `model_ref` must be given."""
+    tasks: tuple[str, ...] = ()
+    """The names that `task` may have, the default first; none if the type has just one."""
+    modules: tuple[str, ...] = ()
+    """The heavy modules that `load` imports, to tell early and in one sentence when one is missing."""
+    extra: str | None = None
+    """The extra of rbee-serve that installs them."""
+    check: Callable[[WorkerConfig], None] | None = None
+    """Looks at the worker's configuration before anything starts; raises `ConfigurationError`."""
