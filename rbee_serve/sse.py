@@ -1,0 +1,105 @@
+"""Server-sent events: the one place that knows `data:`.
+
+The encoder is three constants and a function. The decoder follows the WHATWG specification (section 9.2.6): lines end
+with CR, LF or CRLF, several `data` lines make one event, comments and other fields are skipped, and an event that the
+end of the stream cuts off is no event.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+MEDIA_TYPE = "text/event-stream"
+MARKER = b"[DONE]"
+"""The data of the frame behind which nothing follows."""
+DONE = b"data: " + MARKER + b"\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+MAX_EVENT_BYTES = 64 * 1024 * 1024
+"""An image of 2048 x 2048 pixels as PNG in base64 takes at most 17 MB; this leaves room."""
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class EventTooLarge(ValueError):
+    """An event, or a line of one, is over the decoder's cap."""
+
+
+def frame(json: bytes) -> bytes:
+    """One event. `json` is on one line, as `events.to_json` makes it: JSON escapes line ends within strings."""
+    return b"data: " + json + b"\n\n"
+
+
+class Decoder:
+    """Cuts a stream of bytes into events, wherever the borders of its chunks lie.
+
+    It works on bytes: no byte of a multi-byte UTF-8 character looks like a line end, so characters need no care.
+    """
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._max = max_event_bytes
+        self._buffer = bytearray()
+        self._scanned = 0
+        self._data: list[bytes] = []
+        self._size = 0
+        self._at_start = True
+        self._after_cr = False
+
+    @property
+    def mid_event(self) -> bool:
+        """Whether the stream, were it to end here, would cut an event or a line off."""
+        return bool(self._data or self._buffer)
+
+    def feed(self, chunk: bytes) -> Iterator[bytes]:
+        """The data of each event that `chunk` completes. Raises `EventTooLarge`.
+
+        `chunk` is taken at once; events that are not fetched here come out of the next call.
+        """
+        self._buffer += chunk
+        return self._events()
+
+    def _events(self) -> Iterator[bytes]:
+        while (line := self._next_line()) is not None:
+            if line:
+                self._take(line)
+            elif self._data:
+                event = b"\n".join(self._data)
+                self._data, self._size = [], 0
+                yield event
+
+    def _next_line(self) -> bytes | None:
+        buffer = self._buffer
+        if self._at_start:
+            if len(buffer) < len(_BYTE_ORDER_MARK) and _BYTE_ORDER_MARK.startswith(buffer):
+                return None
+            self._at_start = False
+            if buffer.startswith(_BYTE_ORDER_MARK):
+                del buffer[: len(_BYTE_ORDER_MARK)]
+        if self._after_cr and buffer:
+            # The CR ended its line at once, without waiting for a LF that may never come.
+            self._after_cr = False
+            if buffer[0] == 0x0A:
+                del buffer[0]
+        end = _LINE_END.search(buffer, self._scanned)
+        if end is None:
+            self._scanned = len(buffer)
+            self._check(len(buffer))
+            return None
+        start, stop = end.span()
+        self._check(start)
+        self._after_cr = stop == len(buffer) and buffer[start] == 0x0D and stop - start == 1
+        line = bytes(buffer[:start])
+        del buffer[:stop]
+        self._scanned = 0
+        return line
+
+    def _take(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            self._data.append(value.removeprefix(b" "))
+            self._size += len(line)
+
+    def _check(self, line_bytes: int) -> None:
+        if self._size + line_bytes > self._max:
+            raise EventTooLarge(f"an event is larger than {self._max} bytes")
