@@ -95,7 +95,8 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
         """The `state` of `GET /v1/ready`."""
         if self.serving:
             return "busy" if all(r.running >= r.capacity for r in self.serving) else "idle"
-        return "error" if self.replicas and all(r.phase == "error" or not r.healthy for r in self.replicas) else "loading"
+        broken = [replica.phase == "error" or not replica.healthy for replica in self.replicas]
+        return "error" if broken and all(broken) else "loading"
 
     @property
     def status(self) -> str:
@@ -106,8 +107,9 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes of device memory (VRAM, or RAM on a CPU) that the replicas hold together."""
-        return sum(replica.memory_bytes for replica in self.replicas)
+        """Bytes of device memory (VRAM, or RAM on a CPU) that the replicas hold together. One that has failed is
+        listed for its reason; its process is gone and holds nothing."""
+        return sum(replica.memory_bytes for replica in self.replicas if replica.phase != "error")
 
     @property
     def devices(self) -> tuple[int, ...]:
@@ -148,7 +150,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return next((worker for worker in self.workers if worker.worker_id == worker_id), None)
 
 
-def fold(worker_id: str, wanted: int, replicas: Sequence[ReplicaState], *, was_ready: bool, stopping: bool) -> WorkerState:
+def fold(
+    worker_id: str, wanted: int, replicas: Sequence[ReplicaState], *, was_ready: bool, stopping: bool
+) -> WorkerState:
     """One worker out of its live replicas, listed by the time of their first push."""
     return WorkerState(
         worker_id=worker_id, wanted=wanted, replicas=tuple(replicas), was_ready=was_ready, stopping=stopping

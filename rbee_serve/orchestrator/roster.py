@@ -1,0 +1,146 @@
+"""The roster: which replicas live, by what they have pushed and when.
+
+It knows nothing of Ray. The clock is injected; every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rbee_serve.config import WorkerConfig
+from rbee_serve.state import LOADING_STALE_AFTER_S, STALE_AFTER_S, ReplicaState, Snapshot, WorkerState, fold
+
+_LONGEST_SLEEP_S = 60.0
+"""A waiting thread looks again at least this often; conditions do not take an infinite timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A replica's last push, and when it came."""
+
+    state: ReplicaState
+    pushed_at: float
+
+    @property
+    def expires_at(self) -> float:
+        """From when on silence means that the replica is gone. One that has raised is gone already and says no more:
+        its reason stays."""
+        if self.state.phase == "error":
+            return math.inf
+        return self.pushed_at + (LOADING_STALE_AFTER_S if self.state.phase == "loading" else STALE_AFTER_S)
+
+
+class Roster:
+    """Takes the pushes of all replicas and folds them into a `Snapshot` whose version grows only with a change."""
+
+    def __init__(
+        self, workers: Iterable[WorkerConfig], *, boot_id: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._wanted = {worker.id: worker.wanted for worker in workers}
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._replicas: dict[str, dict[str, _Entry]] = {worker_id: {} for worker_id in self._wanted}
+        self._was_ready: set[str] = set()
+        self._stopping = False
+        self._snapshot = Snapshot(version=1, workers=self._fold(), hub_boot_id=boot_id)
+
+    def push(self, state: ReplicaState) -> None:
+        """A replica says how it is. A worker that is not configured here is none of ours: nothing happens."""
+        with self._changed:
+            replicas = self._replicas.get(state.worker_id)
+            if replicas is None:
+                return
+            known = replicas.get(state.replica_id)
+            if known is None or known.state.boot_id != state.boot_id:
+                self._admit_boot(replicas, state.replica_id)
+            elif known.state.phase == "error":
+                return  # an error is the last word of its boot: what comes later was under way before, or is farewell
+            replicas[state.replica_id] = _Entry(state, self._clock())
+            if state.serves:
+                self._was_ready.add(state.worker_id)
+            self._refresh()
+
+    def snapshot(self) -> Snapshot:
+        """All workers at this moment."""
+        with self._changed:
+            return self._refresh()
+
+    def worker(self, worker_id: str) -> WorkerState:
+        """A configured worker at this moment. Raises `KeyError` for any other."""
+        state = self.snapshot().worker(worker_id)
+        if state is None:
+            raise KeyError(worker_id)
+        return state
+
+    def silence_s(self, worker_id: str) -> float:
+        """Seconds since a living replica of the worker last pushed; infinite if none lives."""
+        with self._changed:
+            self._refresh()
+            living = [e.pushed_at for e in self._replicas.get(worker_id, {}).values() if e.state.phase != "error"]
+            return self._clock() - max(living) if living else math.inf
+
+    def stop(self) -> None:
+        """The application is being shut down: no worker is ready from now on."""
+        with self._changed:
+            self._stopping = True
+            self._refresh()
+
+    def wait_for(self, condition: Callable[[Snapshot], bool], timeout_s: float) -> Snapshot:
+        """The first snapshot of which `condition` is true, or the present one after `timeout_s` seconds.
+
+        `condition` is asked after every change, after `wake`, and when a replica has been silent for too long.
+        """
+        deadline = time.monotonic() + timeout_s  # not the injected clock: a thread really sleeps
+        with self._changed:
+            while True:
+                snapshot = self._refresh()
+                left = deadline - time.monotonic()
+                if left <= 0 or condition(snapshot):
+                    return snapshot
+                self._changed.wait(min(left, max(0.01, self._next_expiry() - self._clock()), _LONGEST_SLEEP_S))
+
+    def wake(self) -> None:
+        """Let every thread in `wait_for` ask its condition again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def _admit_boot(self, replicas: dict[str, _Entry], replica_id: str) -> None:
+        """Make room for a process that has not pushed before: it goes to the end of the list, and it is the worker's
+        next attempt, so an error of an earlier one is history."""
+        replicas.pop(replica_id, None)
+        for other, entry in list(replicas.items()):
+            if entry.state.phase == "error":
+                del replicas[other]
+
+    def _refresh(self) -> Snapshot:
+        """Drop who is silent; a new version, and a wake-up for all who wait, if anything has changed."""
+        now = self._clock()
+        for replicas in self._replicas.values():
+            for replica_id in [key for key, entry in replicas.items() if entry.expires_at < now]:
+                del replicas[replica_id]
+        workers, old = self._fold(), self._snapshot
+        if workers != old.workers or self._stopping != old.stopping:
+            self._snapshot = Snapshot(
+                version=old.version + 1, workers=workers, stopping=self._stopping, hub_boot_id=old.hub_boot_id
+            )
+            self._changed.notify_all()
+        return self._snapshot
+
+    def _fold(self) -> tuple[WorkerState, ...]:
+        return tuple(
+            fold(
+                worker_id,
+                wanted,
+                [entry.state for entry in self._replicas[worker_id].values()],
+                was_ready=worker_id in self._was_ready,
+                stopping=self._stopping,
+            )
+            for worker_id, wanted in self._wanted.items()
+        )
+
+    def _next_expiry(self) -> float:
+        return min((e.expires_at for replicas in self._replicas.values() for e in replicas.values()), default=math.inf)
