@@ -1,0 +1,57 @@
+# make serve     install what is missing, then serve CONFIG (Ctrl+C stops it)
+# make test      all tests
+# make test-fast those that need neither Ray nor a model
+# make check     ruff, mypy, import rules
+# make format    what ruff can set right
+# make pin       requirements/constraints*.txt anew
+# make install   into .venv;  EXTRAS=gpu,demo,dev  on a machine with NVIDIA GPUs
+
+PYTHON ?= python3
+EXTRAS ?= cpu,demo,dev
+CONFIG ?= serve_config.yaml
+
+comma := ,
+BIN := .venv/bin
+STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
+
+TOO_OLD := install: $(PYTHON) is older than 3.11. Install Python 3.11 or newer and name it: make install PYTHON=python3.11
+
+.PHONY: install serve test test-fast check format pin clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml scripts/install.py $(wildcard requirements/*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(TOO_OLD)")'
+	@$(PYTHON) scripts/install.py --extras '$(EXTRAS)'
+	@touch $@
+
+serve: $(STAMP)
+	@exec $(BIN)/rbee-serve serve $(CONFIG)
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+test-fast: $(STAMP)
+	$(BIN)/pytest -m 'not ray and not vllm and not gpu'
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/test_import_rules.py
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The newest versions that fit together, pinned. The CPU build of torch is written without its +cpu, which the other
+# build does not have; `==` accepts both.
+PIN := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --no-annotate --no-header --extra demo --extra dev
+pin: $(STAMP)
+	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
+	  $(PIN) --extra cpu --override requirements/overrides.txt | sed 's/+cpu$$//' > requirements/constraints.txt
+	$(PIN) --extra gpu --override requirements/overrides-gpu.txt > requirements/constraints-gpu.txt
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,129 @@
+"""Makes `.venv` and installs rbee-serve into it. Run by `make install`; needs Python 3.11, pip and a package index.
+
+    python3 scripts/install.py --extras cpu,demo,dev
+
+uv does the work, because pip takes ten times as long. uv does not read pip's settings, so they are handed to it. One
+package is special: the CPU build of PyTorch is not on the package index. It is taken from wherever pip's settings
+point (a folder named by find-links, a mirror), else from PyTorch's own index for CPU builds, which uv knows.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements"
+VENV = ROOT / ".venv"
+VENV_PYTHON = VENV / "bin" / "python"
+
+Command = list[str | Path]
+UV_INSTALL: Command = [VENV / "bin" / "uv", "pip", "install", "--python", VENV_PYTHON]
+
+NO_CPU_TORCH = """\
+The CPU build of PyTorch ({torch}) was found neither on your package index nor on PyTorch's own index for CPU builds. \
+Put its wheel for this Python into a folder and run: PIP_FIND_LINKS=/that/folder make install"""
+
+
+class InstallError(Exception):
+    """The installation cannot go on; the message says what to do."""
+
+
+def main() -> int:
+    """Installs; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Install rbee-serve into .venv.")
+    parser.add_argument("--extras", default="cpu,demo,dev", help="extras of pyproject.toml: cpu or gpu, demo, dev")
+    extras = [extra for extra in parser.parse_args().extras.replace(" ", "").split(",") if extra]
+    begin = time.monotonic()
+    try:
+        install(extras)
+    except InstallError as exc:
+        print(f"install: {exc}", file=sys.stderr)
+        return 1
+    seconds = time.monotonic() - begin
+    print(f"Installed rbee-serve with {', '.join(extras) or 'no extras'} into .venv in {seconds:.0f} s.")
+    return 0
+
+
+def install(extras: list[str]) -> None:
+    """Everything from nothing; what is there already is kept."""
+    if "cpu" in extras and "gpu" in extras:
+        raise InstallError("the extras cpu and gpu exclude each other: both bring a module named vllm")
+    kind = "-gpu" if "gpu" in extras else ""
+    constraints = REQUIREMENTS / f"constraints{kind}.txt"
+    pins = read_pins(constraints)
+
+    make_venv()
+    run([VENV_PYTHON, "-m", "pip", "install", "--quiet", f"uv=={pins['uv']}"], "uv could not be installed with pip")
+    environment = {**os.environ, **settings_for_uv()}
+    command: Command = [*UV_INSTALL, "--constraint", constraints, "--override", REQUIREMENTS / f"overrides{kind}.txt"]
+    if "cpu" in extras:
+        command += find_cpu_torch(f"torch=={pins['torch']}+cpu", environment)
+    target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
+    run([*command, "--editable", target], "the packages could not be installed; uv says why above", environment)
+
+
+def make_venv() -> None:
+    """A virtual environment in `.venv`, unless a working one is there."""
+    if VENV_PYTHON.exists() and succeeds([VENV_PYTHON, "-m", "pip", "--version"]):
+        return
+    run(
+        [sys.executable, "-m", "venv", "--clear", VENV],
+        f"{sys.executable} cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv",
+    )
+
+
+def read_pins(constraints: Path) -> dict[str, str]:
+    """The pinned version of each package."""
+    pins = (line.partition("==") for line in constraints.read_text().splitlines() if not line.startswith("#"))
+    return {name: version for name, _, version in pins}
+
+
+def settings_for_uv() -> dict[str, str]:
+    """pip's index, folder of wheels and certificates, under the names that uv reads. What is set for uv stays."""
+    found = {}
+    names = {"find-links": "UV_FIND_LINKS", "index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
+    for option, variable in names.items():
+        value = os.environ.get("PIP_" + option.upper().replace("-", "_")) or pip_setting(option)
+        if value and not os.environ.get(variable):
+            found[variable] = value
+    return found
+
+
+def pip_setting(option: str) -> str:
+    """A setting from pip's configuration files, empty if there is none."""
+    for section in ("install", "global"):
+        ask: Command = [VENV_PYTHON, "-m", "pip", "config", "get", f"{section}.{option}"]
+        answer = subprocess.run(ask, capture_output=True, text=True)
+        if answer.returncode == 0:
+            return str(answer.stdout).strip()
+    return ""
+
+
+def find_cpu_torch(torch: str, environment: dict[str, str]) -> list[str]:
+    """The options with which uv finds the CPU build of torch."""
+    if sys.platform != "linux":
+        return []  # elsewhere the ordinary build is the CPU build
+    impatient = {**environment, "UV_HTTP_RETRIES": "1", "UV_HTTP_TIMEOUT": "20"}
+    choices: list[list[str]] = [[], ["--torch-backend", "cpu"]]
+    for options in choices:
+        if succeeds([*UV_INSTALL, "--dry-run", "--no-deps", torch, *options], impatient):
+            return options
+    raise InstallError(NO_CPU_TORCH.format(torch=torch.replace("==", " ")))
+
+
+def succeeds(command: Command, environment: dict[str, str] | None = None) -> bool:
+    """Whether a command works out; what it says is not shown."""
+    return subprocess.run(command, env=environment, capture_output=True).returncode == 0
+
+
+def run(command: Command, reason: str, environment: dict[str, str] | None = None) -> None:
+    """Runs a command whose output the person sees; raises `InstallError` with the reason if it fails."""
+    if subprocess.run(command, env=environment).returncode != 0:
+        raise InstallError(reason)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

