@@ -1,0 +1,133 @@
+"""The application: `serve_config.yaml`'s `args:` in, a Ray Serve application out.
+
+    ingress ──→ one deployment per worker, named by its id
+       └──────→ hub ←── every worker replica
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.registry import WORKER_TYPES
+from rbee_serve.config import LOCAL_HOSTS, ApplicationConfig, WorkerConfig, parse_application
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.model_ref import parse_model_ref
+from rbee_serve.registry import import_path, load_spec
+from rbee_serve.validation import with_limits
+from rbee_serve.worker import WorkerSpec
+
+
+def check(args: Any, host: str) -> ApplicationConfig:
+    """The configuration, if it can be served on `host`. Raises `ConfigurationError` with every fault that can be seen
+    before anything starts. Needs neither Ray nor a model."""
+    config = parse_application(args)
+    if config.auth.token() is None and host not in LOCAL_HOSTS:
+        raise ConfigurationError(
+            f"http_options.host is {host} but no auth.token_file is set: without a token the server answers on "
+            "127.0.0.1 only; set the one or the other"
+        )
+    for worker in config.workers:
+        _check_worker(worker, load_spec(import_path(worker.type, WORKER_TYPES)))
+    return config
+
+
+def _check_worker(worker: WorkerConfig, spec: WorkerSpec[Any]) -> None:
+    name = f"worker {worker.id}"
+    if spec.needs_model and worker.model_ref is None:
+        raise ConfigurationError(f"{name}: model_ref is missing; use hf:ORG/NAME, file:PATH or pkg:PACKAGE/PATH")
+    if worker.model_ref is not None:
+        parse_model_ref(worker.model_ref)
+    if worker.task is not None and worker.task not in spec.tasks:
+        known = ", ".join(spec.tasks) or "none"
+        raise ConfigurationError(f"{name}: task {worker.task!r} is unknown; a {spec.name} worker has {known}")
+    if worker.backend != "auto" and worker.backend not in spec.backends:
+        able = ", ".join(sorted(spec.backends))
+        raise ConfigurationError(f"{name}: a {spec.name} worker cannot run on {worker.backend}; it runs on {able}")
+    with_limits(spec.request, worker.limits)
+    if spec.check is not None:
+        spec.check(worker)
+
+
+def build_app(args: dict[str, Any]) -> Any:
+    """The Ray Serve application for `import_path: deployments.app:build_app`."""
+    from ray import serve
+
+    from rbee_serve.ingress.deployment import Ingress
+    from rbee_serve.orchestrator.hub import Hub
+    from rbee_serve.replica.deployment import WorkerReplica
+
+    host, port = _http_address()
+    config = check(args, host)
+    base_url = config.public_url or f"http://{'127.0.0.1' if host in LOCAL_HOSTS else host}:{port}"
+    spec_paths = {worker.id: import_path(worker.type, WORKER_TYPES) for worker in config.workers}
+    implementations = {worker_id: load_spec(path).name for worker_id, path in spec_paths.items()}
+    quiet = {"enable_access_log": False}
+
+    hub = serve.deployment(Hub).options(  # type: ignore[attr-defined]
+        name="hub",
+        num_replicas=1,
+        max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0},
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        graceful_shutdown_timeout_s=3,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=quiet,
+    ).bind(config, implementations, base_url, port)  # fmt: skip
+    workers = {
+        worker.id: serve.deployment(WorkerReplica).options(  # type: ignore[attr-defined]
+            **_worker_options(worker, load_spec(spec_paths[worker.id])), logging_config=quiet
+        ).bind(worker, spec_paths[worker.id], hub)
+        for worker in config.workers
+    }  # fmt: skip
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(  # type: ignore[attr-defined]
+        name="ingress",
+        num_replicas=config.ingress_replicas,
+        max_ongoing_requests=10_000,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=3,
+        graceful_shutdown_wait_loop_s=0.2,
+        logging_config=quiet,
+    )  # fmt: skip
+    return ingress.bind(config, spec_paths, base_url, port, hub, workers)
+
+
+CONTROL_RESERVE = 32
+"""Calls beyond capacity and queue that a replica still accepts, so that it and not Ray Serve refuses the surplus."""
+
+
+def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, Any]:
+    capacity = worker.capacity or spec.default_capacity
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if worker.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(worker.threads)
+    options: dict[str, Any] = {
+        "name": worker.id,
+        "max_ongoing_requests": capacity + worker.queue + CONTROL_RESERVE,
+        "ray_actor_options": {
+            "num_cpus": worker.cpus,
+            "num_gpus": worker.gpus,
+            "runtime_env": {"env_vars": environment},
+        },
+        # A model that cannot be loaded will not load the second time either: say why, once.
+        "max_constructor_retry_count": 1,
+        # Serve's own 10 s, 30 s and three failures would leave a hung engine in service for 90 s.
+        "health_check_period_s": 5,
+        "health_check_timeout_s": 5,
+        "graceful_shutdown_timeout_s": 15,
+        "graceful_shutdown_wait_loop_s": 0.2,
+    }
+    if worker.autoscaling is not None:
+        options["autoscaling_config"] = worker.autoscaling
+    else:
+        options["num_replicas"] = worker.replicas
+    return options
+
+
+def _http_address() -> tuple[str, int]:
+    """Where Ray Serve listens. Serve has bound its port before it reads our arguments, and tells nobody but its own
+    client object."""
+    from ray.serve.context import _get_global_client
+
+    options = _get_global_client().http_config
+    return str(options.host), int(options.port)

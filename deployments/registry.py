@@ -1,0 +1,7 @@
+"""The worker types that come with rbee-serve. A new one is a module beside this one and a line here, or no line at
+all: `type: "package.module:ATTRIBUTE"` in the configuration names a worker that lives anywhere."""
+
+WORKER_TYPES: dict[str, str] = {
+    "echo": "deployments.echo:SPEC",
+    "llm": "deployments.llm:SPEC",
+}

@@ -1,0 +1,29 @@
+"""Loaded by vLLM in each of its own processes (entry point group `vllm.general_plugins`).
+
+An engine process whose worker replica was killed would keep its memory, and its GPU, for ever: vLLM watches its
+children, but nobody watches the parent. So every engine process looks once a second whether its parent is still there.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+
+from deployments.vllm_engine import OWNER_PID
+
+PERIOD_S = 1.0
+
+
+def register() -> None:
+    """Called by vLLM. Does nothing in processes that rbee-serve did not start, and in the replica itself."""
+    if OWNER_PID not in os.environ or multiprocessing.parent_process() is None:
+        return
+    threading.Thread(target=_leave_with, args=(os.getppid(),), name="rbee-orphan-watch", daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PERIOD_S)
+    os._exit(1)

@@ -1,0 +1,50 @@
+"""The correlation id of the request that is being worked on, and log records that carry it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from contextvars import ContextVar
+
+from rbee_serve.request import new_id
+
+HEADER = "x-correlation-id"
+_ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_current: ContextVar[str | None] = ContextVar("correlation_id", default=None)
+
+
+def accept(candidate: str | None) -> str:
+    """`candidate` if it is a well-formed id, else a fresh one."""
+    return candidate if candidate and _ACCEPTED.fullmatch(candidate) else new_id("corr")
+
+
+def enter(correlation_id: str) -> None:
+    """Make `correlation_id` that of the running task and of every task that it starts."""
+    _current.set(correlation_id)
+
+
+def current() -> str | None:
+    """The id of the running task's request; None outside of one."""
+    return _current.get()
+
+
+class CorrelationFilter(logging.Filter):
+    """Gives every record a `correlation_id`, `-` outside of a request."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Never drops a record."""
+        record.correlation_id = current() or "-"
+        return True
+
+
+def configure_logging(level: int = logging.INFO) -> None:
+    """Send `rbee_serve` records to stderr, one line each, with the correlation id. Does nothing the second time."""
+    logger = logging.getLogger("rbee_serve")
+    if any(isinstance(f, CorrelationFilter) for handler in logger.handlers for f in handler.filters):
+        return
+    handler = logging.StreamHandler()
+    handler.addFilter(CorrelationFilter())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(correlation_id)s] %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = False

@@ -1,0 +1,50 @@
+"""Reading a request body within bounds of size and time."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from rbee_serve.config import LimitsConfig
+from rbee_serve.errors import BodyTimeout, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
+
+# What curl sends with -d, and what a client sends that names no type at all, is read as JSON too.
+_JSON_TYPES = frozenset({"", "application/json", "application/x-www-form-urlencoded", "text/plain"})
+
+
+async def read_json_body(request: Request, limits: LimitsConfig) -> bytes:
+    """The body's bytes. Size is counted while reading, so a missing or false `Content-Length` changes nothing.
+
+    Raises `UnsupportedMediaType`, `PayloadTooLarge`, `BodyTimeout`, or `InvalidRequest` if the client left meanwhile.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in _JSON_TYPES and not media_type.endswith("+json"):
+        raise UnsupportedMediaType("send the request as Content-Type: application/json")
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("send the body without Content-Encoding")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdecimal() or len(declared) > 18 or int(declared) > limits.max_body_bytes:
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            return await _read(request, limits)
+    except TimeoutError:
+        raise BodyTimeout(f"the body did not arrive in {limits.body_timeout_s:g} s") from None
+    except ClientDisconnect:
+        raise InvalidRequest("the client left before its body had arrived") from None
+
+
+async def _read(request: Request, limits: LimitsConfig) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limits.max_body_bytes:
+            raise _too_large(limits)
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(limits: LimitsConfig) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is larger than {limits.max_body_bytes} bytes, which is the most that is taken")

@@ -1,0 +1,49 @@
+"""Gives every request a correlation id and one line in the log."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rbee_serve import correlation
+
+logger = logging.getLogger("rbee_serve.access")
+
+_HEADER = correlation.HEADER.encode()
+# Probes come every second from several sides; a line for each would bury the rest.
+_QUIET_SUFFIXES = ("/health", "/v1/ready")
+
+
+class Correlation:
+    """ASGI middleware: the id from the request if it is well-formed, else a new one; it is on the response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on within its id."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = next((value for name, value in scope["headers"] if name == _HEADER), b"")
+        correlation_id = correlation.accept(given.decode("latin-1"))
+        correlation.enter(correlation_id)
+        began = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (_HEADER, correlation_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            if status != 200 or not scope["path"].endswith(_QUIET_SUFFIXES):
+                seconds = time.monotonic() - began
+                # %r keeps control characters of a hostile path out of the log's lines.
+                logger.info("%s %r %s %.3fs", scope["method"], scope["path"][:200], status or "gone", seconds)

@@ -1,0 +1,113 @@
+"""The routes that tell what is going on. Each translates between HTTP and the services, and decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from rbee_serve.errors import WorkerUnhealthy
+from rbee_serve.ingress.event_response import EventResponse
+from rbee_serve.ingress.services import IngressServices, Worker
+from rbee_serve.ingress.view import why_not_ready
+from rbee_serve.sse import DONE, KEEP_ALIVE, frame
+from rbee_serve.worker_info import worker_info
+
+
+class Endpoints:
+    """Bound to the services of one ingress replica."""
+
+    def __init__(self, services: IngressServices) -> None:
+        self._services = services
+
+    async def ingress_health(self, request: Request) -> Response:
+        """`GET /health`: the ingress is alive."""
+        return JSONResponse({"status": "healthy"})
+
+    async def all_ready(self, request: Request) -> Response:
+        """`GET /v1/ready`: whether all workers are, and which are not and why."""
+        workers = [self._readiness(worker) for worker in self._services.workers.values()]
+        ready = all(worker["ready"] for worker in workers)
+        return JSONResponse({"ready": ready, "workers": workers}, 200 if ready else 503)
+
+    async def list_workers(self, request: Request) -> Response:
+        """`GET /v1/workers`: every worker's `/info` with its URL, capabilities and limits."""
+        return JSONResponse({"workers": [self._described(worker) for worker in self._services.workers.values()]})
+
+    async def worker_health(self, request: Request) -> Response:
+        """`GET {base}/health`: 200 with the memory that the model holds, or 503."""
+        state = self._services.state(self._named(request))
+        healthy = bool(state.serving) or state.availability == "loading" and not state.was_ready
+        body = {"status": "healthy" if healthy else "unhealthy", "vram_bytes": state.memory_bytes}
+        return JSONResponse(body, 200 if healthy else 503)
+
+    async def worker_ready(self, request: Request) -> Response:
+        """`GET {base}/v1/ready`: always 200; `ready` tells."""
+        worker = self._named(request)
+        state = self._services.state(worker)
+        body: dict[str, Any] = {"ready": state.ready, "state": state.availability}
+        if state.availability == "loading":
+            body["progress_url"] = self._services.progress_url(worker)
+        if state.serving:
+            body["model_loaded"] = True
+        return JSONResponse(body)
+
+    async def worker_info(self, request: Request) -> Response:
+        """`GET {base}/info`."""
+        return JSONResponse(self._info(self._named(request)))
+
+    async def loading_progress(self, request: Request) -> Response | EventResponse:
+        """`GET {base}/v1/loading/progress`: SSE while a replica loads, else 503."""
+        worker = self._named(request)
+        if self._services.state(worker).availability != "loading":
+            raise WorkerUnhealthy(f"worker {worker.config.id} is not loading; GET {worker.base}/v1/ready tells its state")
+        return EventResponse(self._loading(worker))
+
+    def _named(self, request: Request) -> Worker:
+        return self._services.worker(request.path_params["worker_id"])
+
+    def _info(self, worker: Worker) -> dict[str, Any]:
+        return worker_info(worker.config, self._services.state(worker), self._services.port, worker.spec.name)
+
+    def _described(self, worker: Worker) -> dict[str, Any]:
+        schema = worker.request_type.model_json_schema()
+        return {
+            **self._info(worker),
+            "url": self._services.base_url + worker.base,
+            "type": worker.spec.name,
+            "task": worker.config.task or next(iter(worker.spec.tasks), None),
+            "outputs": [output.wire_name() for output in worker.spec.outputs],
+            "capacity": worker.config.capacity or worker.spec.default_capacity,
+            "limits": {name: limits for name, field in schema["properties"].items() if (limits := _limits(field))},
+        }
+
+    def _readiness(self, worker: Worker) -> dict[str, Any]:
+        state = self._services.state(worker)
+        shown: dict[str, Any] = {"id": worker.config.id, "ready": state.ready, "state": state.availability}
+        if not state.ready:
+            shown["reason"] = why_not_ready(state, self._services.progress_url(worker)).message
+        if state.load is not None:
+            shown["progress"] = msgspec.to_builtins(state.load)
+        return shown
+
+    async def _loading(self, worker: Worker) -> AsyncGenerator[bytes, None]:
+        """One frame for each change of the load, to `{"stage":"ready"}` or `{"stage":"error"}` and the marker."""
+        shown: bytes | None = None
+        async for state in self._services.view.changes(worker.config.id, longest_s=10.0):
+            if state.availability != "loading":
+                last = {"stage": "ready"} if state.serving else {"stage": "error", "message": state.error}
+                yield frame(msgspec.json.encode(last)) + DONE
+                return
+            news = msgspec.json.encode(state.load) if state.load else shown
+            yield frame(news) if news and news != shown else KEEP_ALIVE
+            shown = news
+
+
+def _limits(field: dict[str, Any]) -> dict[str, Any]:
+    """The bounds in a field's JSON schema, also where the field may be null."""
+    names = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "maxItems", "enum")
+    options = [field, *field.get("anyOf", ())]
+    return {name: option[name] for option in options for name in names if name in option}

@@ -1,0 +1,149 @@
+"""From the ingress to a worker replica and back: the only module that knows how the border can break.
+
+Arrow by arrow:
+
+    respond.remote ─→ acknowledgement      none in time → `WorkerLost` (503); the call is cancelled
+                   ─→ first message        a lone `error` frame → that error, as an HTTP status
+                   ─→ further messages     the border breaks → an `error` event `WORKER_LOST` and the marker, unless
+                                           the end has gone already
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from rbee_serve.errors import InsufficientResources, InternalError, WorkerError, WorkerLost, WorkerUnhealthy
+from rbee_serve.events import Error, from_json, to_json
+from rbee_serve.request import InferenceRequest
+from rbee_serve.sse import DONE, frame
+
+logger = logging.getLogger(__name__)
+
+SLOW_ACKNOWLEDGEMENT_S = 10.0
+"""How long a replica that still pushes its state may take to note a request, when the machine is overloaded."""
+
+_ERROR_FRAME = b'data: {"type":"error"'
+
+
+class Reply:
+    """An answer whose first message is here. Close it, read or unread: closing cancels the work."""
+
+    def __init__(self, worker_id: str, messages: Any, first: bytes, terminal: bool) -> None:
+        self._worker_id = worker_id
+        self._messages = messages
+        self.first = first
+        self.complete = terminal
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        """The SSE frames, as they come, to the marker. A break of the border becomes an `error` event."""
+        yield self.first
+        try:
+            while not self.complete:
+                data, self.complete = await anext(self._messages)
+                yield data
+        except Exception as exc:  # a StopAsyncIteration before the end is a break too
+            error = _translate(exc, self._worker_id)
+            self.complete = True
+            yield frame(to_json(Error.from_exception(error))) + DONE
+
+    def close(self) -> None:
+        """Stop the work if it is not done."""
+        if not self.complete:
+            _cancel(self._messages)
+
+
+class Router:
+    """Holds a handle for each worker."""
+
+    def __init__(
+        self,
+        handles: Mapping[str, DeploymentHandle[Any]],
+        acknowledge_timeout_s: float,
+        silence_s: Callable[[str], Awaitable[float]],
+    ) -> None:
+        """`silence_s(worker_id)` asks the hub how long ago a replica of the worker last showed life."""
+        self._acknowledge_timeout_s = acknowledge_timeout_s
+        self._silence_s = silence_s
+        self._handles = {
+            worker_id: handle.options(
+                stream=True, method_name="respond", request_serialization="pickle", response_serialization="pickle"
+            )
+            for worker_id, handle in handles.items()
+        }
+
+    async def send(self, worker_id: str, request: InferenceRequest, correlation_id: str) -> Reply:
+        """Hand a validated request to a replica and wait for its first message.
+
+        Raises the `WorkerError` with which the replica refused it, or `WorkerLost` if no replica noted it in time.
+        """
+        body = request.model_dump_json(exclude_unset=True).encode()
+        messages = aiter(self._handles[worker_id].remote(body, correlation_id))
+        try:
+            await self._acknowledged(worker_id, messages)
+            first, terminal = await anext(messages)
+        except BaseException as exc:
+            _cancel(messages)
+            if isinstance(exc, Exception):
+                raise _translate(exc, worker_id) from exc
+            raise
+        if terminal and first.startswith(_ERROR_FRAME):
+            raise _refusal(first)
+        return Reply(worker_id, messages, first, terminal)
+
+    async def _acknowledged(self, worker_id: str, messages: AsyncIterator[tuple[bytes, bool]]) -> None:
+        first = asyncio.ensure_future(anext(messages))
+        try:
+            done, _ = await asyncio.wait([first], timeout=self._acknowledge_timeout_s)
+            if not done and await self._shows_life(worker_id):
+                done, _ = await asyncio.wait([first], timeout=SLOW_ACKNOWLEDGEMENT_S)
+            if not done:
+                raise WorkerLost(f"worker {worker_id} does not answer; it is being replaced, try again in a moment")
+            first.result()
+        finally:
+            if not first.done():
+                first.cancel()
+                with suppress(BaseException):
+                    await first
+
+    async def _shows_life(self, worker_id: str) -> bool:
+        """Whether a replica has pushed its state since the request went out."""
+        try:
+            async with asyncio.timeout(self._acknowledge_timeout_s / 2):
+                return await self._silence_s(worker_id) < self._acknowledge_timeout_s
+        except Exception:  # a hub that is away cannot vouch for anybody
+            return False
+
+
+def _cancel(messages: Any) -> None:
+    with suppress(Exception):
+        messages.cancel()
+
+
+def _refusal(message: bytes) -> WorkerError:
+    event = from_json(message.removeprefix(b"data: ").partition(b"\n")[0])
+    assert isinstance(event, Error)
+    return event.to_exception()
+
+
+def _translate(error: BaseException, worker_id: str) -> WorkerError:
+    """What went wrong at the border, as an error for the client; the details go to the log."""
+    if isinstance(error, WorkerError):
+        return error
+    logger.warning("the call to worker %s broke: %s: %s", worker_id, type(error).__name__, str(error)[:500])
+    match error:
+        case DeploymentUnavailableError():
+            return WorkerUnhealthy(f"worker {worker_id} could not be started; GET /v1/ready says why")
+        case BackPressureError():
+            return InsufficientResources(f"worker {worker_id} has no room now; try again later")
+        case RayError() | RayServeException() | StopAsyncIteration() | OSError():
+            return WorkerLost(f"worker {worker_id} died with the request on it; try again in a moment")
+        case _:
+            return InternalError("the server failed on this request; its log has the details")

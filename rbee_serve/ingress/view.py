@@ -1,0 +1,75 @@
+"""What the ingress knows about the workers: the hub's latest snapshot, kept fresh in the background."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+
+from rbee_serve.errors import WorkerError, WorkerLoading, WorkerLost, WorkerStopping, WorkerUnhealthy
+from rbee_serve.state import Snapshot, WorkerState
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 5.0
+"""How long the hub holds a question until there is something new."""
+RETRY_S = 0.5
+"""The pause after a question that the hub did not answer."""
+
+
+class View:
+    """The latest snapshot. It is never waited for: while the hub is away, the last one stays in force."""
+
+    def __init__(self, watch: Callable[[int, float], Awaitable[Snapshot]], worker_ids: tuple[str, ...]) -> None:
+        self._watch = watch
+        self._changed = asyncio.Event()
+        workers = tuple(WorkerState(worker_id=worker_id, wanted=1) for worker_id in worker_ids)
+        self.snapshot = Snapshot(version=0, workers=workers)
+
+    async def follow(self) -> None:
+        """Ask the hub for the next snapshot, for ever."""
+        while True:
+            try:
+                async with asyncio.timeout(2 * WATCH_S):
+                    latest = await self._watch(self.snapshot.version, WATCH_S)
+            except Exception as exc:
+                logger.warning("the hub did not answer: %s", type(exc).__name__)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.snapshot = latest
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    def worker(self, worker_id: str) -> WorkerState:
+        """The state of a configured worker."""
+        return self.snapshot.worker(worker_id) or WorkerState(worker_id=worker_id, wanted=1)
+
+    def require_ready(self, worker_id: str, progress_url: str) -> None:
+        """Raise the `WorkerError` that says why the worker takes no request now, if so."""
+        state = self.worker(worker_id)
+        if self.snapshot.stopping:
+            raise WorkerStopping("the server is being shut down")
+        if not state.ready:
+            raise why_not_ready(state, progress_url)
+
+    async def changes(self, worker_id: str, longest_s: float) -> AsyncIterator[WorkerState]:
+        """The state of a worker now and after every change, and at least every `longest_s` seconds."""
+        while True:
+            changed = self._changed
+            yield self.worker(worker_id)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(longest_s):
+                    await changed.wait()
+
+
+def why_not_ready(state: WorkerState, progress_url: str) -> WorkerError:
+    """The reason for a worker that is not ready."""
+    if state.availability == "error":
+        return WorkerUnhealthy(state.error or f"worker {state.worker_id} is broken; its log says why")
+    if state.was_ready and not state.load:
+        return WorkerLost(f"worker {state.worker_id} was lost and is being replaced; try again in a moment")
+    stage = f" ({state.load.stage})" if state.load else ""
+    error = WorkerLoading(f"worker {state.worker_id} is still loading{stage}; GET {progress_url} follows it")
+    error.progress_url = progress_url
+    return error

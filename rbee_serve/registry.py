@@ -1,0 +1,49 @@
+"""From a worker type's name to its `WorkerSpec`, by import string."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.worker import WorkerSpec
+
+
+def import_path(type_name: str, table: Mapping[str, str]) -> str:
+    """The import string `module:ATTRIBUTE` of a worker type: from `table`, or the name itself where it is one."""
+    if ":" in type_name:
+        return type_name
+    if type_name in table:
+        return table[type_name]
+    near = difflib.get_close_matches(type_name, table, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(table))}, or 'module:ATTRIBUTE'"
+    raise ConfigurationError(f"worker type {type_name!r} is unknown; {hint}")
+
+
+def load_spec(path: str) -> WorkerSpec[Any]:
+    """Import the spec at `module:ATTRIBUTE`.
+
+    Raises `ConfigurationError` where the module or the attribute is missing or is no `WorkerSpec`. An error inside the
+    module is raised as it is: it is that package's fault and its traceback says where.
+    """
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
+            raise
+        raise ConfigurationError(
+            f"worker type {path!r}: there is no module {exc.name}; install its package or correct the name"
+        ) from None
+    spec = getattr(module, attribute, None)
+    if not isinstance(spec, WorkerSpec):
+        raise ConfigurationError(f"worker type {path!r}: {module_name} has no WorkerSpec named {attribute or '?'}")
+    return spec
+
+
+def missing_module(spec: WorkerSpec[Any]) -> str | None:
+    """The first module that the worker type needs and this environment lacks."""
+    return next((name for name in spec.modules if importlib.util.find_spec(name) is None), None)

@@ -1,0 +1,65 @@
+"""Pushes a replica's state to the hub: every second, and at once when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+from rbee_serve.state import ReplicaState
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S = 1.0
+MINIMUM_GAP_S = 0.05
+"""Changes that follow each other faster than this are pushed together."""
+PUSH_TIMEOUT_S = 2.0
+
+
+class Reporter:
+    """Calls `push` with what `observe` says. A hub that does not answer is tried again with the next push: only the
+    newest state is worth sending, so nothing queues up."""
+
+    def __init__(self, observe: Callable[[], ReplicaState], push: Callable[[ReplicaState], Awaitable[object]]) -> None:
+        self._observe = observe
+        self._push = push
+        self._changed = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to push."""
+        self._task = asyncio.create_task(self._run())
+
+    def changed(self) -> None:
+        """The state has changed: push soon. To be called in the event loop."""
+        self._changed.set()
+
+    def changed_in_thread(self) -> None:
+        """The same, from any thread."""
+        self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def push_now(self) -> None:
+        """Push the present state and wait until the hub has it, or has not answered in time."""
+        try:
+            async with asyncio.timeout(PUSH_TIMEOUT_S):
+                await self._push(self._observe())
+        except Exception as exc:
+            logger.warning("the hub did not take the state of this replica: %s", type(exc).__name__)
+
+    async def stop(self) -> None:
+        """Push no more."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            self._changed.clear()
+            await self.push_now()
+            await asyncio.sleep(MINIMUM_GAP_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PERIOD_S):
+                    await self._changed.wait()

