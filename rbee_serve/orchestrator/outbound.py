@@ -20,12 +20,12 @@ from rbee_serve.orchestrator.deadline import Deadline, DeadlineBackend, Resolver
 MAX_ANSWER_BYTES = 64 * 1024
 """The largest body of an answer. Only its status is of interest, and a whole body proves that it was meant."""
 
-Trouble = Literal["unreachable", "too slow", "cut off", "not HTTP", "too large"]
+Trouble = Literal["unreachable", "timeout", "broken answer", "answer too large"]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a call: an HTTP `status`, or else the `trouble` in a word or two."""
+    """What came of a call: an HTTP `status`, or else the `trouble`."""
 
     status: int | None = None
     trouble: Trouble | None = None
@@ -36,7 +36,7 @@ class Answer:
         return self.status is not None and 200 <= self.status < 300
 
     def __str__(self) -> str:
-        return f"it answered {self.status}" if self.trouble is None else f"it is {self.trouble}"
+        return self.trouble or f"it answered {self.status}"
 
 
 class Outbound:
@@ -53,11 +53,9 @@ class Outbound:
             with httpcore.ConnectionPool(network_backend=backend) as pool:
                 return self._exchange(pool, _request(url, msgspec.json.encode(message)))
         except httpcore.TimeoutException:
-            return Answer(trouble="too slow")
-        except httpcore.ProtocolError:
-            return Answer(trouble="not HTTP")
-        except (httpcore.ReadError, httpcore.WriteError):
-            return Answer(trouble="cut off")
+            return Answer(trouble="timeout")
+        except (httpcore.ProtocolError, httpcore.ReadError, httpcore.WriteError):
+            return Answer(trouble="broken answer")
         except (httpcore.NetworkError, httpcore.UnsupportedProtocol, httpx.InvalidURL, OSError):
             return Answer(trouble="unreachable")
 
@@ -69,7 +67,7 @@ class Outbound:
             for chunk in response.iter_stream():
                 received += len(chunk)
                 if received > MAX_ANSWER_BYTES:
-                    return Answer(trouble="too large")
+                    return Answer(trouble="answer too large")
             return Answer(status=response.status)
         finally:
             response.close()
