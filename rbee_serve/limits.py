@@ -1,0 +1,158 @@
+"""A request type with other maxima: what `limits:` of a worker's configuration does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
+from pydantic import Field, TypeAdapter, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.request import InferenceRequest
+
+RequestT = TypeVar("RequestT", bound=InferenceRequest)
+Number = int | float
+
+_MAXIMA = (Le, Lt, MaxLen)
+_originals: dict[type[InferenceRequest], type[InferenceRequest]] = {}
+"""By each class that was made here, the one that other processes know too."""
+
+
+def with_limits(request_type: type[RequestT], limits: Mapping[str, Number]) -> type[RequestT]:
+    """`request_type` with the given maxima, by field, in place of its own; the type itself if there are none.
+
+    A maximum is the upper bound of a number or the greatest length of a text or list. Where a default is above its
+    lowered maximum, the maximum is the default. The same arguments give the same class. Its instances pickle as
+    `request_type`: a class that exists in one process only must not cross to another.
+
+    Raises `ConfigurationError`, one line for each limit that cannot be kept.
+    """
+    if not limits:
+        return request_type
+    return cast(type[RequestT], _limited(request_type, tuple(sorted(limits.items()))))
+
+
+@lru_cache(maxsize=256, typed=True)
+def _limited(request_type: type[InferenceRequest], limits: tuple[tuple[str, Number], ...]) -> type[InferenceRequest]:
+    fields: dict[str, Any] = {}
+    faults: list[str] = []
+    for name, maximum in limits:
+        try:
+            fields[name] = _field(request_type.model_fields.get(name), maximum)
+        except ConfigurationError as exc:
+            faults.append(f"limits.{name}: {exc}")
+    if faults:
+        raise ConfigurationError("\n".join(faults))
+    limited = create_model(
+        request_type.__name__,
+        __base__=request_type,
+        __module__=request_type.__module__,
+        __doc__=request_type.__doc__,
+        **fields,
+    )
+    _originals[limited] = _originals.get(request_type, request_type)
+    limited.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
+    return limited
+
+
+def _reduce(request: InferenceRequest) -> tuple[Any, ...]:
+    return _restore, (_originals[type(request)], request.__getstate__())
+
+
+def _restore(request_type: type[InferenceRequest], state: dict[Any, Any]) -> InferenceRequest:
+    request = request_type.__new__(request_type)
+    request.__setstate__(state)
+    return request
+
+
+def _field(field: FieldInfo | None, maximum: Number) -> Any:
+    """The field with another maximum, as `create_model` wants it."""
+    if field is None:
+        raise ConfigurationError("the request has no such field")
+    old = _maximum(field.annotation, field.metadata)
+    if old is None:
+        raise ConfigurationError("the field has no maximum that could be replaced")
+    if isinstance(maximum, bool) or not math.isfinite(maximum):
+        raise ConfigurationError("a maximum is a finite number")
+    if not isinstance(maximum, int) and (isinstance(old, MaxLen) or not _holds_float(field.annotation)):
+        raise ConfigurationError(f"must be a whole number, and {maximum} is not")
+    parts = field.asdict()
+    attributes = dict(parts["attributes"])
+    annotation, metadata = _replace(parts["annotation"], parts["metadata"], maximum)
+    default = attributes.pop("default")
+    if isinstance(default, int | float) and not isinstance(old, MaxLen):
+        default = min(default, maximum)
+    bounded = _annotated(annotation, metadata)
+    if not field.is_required() and field.default_factory is None:
+        _check_default(bounded, default, maximum)
+    return Annotated[bounded, Field(**attributes)], ... if field.is_required() else default
+
+
+def _check_default(bounded: Any, default: Any, maximum: Number) -> None:
+    """Refuse a maximum below the field's minimum, and one that cuts a default to what the field does not allow."""
+    try:
+        TypeAdapter(bounded).validate_python(default)
+    except ValidationError:
+        raise ConfigurationError(f"with {maximum} as maximum the default, {default!r}, is not allowed") from None
+
+
+def _maximum(annotation: Any, metadata: list[Any]) -> Le | Lt | MaxLen | None:
+    for constraint in _flat(metadata):
+        if isinstance(constraint, _MAXIMA):
+            return constraint
+    for member, its_metadata in _members(annotation):
+        if found := _maximum(member, its_metadata):
+            return found
+    return None
+
+
+def _replace(annotation: Any, metadata: list[Any], maximum: Number) -> tuple[Any, list[Any]]:
+    """`annotation` and `metadata` with every maximum of the field replaced; items of a list keep theirs."""
+    replaced = [type(c)(cast(Any, maximum)) if isinstance(c, _MAXIMA) else c for c in _flat(metadata)]
+    for constraint in replaced:
+        minimum = _minimum(constraint)
+        if minimum is not None and minimum > maximum:
+            raise ConfigurationError(f"the maximum {maximum} is below the minimum {minimum}")
+    members = tuple(_annotated(*_replace(*member, maximum)) for member in _members(annotation))
+    return (Union[members] if members else annotation), replaced  # noqa: UP007 - `|` takes no tuple
+
+
+def _annotated(annotation: Any, metadata: list[Any]) -> Any:
+    return Annotated[annotation, *metadata] if metadata else annotation
+
+
+def _members(annotation: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """The members of a union, each with the metadata that is annotated to it."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return
+    for member in get_args(annotation):
+        if get_origin(member) is Annotated:
+            inner, *metadata = get_args(member)
+            yield inner, metadata
+        else:
+            yield member, []
+
+
+def _flat(metadata: list[Any]) -> Iterator[Any]:
+    for constraint in metadata:
+        yield from constraint.metadata if isinstance(constraint, FieldInfo) else (constraint,)
+
+
+def _holds_float(annotation: Any) -> bool:
+    return annotation is float or any(member is float for member, _ in _members(annotation))
+
+
+def _minimum(constraint: Any) -> Number | None:
+    match constraint:
+        case Ge(ge):
+            return cast(Number, ge)
+        case Gt(gt):
+            return cast(Number, gt)
+        case MinLen(least):
+            return least
+    return None
