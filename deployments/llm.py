@@ -17,6 +17,7 @@ from rbee_serve.backend import InferenceBackend
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, WorkerLost
 from rbee_serve.events import End, Event, Metrics, Narration, Output, StopReason
 from rbee_serve.outputs import TokenOutput
+from rbee_serve.replica.gguf_conversion import ELEMENT_BYTES
 from rbee_serve.replica.memory import MemoryGauge
 from rbee_serve.replica.model_files import prepare
 from rbee_serve.request import InferenceRequest, new_id
@@ -42,9 +43,9 @@ class LlmRequest(InferenceRequest):
     """A prompt or a chat, and how to go on from it. Bounds are those of rbee's Rust worker; a sampling field that is
     left out takes the model's own default (`generation_config.json`), then vLLM's."""
 
-    prompt: Annotated[str, Field(min_length=1, max_length=32768, repr=False)] | None = None
+    prompt: Annotated[str | None, Field(min_length=1, max_length=32768, repr=False)] = None
     """The text to continue, as it is."""
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024, repr=False)] | None = None
+    messages: Annotated[list[Message] | None, Field(min_length=1, max_length=1024, repr=False)] = None
     """The chat to answer, put into the model's own template. Exactly one of `prompt` and `messages` is given."""
     max_tokens: Annotated[int, Field(ge=1, le=2048)] = 256
     """The largest number of tokens to generate."""
@@ -139,6 +140,7 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
         sampling = importlib.import_module("vllm.sampling_params")
         self._sampling_params = sampling.SamplingParams
         self._delta = sampling.RequestOutputKind.DELTA
+        self._tokens_input = importlib.import_module("vllm.inputs.engine").tokens_input
         self._engine_dead = importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError
 
     async def execute(self, request: LlmRequest) -> AsyncGenerator[Event[TokenOutput], None]:
@@ -152,7 +154,7 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
         count = 0
         last: Any = None
         outputs = self._engine.generate(
-            {"prompt_token_ids": prompt},
+            self._tokens_input(prompt),
             self._parameters(request),
             new_id("generation"),
             lora_request=self._lora(request.lora),
@@ -269,7 +271,8 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
 def load(context: LoadContext) -> LlmBackend:
     """Fetch, check and convert the model's files, then start the engine on them."""
     assert context.worker.model_ref is not None
-    model = prepare(context.worker.model_ref, context.report)
+    wanted = context.worker.engine.get("dtype", "bfloat16")
+    model = prepare(context.worker.model_ref, context.report, dtype=wanted if wanted in ELEMENT_BYTES else "bfloat16")
     options = engine_options(context, model)
     adapters = options.pop("lora_modules", {})
     if adapters and not isinstance(adapters, dict):

