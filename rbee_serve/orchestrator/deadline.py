@@ -116,7 +116,11 @@ class _DeadlineStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        left = self._deadline.left(httpcore.ConnectTimeout)
+        try:
+            left = self._deadline.left(httpcore.ConnectTimeout)
+        except httpcore.ConnectTimeout:
+            self.close()  # whoever calls this counts on it
+            raise
         return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left), self._deadline)
 
     def close(self) -> None:

