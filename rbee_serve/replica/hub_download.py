@@ -62,7 +62,7 @@ def download(
         return Path(
             hub.snapshot_download(
                 model.repo,
-                revision=info.sha,
+                revision=model.revision,  # by its name, so that the cache knows it by that name without the Hub
                 cache_dir=hub_cache,
                 endpoint=endpoint,
                 allow_patterns=[glob.escape(name) for name in wanted],
@@ -175,7 +175,7 @@ def _translated(model: HubModel, error: Exception) -> ConfigurationError:
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status is not None:
-        return ConfigurationError(f"{name} could not be fetched, the Hub answered with status {status}; try again later")
+        return ConfigurationError(f"{name} could not be fetched, the Hub answered {status}; try again later")
     if getattr(error, "errno", None) == errno.ENOSPC:
         return ConfigurationError(f"{name} filled the disk; free some, or let HF_HOME name another disk")
     return ConfigurationError(
