@@ -1,7 +1,7 @@
 """The application: `serve_config.yaml`'s `args:` in, a Ray Serve application out.
 
-    ingress ──→ one deployment per worker, named by its id
-       └──────→ hub ←── every worker replica
+ingress ──→ one deployment per worker, named by its id
+   └──────→ hub ←── every worker replica
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def build_app(args: dict[str, Any]) -> Any:
     implementations = {worker_id: load_spec(path).name for worker_id, path in spec_paths.items()}
     quiet = {"enable_access_log": False}
 
-    hub = serve.deployment(Hub).options(  # type: ignore[attr-defined]
+    hub = serve.deployment(Hub).options(
         name="hub",
         num_replicas=1,
         max_ongoing_requests=10_000,
@@ -75,12 +75,12 @@ def build_app(args: dict[str, Any]) -> Any:
         logging_config=quiet,
     ).bind(config, implementations, base_url, port)  # fmt: skip
     workers = {
-        worker.id: serve.deployment(WorkerReplica).options(  # type: ignore[attr-defined]
+        worker.id: serve.deployment(WorkerReplica).options(
             **_worker_options(worker, load_spec(spec_paths[worker.id])), logging_config=quiet
         ).bind(worker, spec_paths[worker.id], hub)
         for worker in config.workers
     }  # fmt: skip
-    ingress = serve.deployment(serve.ingress()(Ingress)).options(  # type: ignore[attr-defined]
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name="ingress",
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=10_000,

@@ -139,4 +139,3 @@ SPEC = WorkerSpec(
     warm_up=lambda: EchoRequest(prompt="hello"),
     needs_model=False,
 )
-

@@ -65,7 +65,7 @@ class LlmRequest(InferenceRequest):
     """Over 0: tokens that have been generated are made less likely, once."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     """Over 0: tokens that have been generated are made less likely, each time."""
-    stop: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=4)] = []
+    stop: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(default_factory=list, max_length=4)
     """Texts that end the generation. They are not part of the output."""
     seed: Annotated[int, Field(ge=0, le=2**64 - 1)] | None = None
     """The same seed and request give the same tokens."""
@@ -196,7 +196,9 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
         try:
             text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as exc:  # a template refuses a chat, such as two user turns in a row, by raising anything
-            raise InvalidRequest.of_field("messages", "chat template", "the model's template refuses this chat") from exc
+            raise InvalidRequest.of_field(
+                "messages", "chat template", "the model's template refuses this chat"
+            ) from exc
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:

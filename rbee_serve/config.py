@@ -45,7 +45,7 @@ class AuthConfig(_Config):
     """Who may call. Without a token the server answers on the loopback address only."""
 
     token_file: Path | None = None
-    """A file whose first line is the bearer token. It is a file and not a value because Ray's dashboard shows values."""
+    """A file whose first line is the bearer token. A file and not a value, because Ray's dashboard shows values."""
 
     def token(self) -> bytes | None:
         """The token, or None where none is configured. Raises `ConfigurationError` on an unreadable or empty file."""
@@ -56,7 +56,9 @@ class AuthConfig(_Config):
         except OSError as exc:
             raise ConfigurationError(f"auth.token_file: {self.token_file} cannot be read: {exc.strerror}") from exc
         if not token:
-            raise ConfigurationError(f"auth.token_file: the first line of {self.token_file} is empty; write a token there")
+            raise ConfigurationError(
+                f"auth.token_file: the first line of {self.token_file} is empty; write a token there"
+            )
         return token
 
 

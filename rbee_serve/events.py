@@ -147,7 +147,8 @@ def from_json(data: bytes | str, *output_types: type[OutputValue]) -> Event[Any]
         return Metrics({name: number for name, number in fields.items() if name != "type"})
     if fixed := _FIXED.get(cast(str, wire_name)):
         return msgspec.convert(fields, fixed)
-    for output_type in (TokenOutput, *output_types):
+    expected: tuple[type[OutputValue], ...] = (TokenOutput, *output_types)
+    for output_type in expected:
         if output_type.wire_name() == wire_name:
             return Output(msgspec.convert(fields, output_type))
     return None

@@ -36,4 +36,5 @@ class TokenOutput(OutputValue, frozen=True, kw_only=True, tag="token"):
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """The whole text."""
         return {"text": "".join(value.t for value in values)}

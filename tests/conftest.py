@@ -11,9 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-# These count for the processes that Ray starts. This process imports Serve before they are set: its own handles are then
-# of the plain kind, which can be used without an event loop.
-import ray.serve  # noqa: E402
+# These count for the processes that Ray starts. This process imports Serve before they are set, so that its own handles are
+# of the plain kind, which needs no event loop.
 
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")

@@ -40,7 +40,7 @@ class Endpoints:
     async def worker_health(self, request: Request) -> Response:
         """`GET {base}/health`: 200 with the memory that the model holds, or 503."""
         state = self._services.state(self._named(request))
-        healthy = bool(state.serving) or state.availability == "loading" and not state.was_ready
+        healthy = bool(state.serving) or (state.availability == "loading" and not state.was_ready)
         body = {"status": "healthy" if healthy else "unhealthy", "vram_bytes": state.memory_bytes}
         return JSONResponse(body, 200 if healthy else 503)
 
@@ -63,7 +63,9 @@ class Endpoints:
         """`GET {base}/v1/loading/progress`: SSE while a replica loads, else 503."""
         worker = self._named(request)
         if self._services.state(worker).availability != "loading":
-            raise WorkerUnhealthy(f"worker {worker.config.id} is not loading; GET {worker.base}/v1/ready tells its state")
+            raise WorkerUnhealthy(
+                f"worker {worker.config.id} is not loading; GET {worker.base}/v1/ready tells its state"
+            )
         return EventResponse(self._loading(worker))
 
     def _named(self, request: Request) -> Worker:

@@ -65,7 +65,9 @@ class Inference:
             raise InvalidRequest.of_field("body", "json", "send a JSON object in UTF-8") from None
         worker_id, model = fields.pop("worker", None), fields.pop("model", None)
         if worker_id is None and model is None:
-            raise InvalidRequest.of_field("worker", "required", "name the worker, or the model, or use the worker's URL")
+            raise InvalidRequest.of_field(
+                "worker", "required", "name the worker, or the model, or use the worker's URL"
+            )
         if not all(name is None or isinstance(name, str) for name in (worker_id, model)):
             raise InvalidRequest.of_field("worker", "type: string", "worker and model are strings")
         worker = self._services.find(worker_id, model)

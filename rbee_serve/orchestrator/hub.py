@@ -22,9 +22,7 @@ _SWEEP_S = 0.5
 class Hub:
     """Takes what replicas push, tells the ingress, calls the orchestrator."""
 
-    def __init__(
-        self, config: ApplicationConfig, implementations: Mapping[str, str], base_url: str, port: int
-    ) -> None:
+    def __init__(self, config: ApplicationConfig, implementations: Mapping[str, str], base_url: str, port: int) -> None:
         correlation.configure_logging()
         self._roster = Roster(config.workers, boot_id=new_id("hub"))
         self._changed = asyncio.Event()

@@ -40,7 +40,8 @@ ACKNOWLEDGEMENT = (b"", False)
 class WorkerReplica:
     """A loaded model behind admission, ordered events and state reports."""
 
-    async def __init__(self, worker: WorkerConfig, spec_path: str, hub: DeploymentHandle[Any]) -> None:
+    # Ray Serve awaits a constructor that is a coroutine; mypy does not know that anybody would.
+    async def __init__(self, worker: WorkerConfig, spec_path: str, hub: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
         correlation.configure_logging()
         self._worker = worker
         self._replica_id = serve.get_replica_context().replica_tag
@@ -63,7 +64,7 @@ class WorkerReplica:
 
     async def _load(self, spec_path: str) -> None:
         self._spec = load_spec(spec_path)
-        self._request_type = with_limits(self._spec.request, self._worker.limits)
+        self._request_type: type[InferenceRequest] = with_limits(self._spec.request, self._worker.limits)
         self._device = choose_device(self._worker, self._spec, self._gpu_ids())
         self._admission.capacity = self._worker.capacity or self._spec.default_capacity
         self._backend = await load(self._spec, LoadContext(self._worker, self._device, self._report))
@@ -163,4 +164,3 @@ class WorkerReplica:
             error_code=code,
             error=sentence,
         )
-

@@ -34,33 +34,44 @@ KEEP_ALIVE_S = 10.0
 async def ordered(started: Started, work: AsyncIterator[Event[Any]]) -> AsyncGenerator[Event[Any], None]:
     """`started`, then what `work` yields, then exactly one `End` or `Error`, whatever `work` does.
 
-    A backend that breaks the order, or ends without an `End`, is told off in the log and the client gets an `Error`.
-    Closing this generator closes `work`.
+    `started` goes out with the first event of `work`. What `work` raises before that is a refusal: it is raised here, as
+    a `WorkerError`, and can still become an HTTP status. A backend that breaks the order, or ends without an `End`, is
+    told off in the log and the client gets an `Error`. Closing this generator closes `work`.
     """
     grammar = StreamGrammar()
-    grammar.accept(started)
-    yield started
-    try:
-        async with aclosing(cast("AsyncGenerator[Event[Any], None]", work)) as events:
-            async for event in events:
+    last: Event[Any]
+    async with aclosing(cast("AsyncGenerator[Event[Any], None]", work)) as events:
+        try:
+            event = await anext(events, None)
+        except Exception as exc:
+            raise translate(exc) from exc
+        grammar.accept(started)
+        yield started
+        try:
+            while event is not None:
                 grammar.accept(event)
                 if isinstance(event, End | Error):
                     break
                 yield event
-            else:
+                event = await anext(events, None)
+            if event is None:
                 logger.error("the backend came to its end without an End event")
-                event = Error.from_exception(InternalError("the worker stopped in the middle of the answer"))
-    except GrammarError as exc:
-        logger.error("the backend broke the order of events: %s", exc)
-        event = Error.from_exception(InternalError("the worker answered in a wrong order"))
-    except Exception as exc:
-        event = Error.from_exception(translate(exc))
-    yield event
+            last = event or Error.from_exception(InternalError("the worker stopped in the middle of the answer"))
+        except GrammarError as exc:
+            logger.error("the backend broke the order of events: %s", exc)
+            last = Error.from_exception(InternalError("the worker answered in a wrong order"))
+        except Exception as exc:
+            last = Error.from_exception(translate(exc))
+    yield last
 
 
 async def frames(events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[tuple[bytes, bool], None]:
-    """`(SSE frames, terminal)` for each message over the border; terminal with the one that holds the end."""
+    """`(SSE frames, terminal)` for each message over the border; terminal with the one that holds the end.
+
+    Raises what `events` raises before its first event.
+    """
     outbox = _Outbox()
+    outbox.put(await anext(events))
     pump = asyncio.create_task(outbox.fill(events))
     try:
         while True:
@@ -72,6 +83,7 @@ async def frames(events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[tup
         pump.cancel()
         with suppress(asyncio.CancelledError):
             await pump
+        await events.aclose()  # here and not in the pump, which may be cancelled before it has begun
 
 
 class _Outbox:
@@ -87,22 +99,24 @@ class _Outbox:
     async def fill(self, events: AsyncGenerator[Event[Any], None]) -> None:
         """Encode every event; wait where the reader is far behind."""
         try:
-            async with aclosing(events):
-                async for event in events:
-                    self._put(frame(to_json(event)))
-                    if self._bytes > BACKLOG_BYTES:
-                        self._emptied.clear()
-                        await self._emptied.wait()
+            async for event in events:
+                self.put(event)
+                if self._bytes > BACKLOG_BYTES:
+                    self._emptied.clear()
+                    await self._emptied.wait()
         except Exception:  # an event that cannot be encoded: the stream must still come to an end
             logger.exception("an event could not be sent")
             failure = InternalError("the worker's answer could not be sent")
-            self._put(frame(to_json(Error.from_exception(failure))))
+            self.put(Error.from_exception(failure))
         finally:
-            self._put(DONE)
+            self._append(DONE)
             self._complete = True
-            self._filled.set()
 
-    def _put(self, data: bytes) -> None:
+    def put(self, event: Event[Any]) -> None:
+        """Encode an event and keep it for the border."""
+        self._append(frame(to_json(event)))
+
+    def _append(self, data: bytes) -> None:
         self._frames.append(data)
         self._bytes += len(data)
         self._filled.set()

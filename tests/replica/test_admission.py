@@ -22,7 +22,8 @@ async def settle() -> None:
 
 
 async def test_requests_beyond_capacity_wait_and_enter_in_the_order_of_their_arrival() -> None:
-    admission, entered, leave = Admission(2, 10), [], asyncio.Event()
+    admission, leave = Admission(2, 10), asyncio.Event()
+    entered: list[int] = []
     tasks = [asyncio.create_task(hold(admission, entered, number, leave)) for number in range(5)]
     await settle()
     assert (entered, admission.running, admission.queued) == ([0, 1], 2, 3)
@@ -43,7 +44,8 @@ async def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
 
 
 async def test_places_are_released_whenever_a_request_is_cancelled() -> None:
-    admission, entered, leave = Admission(1, 10), [], asyncio.Event()
+    admission, leave = Admission(1, 10), asyncio.Event()
+    entered: list[int] = []
     tasks = [asyncio.create_task(hold(admission, entered, number, leave)) for number in range(6)]
     await settle()
     tasks[3].cancel()
@@ -57,7 +59,8 @@ async def test_places_are_released_whenever_a_request_is_cancelled() -> None:
 
 
 async def test_a_request_cancelled_in_the_moment_of_its_turn_passes_its_place_on() -> None:
-    admission, entered, leave = Admission(1, 10), [], asyncio.Event()
+    admission, leave = Admission(1, 10), asyncio.Event()
+    entered: list[int] = []
     tasks = [asyncio.create_task(hold(admission, entered, number, leave)) for number in range(3)]
     await settle()
     leave.set()

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rbee_serve.errors import InsufficientVram
-from rbee_serve.events import End, Error, Event, Output, Started, StopReason
+from rbee_serve.errors import InsufficientVram, InternalError, InvalidRequest
+from rbee_serve.events import End, Error, Event, Output, Progress, Started, StopReason
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.replica import event_stream
@@ -53,13 +53,33 @@ async def test_an_error_of_ours_reaches_the_client_as_it_is() -> None:
     assert await last_event(work()) == Error(code="INSUFFICIENT_VRAM", message="take fewer pixels", retriable=True)
 
 
+async def test_what_is_raised_before_the_first_event_is_a_refusal() -> None:
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        raise InvalidRequest("the prompt is too long")
+        yield token(0)
+
+    with pytest.raises(InvalidRequest, match="too long"):
+        await body_of(work())
+
+
+async def test_a_foreign_exception_before_the_first_event_is_a_refusal_without_its_text() -> None:
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        raise ValueError("secret at 0xdeadbeef")
+        yield token(0)
+
+    with pytest.raises(InternalError) as caught:
+        await body_of(work())
+    assert "0x" not in caught.value.message
+
+
 async def test_a_foreign_exception_becomes_a_fixed_sentence() -> None:
     async def work() -> AsyncGenerator[Event[Any], None]:
         yield token(0)
         raise ValueError("secret at 0xdeadbeef")
 
     body, _ = await body_of(work())
-    assert b"0xdeadbeef" not in body and b'"code":"INTERNAL"' in body
+    assert b"0xdeadbeef" not in body
+    assert b'"code":"INTERNAL"' in body
     check_stream(body)
 
 
@@ -72,7 +92,8 @@ async def test_a_backend_that_breaks_the_order_is_ended_with_an_error(broken: st
             yield STARTED
 
     last = await last_event(work())
-    assert isinstance(last, Error) and last.code == "INTERNAL"
+    assert isinstance(last, Error)
+    assert last.code == "INTERNAL"
 
 
 async def test_nothing_follows_an_end() -> None:
@@ -103,6 +124,7 @@ async def test_the_first_event_leaves_at_once_and_what_is_queued_leaves_together
     go = asyncio.Event()
 
     async def work() -> AsyncGenerator[Event[Any], None]:
+        yield Progress(step=0, total=1)
         await go.wait()
         for i in range(100):
             yield token(i)
@@ -110,11 +132,13 @@ async def test_the_first_event_leaves_at_once_and_what_is_queued_leaves_together
 
     stream = frames(ordered(STARTED, work()))
     first, _ = await anext(stream)
-    assert first.startswith(b'data: {"type":"started"') and first.count(b"data: ") == 1
+    assert first.startswith(b'data: {"type":"started"')
+    assert first.count(b"data: ") <= 2
     go.set()
     await asyncio.sleep(0.05)
     rest, terminal = await anext(stream)
-    assert rest.count(b"data: ") == 102 and terminal
+    assert (first + rest).count(b"data: ") == 104
+    assert terminal
 
 
 async def test_a_large_backlog_is_cut_and_slows_the_backend_down(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,13 +157,15 @@ async def test_a_large_backlog_is_cut_and_slows_the_backend_down(monkeypatch: py
     await asyncio.sleep(0.05)
     assert made < 120  # a chunk of 32 frames has gone, and 50 kB of frames wait
     sizes = [len(data) async for data, _ in stream]
-    assert made == 1000 and max(sizes) <= event_stream.CHUNK_BYTES
+    assert made == 1000
+    assert max(sizes) <= event_stream.CHUNK_BYTES
 
 
 async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.01)
 
     async def work() -> AsyncGenerator[Event[Any], None]:
+        yield Progress(step=0, total=1)
         await asyncio.sleep(0.05)
         yield END
 

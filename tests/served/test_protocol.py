@@ -161,7 +161,9 @@ def test_foreign_content_types_are_refused(served: Served) -> None:
         assert (answer.status_code, answer.json()["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
 
 
-@pytest.mark.parametrize(("fail", "code"), [("exception", "INTERNAL"), ("oom", "INSUFFICIENT_VRAM"), ("no_end", "INTERNAL")])
+@pytest.mark.parametrize(
+    ("fail", "code"), [("exception", "INTERNAL"), ("oom", "INSUFFICIENT_VRAM"), ("no_end", "INTERNAL")]
+)
 def test_a_failure_in_mid_stream_is_an_error_event(served: Served, fail: str, code: str) -> None:
     answer = infer(served, "echo-0", {"prompt": "a b c", "fail": fail, "fail_at": 1})
     events = check_stream(answer.content)

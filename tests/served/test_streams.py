@@ -92,15 +92,18 @@ def test_a_worker_that_dies_in_mid_stream_ends_the_stream_with_an_error(served: 
 def test_the_orchestrator_hears_of_every_ready_worker_once_and_of_none_that_failed(served: Served) -> None:
     eventually(lambda: served.hive.ready("echo-0"))
     [message] = served.hive.ready("echo-0")
-    assert message.items() >= {
-        "worker_id": "echo-0",
-        "url": served.base("echo-0"),
-        "model_ref": "echo",
-        "backend": "cpu",
-        "device": 0,
-        "port": int(served.url.rsplit(":", 1)[1]),
-        "worker_type": "echo",
-    }.items()
+    assert (
+        message.items()
+        >= {
+            "worker_id": "echo-0",
+            "url": served.base("echo-0"),
+            "model_ref": "echo",
+            "backend": "cpu",
+            "device": 0,
+            "port": int(served.url.rsplit(":", 1)[1]),
+            "worker_type": "echo",
+        }.items()
+    )
     assert message["vram_bytes"] > 0
     assert message["boot_id"]
     assert not served.hive.ready("echo-broken")

@@ -1,0 +1,155 @@
+"""The language model, end to end: SmolLM2-135M-Instruct in vLLM behind the whole application."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from rbee_serve.client import Client
+from rbee_serve.events import End, Error, Event, Metrics, Narration, Output, StopReason
+from rbee_serve.grammar import check_stream
+from tests.conftest import Served
+from tests.served.test_streams import running
+from tests.served.waiting import eventually
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+
+GREEDY = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+
+
+@pytest.fixture(autouse=True)
+def loaded(served: Served) -> None:
+    eventually(lambda: httpx.get(f"{served.base('llm-0')}/v1/ready").json()["ready"], 300)
+
+
+def stream(served: Served, **body: Any) -> list[Event[Any]]:
+    answer = httpx.post(f"{served.base('llm-0')}/v1/inference", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return check_stream(answer.content)
+
+
+def text(events: list[Event[Any]]) -> str:
+    return "".join(event.value.t for event in events if isinstance(event, Output))
+
+
+def last(events: list[Event[Any]]) -> End:
+    assert isinstance(events[-1], End), events[-1]
+    return events[-1]
+
+
+def test_it_writes_real_text_with_an_event_for_each_token(served: Served) -> None:
+    events = stream(served, **GREEDY)
+    assert text(events).startswith(" Paris")
+    assert (last(events).tokens_out, last(events).stop_reason) == (8, StopReason.MAX_TOKENS)
+    assert sum(isinstance(event, Output) for event in events) == 8
+    [metrics] = [event.values for event in events if isinstance(event, Metrics)]
+    assert metrics["tokens_per_sec"] > 0
+    assert (metrics["tokens_in"], metrics["tokens_out"]) == (5, 8)
+    assert 0 < metrics["time_to_first_token_ms"] < 60_000
+    assert metrics["vram_bytes"] > 100 * 1024**2
+    assert [event.action for event in events if isinstance(event, Narration)] == ["prefill", "complete"]
+
+
+def test_a_chat_is_put_into_the_model_s_own_template(served: Served) -> None:
+    messages = [{"role": "user", "content": "What is the capital of France? Answer with one word."}]
+    events = stream(served, messages=messages, max_tokens=40, temperature=0)
+    assert "Paris" in text(events)
+    assert last(events).stop_reason == StopReason.EOS
+
+
+@pytest.mark.parametrize("seed", [7, 2**63, 2**64 - 1])
+def test_a_seed_reproduces_and_is_told_again(served: Served, seed: int) -> None:
+    body = {"prompt": "Once upon a time", "max_tokens": 12, "temperature": 1.5, "seed": seed}
+    first, second = stream(served, **body), stream(served, **body)
+    assert text(first) == text(second)
+    assert last(first).seed == seed
+
+
+def test_a_stop_sequence_is_reported_by_name_and_is_not_in_the_text(served: Served) -> None:
+    events = stream(served, prompt="1, 2, 3,", stop=["7", "never"], max_tokens=50, temperature=0)
+    assert (last(events).stop_reason, last(events).stop_sequence_matched) == (StopReason.STOP_SEQUENCE, "7")
+    assert text(events).strip() == "4, 5, 6,"
+    assert sum(isinstance(event, Output) for event in events) == last(events).tokens_out
+
+
+def test_a_request_that_does_not_fit_the_context_is_refused_with_the_numbers(served: Served) -> None:
+    body = {"prompt": "word " * 3000, "max_tokens": 8}
+    answer = httpx.post(f"{served.base('llm-0')}/v1/inference", json=body, timeout=60)
+    assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_REQUEST")
+    assert "exceed the model's context of 2048" in answer.json()["message"]
+
+
+def test_an_unknown_lora_adapter_is_named(served: Served) -> None:
+    answer = httpx.post(
+        f"{served.base('llm-0')}/v1/inference", json={**GREEDY, "lora": "x", "stream": False}, timeout=60
+    )
+    assert (answer.status_code, answer.json()["code"]) == (400, "INVALID_REQUEST")
+    assert "no such adapter" in answer.json()["message"]
+
+
+async def test_thirty_two_concurrent_streams_are_all_well_formed(served: Served) -> None:
+    url = f"{served.base('llm-0')}/v1/inference"
+    async with httpx.AsyncClient(timeout=300) as client:
+        bodies = [{"prompt": f"{n} Once upon a time", "max_tokens": 16, "ignore_eos": True} for n in range(32)]
+        answers = await asyncio.gather(*(client.post(url, json=body) for body in bodies))
+    for answer in answers:
+        assert last(check_stream(answer.content)).tokens_out == 16
+
+
+def test_the_engine_stops_when_the_client_leaves(served: Served) -> None:
+    url = f"{served.base('llm-0')}/v1/inference"
+    body = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
+    with httpx.stream("POST", url, json=body, timeout=60) as answer:
+        for chunk in answer.iter_text():
+            if '"token"' in chunk:
+                break
+    eventually(lambda: running(served, "llm-0") == 0, 3)
+    began = time.monotonic()
+    stream(served, **GREEDY)
+    assert time.monotonic() - began < 30
+
+
+def test_the_client_and_the_handle_give_the_same_as_http(served: Served) -> None:
+    over_http = text(stream(served, **GREEDY))
+    client = Client(served.url)
+    with client.stream("llm-0", GREEDY) as events:
+        assert text(list(events)) == over_http
+    assert client.infer("llm-0", GREEDY)["text"] == over_http
+    assert served.handle("llm-0").collect.remote(GREEDY).result(timeout_s=60).output == {"text": over_http}
+
+
+def engine_processes() -> list[psutil.Process]:
+    return [process for process in psutil.process_iter(["name"]) if "VLLM::" in (process.info["name"] or "")]
+
+
+def test_a_dead_engine_ends_its_streams_and_is_replaced_with_its_replica(served: Served) -> None:
+    url = f"{served.base('llm-0')}/v1/inference"
+    boots = len(served.hive.ready("llm-0"))
+    with httpx.stream(
+        "POST", url, json={"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}, timeout=60
+    ) as answer:
+        received = b""
+        for chunk in answer.iter_raw():
+            received += chunk
+            if b'"token"' in received and received.count(b"data: ") < 8:
+                for process in engine_processes():
+                    os.kill(process.pid, signal.SIGKILL)
+    events = check_stream(received)
+    assert isinstance(events[-1], Error)
+    assert (events[-1].code, events[-1].retriable) == ("WORKER_LOST", True)
+    assert httpx.get(f"{served.url}/health").status_code == 200
+    eventually(lambda: not httpx.get(f"{served.base('llm-0')}/v1/ready").json()["ready"], 35)
+    eventually(lambda: httpx.get(f"{served.base('llm-0')}/v1/ready").json()["ready"], 240)
+    assert text(stream(served, **GREEDY)).startswith(" Paris")
+    eventually(lambda: len(served.hive.ready("llm-0")) == boots + 1)
+
+
+def test_the_orchestrator_got_no_message_that_it_would_refuse(served: Served) -> None:
+    assert served.hive.wrong == []
