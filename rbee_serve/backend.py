@@ -26,8 +26,10 @@ class InferenceBackend(Protocol[RequestT_contra, OutputT]):
         `Started`, `Error` and the marker at the end are added by the library, and the order is enforced there. A
         failure is raised: a `WorkerError` reaches the client as it is, any other exception as `INTERNAL` with its
         details in the log. What is raised before the first event is a refusal and becomes an HTTP status; `started`
-        goes out with the first event, so yield a `Narration` or `Progress` as soon as the request is accepted. When the client leaves, the iterator is closed: stop the work in `finally`. Nothing here
-        may block the event loop; model code belongs in a thread or a process.
+        goes out with the first event, so yield a `Narration` or `Progress` as soon as the request is accepted.
+
+        When the client leaves, the iterator is closed: stop the work in `finally`. Nothing here may block the event
+        loop; model code belongs in a thread or a process.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import time
@@ -11,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-# These count for the processes that Ray starts. This process imports Serve before they are set, so that its own handles are
+# These count for the processes that Ray starts. This process imports Serve before they are set, so its own handles are
 # of the plain kind, which needs no event loop.
-
+importlib.import_module("ray.serve")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -49,7 +50,7 @@ LLM: dict[str, Any] = {
 }
 
 
-def wait_until_it_answers(url: str, within_s: float = 60.0) -> None:
+def wait_until_it_answers(url: str, within_s: float = 180.0) -> None:
     """Return when a GET of `url` is answered with 200."""
     deadline = time.monotonic() + within_s
     while True:

@@ -34,9 +34,9 @@ KEEP_ALIVE_S = 10.0
 async def ordered(started: Started, work: AsyncIterator[Event[Any]]) -> AsyncGenerator[Event[Any], None]:
     """`started`, then what `work` yields, then exactly one `End` or `Error`, whatever `work` does.
 
-    `started` goes out with the first event of `work`. What `work` raises before that is a refusal: it is raised here, as
-    a `WorkerError`, and can still become an HTTP status. A backend that breaks the order, or ends without an `End`, is
-    told off in the log and the client gets an `Error`. Closing this generator closes `work`.
+    `started` goes out with the first event of `work`. What `work` raises before that is a refusal: it is raised here,
+    as a `WorkerError`, and can still become an HTTP status. A backend that breaks the order, or ends without an `End`,
+    is told off in the log and the client gets an `Error`. Closing this generator closes `work`.
     """
     grammar = StreamGrammar()
     last: Event[Any]
