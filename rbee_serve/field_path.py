@@ -33,8 +33,7 @@ class Place:
 
     def child(self, name: str) -> str:
         """The path of a field of this object."""
-        name = shorten(name, MAX_NAME)
-        return name if self.path == BODY else f"{self.path}.{name}"
+        return _name(name) if self.path == BODY else f"{self.path}.{_name(name)}"
 
 
 def locate(request_type: type[BaseModel], loc: Location) -> Place:
@@ -57,7 +56,7 @@ def locate(request_type: type[BaseModel], loc: Location) -> Place:
             # The name of a union's branch, or of a validator: the client did not write it.
             here = [member for member in here if getattr(member, "__name__", None) == part] or here
             continue
-        path += f".{shorten(part, MAX_NAME)}"
+        path += f".{_name(part)}"
     names = tuple(dict.fromkeys(name for member in here for name in _fields(member)))
     return Place(path.removeprefix(".") or BODY, is_content, names)
 
@@ -66,6 +65,10 @@ def shorten(text: str, longest: int) -> str:
     """`text` in at most `longest` characters that UTF-8 can encode."""
     text = text[: longest + 1].encode(errors="replace").decode()
     return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def _name(name: str) -> str:
+    return shorten(name, MAX_NAME) or '""'
 
 
 def _members(annotation: Any) -> Iterator[Any]:

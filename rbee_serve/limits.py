@@ -16,14 +16,14 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.request import InferenceRequest
 
 RequestT = TypeVar("RequestT", bound=InferenceRequest)
-Number = int | float
+_Number = int | float
 
 _MAXIMA = (Le, Lt, MaxLen)
 _originals: dict[type[InferenceRequest], type[InferenceRequest]] = {}
 """By each class that was made here, the one that other processes know too."""
 
 
-def with_limits(request_type: type[RequestT], limits: Mapping[str, Number]) -> type[RequestT]:
+def with_limits(request_type: type[RequestT], limits: Mapping[str, _Number]) -> type[RequestT]:
     """`request_type` with the given maxima, by field, in place of its own; the type itself if there are none.
 
     A maximum is the upper bound of a number or the greatest length of a text or list. Where a default is above its
@@ -38,7 +38,7 @@ def with_limits(request_type: type[RequestT], limits: Mapping[str, Number]) -> t
 
 
 @lru_cache(maxsize=256, typed=True)
-def _limited(request_type: type[InferenceRequest], limits: tuple[tuple[str, Number], ...]) -> type[InferenceRequest]:
+def _limited(request_type: type[InferenceRequest], limits: tuple[tuple[str, _Number], ...]) -> type[InferenceRequest]:
     fields: dict[str, Any] = {}
     faults: list[str] = []
     for name, maximum in limits:
@@ -70,7 +70,7 @@ def _restore(request_type: type[InferenceRequest], state: dict[Any, Any]) -> Inf
     return request
 
 
-def _field(field: FieldInfo | None, maximum: Number) -> Any:
+def _field(field: FieldInfo | None, maximum: _Number) -> Any:
     """The field with another maximum, as `create_model` wants it."""
     if field is None:
         raise ConfigurationError("the request has no such field")
@@ -93,7 +93,7 @@ def _field(field: FieldInfo | None, maximum: Number) -> Any:
     return Annotated[bounded, Field(**attributes)], ... if field.is_required() else default
 
 
-def _check_default(bounded: Any, default: Any, maximum: Number) -> None:
+def _check_default(bounded: Any, default: Any, maximum: _Number) -> None:
     """Refuse a maximum below the field's minimum, and one that cuts a default to what the field does not allow."""
     try:
         TypeAdapter(bounded).validate_python(default)
@@ -111,7 +111,7 @@ def _maximum(annotation: Any, metadata: list[Any]) -> Le | Lt | MaxLen | None:
     return None
 
 
-def _replace(annotation: Any, metadata: list[Any], maximum: Number) -> tuple[Any, list[Any]]:
+def _replace(annotation: Any, metadata: list[Any], maximum: _Number) -> tuple[Any, list[Any]]:
     """`annotation` and `metadata` with every maximum of the field replaced; items of a list keep theirs."""
     replaced = [type(c)(cast(Any, maximum)) if isinstance(c, _MAXIMA) else c for c in _flat(metadata)]
     for constraint in replaced:
@@ -147,12 +147,12 @@ def _holds_float(annotation: Any) -> bool:
     return annotation is float or any(member is float for member, _ in _members(annotation))
 
 
-def _minimum(constraint: Any) -> Number | None:
+def _minimum(constraint: Any) -> _Number | None:
     match constraint:
         case Ge(ge):
-            return cast(Number, ge)
+            return cast(_Number, ge)
         case Gt(gt):
-            return cast(Number, gt)
+            return cast(_Number, gt)
         case MinLen(least):
             return least
     return None

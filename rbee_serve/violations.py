@@ -67,6 +67,7 @@ _TYPES = {
 _TYPE_ERROR = re.compile(r"(\w+?)_(?:type|parsing|parsing_size|from_float|required)")
 _ARTICLE = {"null": "", "integer": "an ", "array": "an ", "object": "a JSON "}
 _FIELD_FIRST = re.compile(r"([A-Za-z_]\w*)(?::\s*|\s+)(\S.*)", re.DOTALL)
+_BORDER = re.compile(r"[.\[]")
 _VIOLATED = "violated"
 
 
@@ -114,12 +115,13 @@ def merged(violations: Sequence[Violation]) -> list[Violation]:
     by_field: dict[str, list[Violation]] = {}
     for violation in violations:
         by_field.setdefault(violation.field, []).append(violation)
+    parents = {field[: border.start()] for field in by_field for border in _BORDER.finditer(field)}
     result: list[Violation] = []
     for field, found in by_field.items():
         others = [violation for violation in found if not violation.constraint.startswith("type: ")]
         if others:
             result += dict.fromkeys(others)
-        elif not any(deeper.startswith((f"{field}.", f"{field}[")) for deeper in by_field):
+        elif field not in parents:
             names = dict.fromkeys(violation.constraint.removeprefix("type: ") for violation in found)
             constraint, message = _type_rule(list(names))
             result.append(replace(found[0], constraint=constraint, message=message))
