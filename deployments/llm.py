@@ -12,10 +12,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.vllm_engine import engine_options, memory_gauge, start_engine
+from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve import correlation
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, WorkerLost
-from rbee_serve.events import End, Event, Metrics, Narration, Output, StopReason
+from rbee_serve.events import End, Event, Metrics, Narration, Output
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.replica.gguf_conversion import ELEMENT_BYTES
 from rbee_serve.replica.memory import MemoryGauge
@@ -87,40 +88,6 @@ SAMPLING_FIELDS = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
 """Fields that go to vLLM by their own names where they are given."""
-
-
-def fold_seed(seed: int) -> int:
-    """A u64 seed as vLLM takes it: it keeps int64 and gives -1 a meaning of its own, so the top bit is dropped."""
-    return seed & (2**63 - 1)
-
-
-def stop_reason(finish_reason: str | None, matched: int | str | None) -> tuple[StopReason, str | None]:
-    """vLLM's `finish_reason` and `stop_reason` in the protocol's words: the reason, and the stop sequence if one
-    matched."""
-    match finish_reason:
-        case "stop" if isinstance(matched, str):
-            return StopReason.STOP_SEQUENCE, matched
-        case "stop":
-            return StopReason.EOS, None
-        case "length":
-            return StopReason.MAX_TOKENS, None
-        case "abort":
-            return StopReason.CANCELLED, None
-        case _:
-            return StopReason.ERROR, None
-
-
-def split_text(text: str, token_lengths: Sequence[int]) -> list[str]:
-    """`text` dealt out to the tokens that made it, by the length of each token's own text; joined it is `text`.
-
-    vLLM merges the outputs of several steps where its reader was busy. Text is held back for a stop sequence or an
-    unfinished character, so the lengths are a guide: what is left over goes to the last token.
-    """
-    pieces = []
-    for length in token_lengths[:-1]:
-        pieces.append(text[:length])
-        text = text[length:]
-    return [*pieces, text]
 
 
 class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):

@@ -1,7 +1,7 @@
 """What replicas push to the hub, and what the hub tells the ingress.
 
 State is pushed, never asked for: a call to a loading or a full replica would wait. Each replica pushes a
-`ReplicaState` every second and on change; the hub folds them into one `WorkerState` per worker; ingress replicas hold
+`ReplicaState` twice a second and on change; the hub folds them into one `WorkerState` per worker; ingress replicas hold
 the latest `Snapshot`.
 """
 
@@ -19,7 +19,7 @@ Availability = Literal["loading", "idle", "busy", "error"]
 """The `state` of `GET /v1/ready`."""
 
 STALE_AFTER_S = 3.5
-"""A ready replica that has not pushed for this long is taken to be gone: three pushes and a bit."""
+"""A ready replica that has not pushed for this long is taken to be gone: seven pushes."""
 
 LOADING_STALE_AFTER_S = 30.0
 """While a model loads, imports can hold the interpreter for seconds, so silence means less."""
@@ -143,6 +143,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     workers: tuple[WorkerState, ...]
     stopping: bool = False
+    cutting: bool = False
+    """What still runs is to be ended now, with an error."""
     hub_boot_id: str = ""
 
     def worker(self, worker_id: str) -> WorkerState | None:

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.app import check
-from deployments.llm import LlmRequest, fold_seed, split_text, stop_reason
+from deployments.llm import LlmRequest
 from deployments.vllm_engine import engine_options
+from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import StopReason

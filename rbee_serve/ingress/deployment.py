@@ -41,7 +41,7 @@ class Ingress:
         router = Router(handles, config.limits.acknowledge_timeout_s, hub.silence_s.remote)
         self._services = IngressServices(workers, config.limits, view, router, base_url, port)
         self._token = config.auth.token()
-        self._following = asyncio.get_running_loop().create_task(view.follow())
+        self._following = asyncio.get_running_loop().create_task(view.follow(router.cut))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray Serve once the constructor is done."""

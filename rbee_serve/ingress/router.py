@@ -11,6 +11,7 @@ Arrow by arrow:
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -20,7 +21,14 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from rbee_serve.errors import InsufficientResources, InternalError, WorkerError, WorkerLost, WorkerUnhealthy
+from rbee_serve.errors import (
+    InsufficientResources,
+    InternalError,
+    WorkerError,
+    WorkerLost,
+    WorkerStopping,
+    WorkerUnhealthy,
+)
 from rbee_serve.events import Error, from_json, to_json
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import DONE, frame
@@ -36,9 +44,13 @@ _ERROR_FRAME = b'data: {"type":"error"'
 class Reply:
     """An answer whose first message is here. Close it, read or unread: closing cancels the work."""
 
-    def __init__(self, worker_id: str, messages: Any, first: bytes, terminal: bool) -> None:
+    def __init__(
+        self, worker_id: str, messages: Any, first: bytes, terminal: bool, on_close: Callable[[], object]
+    ) -> None:
         self._worker_id = worker_id
         self._messages = messages
+        self._on_close = on_close
+        self._cut = False
         self.first = first
         self.complete = terminal
 
@@ -49,13 +61,21 @@ class Reply:
             while not self.complete:
                 data, self.complete = await anext(self._messages)
                 yield data
-        except Exception as exc:  # a StopAsyncIteration before the end is a break too
-            error = _translate(exc, self._worker_id)
+        except (Exception, asyncio.CancelledError) as exc:  # a StopAsyncIteration before the end is a break too
+            if isinstance(exc, asyncio.CancelledError) and not self._cut:
+                raise
+            error = _stopping() if self._cut else _translate(exc, self._worker_id)
             self.complete = True
             yield frame(to_json(Error.from_exception(error))) + DONE
 
+    def cut(self) -> None:
+        """Stop the work; the stream ends with an `error` event that says why."""
+        self._cut = True
+        _cancel(self._messages)
+
     def close(self) -> None:
         """Stop the work if it is not done."""
+        self._on_close()
         if not self.complete:
             _cancel(self._messages)
 
@@ -72,6 +92,8 @@ class Router:
         """`silence_s(worker_id)` asks the hub how long ago a replica of the worker last showed life."""
         self._acknowledge_timeout_s = acknowledge_timeout_s
         self._silence_s = silence_s
+        self._open: dict[int, Reply] = {}
+        self._numbers = itertools.count()
         self._handles = {
             worker_id: handle.options(
                 stream=True, method_name="respond", request_serialization="pickle", response_serialization="pickle"
@@ -96,7 +118,15 @@ class Router:
             raise
         if terminal and first.startswith(_ERROR_FRAME):
             raise _refusal(first)
-        return Reply(worker_id, messages, first, terminal)
+        number = next(self._numbers)
+        reply = Reply(worker_id, messages, first, terminal, lambda: self._open.pop(number, None))
+        self._open[number] = reply
+        return reply
+
+    def cut(self) -> None:
+        """End every open stream: the server is being shut down and has waited long enough."""
+        for reply in list(self._open.values()):
+            reply.cut()
 
     async def _acknowledged(self, worker_id: str, messages: AsyncIterator[tuple[bytes, bool]]) -> None:
         first = asyncio.ensure_future(anext(messages))
@@ -120,6 +150,10 @@ class Router:
                 return await self._silence_s(worker_id) < self._acknowledge_timeout_s
         except Exception:  # a hub that is away cannot vouch for anybody
             return False
+
+
+def _stopping() -> WorkerError:
+    return WorkerStopping("the server is being shut down and could not wait for this request any longer")
 
 
 def _cancel(messages: Any) -> None:

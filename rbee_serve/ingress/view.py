@@ -27,8 +27,8 @@ class View:
         workers = tuple(WorkerState(worker_id=worker_id, wanted=1) for worker_id in worker_ids)
         self.snapshot = Snapshot(version=0, workers=workers)
 
-    async def follow(self) -> None:
-        """Ask the hub for the next snapshot, for ever."""
+    async def follow(self, cut: Callable[[], None]) -> None:
+        """Ask the hub for the next snapshot, for ever. `cut` is called when running requests are to be ended."""
         while True:
             try:
                 async with asyncio.timeout(2 * WATCH_S):
@@ -37,6 +37,8 @@ class View:
                 logger.warning("the hub did not answer: %s", type(exc).__name__)
                 await asyncio.sleep(RETRY_S)
                 continue
+            if latest.cutting and not self.snapshot.cutting:
+                cut()
             self.snapshot = latest
             self._changed.set()
             self._changed = asyncio.Event()

@@ -60,6 +60,11 @@ class Hub:
         self._announcer.stop()
         self._notice()
 
+    async def cut(self) -> None:
+        """The time for running requests is over: the ingress ends their streams with an error."""
+        self._roster.cut()
+        self._notice()
+
     async def _sweep(self) -> None:
         version = -1
         while True:

@@ -46,6 +46,7 @@ class Roster:
         self._replicas: dict[str, dict[str, _Entry]] = {worker_id: {} for worker_id in self._wanted}
         self._was_ready: set[str] = set()
         self._stopping = False
+        self._cutting = False
         self._snapshot = Snapshot(version=1, workers=self._fold(), hub_boot_id=boot_id)
 
     def push(self, state: ReplicaState) -> None:
@@ -89,6 +90,12 @@ class Roster:
             self._stopping = True
             self._refresh()
 
+    def cut(self) -> None:
+        """The time for running requests is over: they are to be ended with an error."""
+        with self._changed:
+            self._stopping = self._cutting = True
+            self._refresh()
+
     def wait_for(self, condition: Callable[[Snapshot], bool], timeout_s: float) -> Snapshot:
         """The first snapshot of which `condition` is true, or the present one after `timeout_s` seconds.
 
@@ -123,9 +130,13 @@ class Roster:
             for replica_id in [key for key, entry in replicas.items() if entry.expires_at < now]:
                 del replicas[replica_id]
         workers, old = self._fold(), self._snapshot
-        if workers != old.workers or self._stopping != old.stopping:
+        if (workers, self._stopping, self._cutting) != (old.workers, old.stopping, old.cutting):
             self._snapshot = Snapshot(
-                version=old.version + 1, workers=workers, stopping=self._stopping, hub_boot_id=old.hub_boot_id
+                version=old.version + 1,
+                workers=workers,
+                stopping=self._stopping,
+                cutting=self._cutting,
+                hub_boot_id=old.hub_boot_id,
             )
             self._changed.notify_all()
         return self._snapshot

@@ -1,4 +1,4 @@
-"""Pushes a replica's state to the hub: every second, and at once when it changes."""
+"""Pushes a replica's state to the hub: twice a second, and at once when it changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rbee_serve.state import ReplicaState
 
 logger = logging.getLogger(__name__)
 
-PERIOD_S = 1.0
+PERIOD_S = 0.5
 MINIMUM_GAP_S = 0.05
 """Changes that follow each other faster than this are pushed together."""
 PUSH_TIMEOUT_S = 2.0
