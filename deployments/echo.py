@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -123,9 +124,11 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
 
 
 def load(context: LoadContext) -> EchoBackend:
-    """Waits `engine.load_s` seconds, then fails with `engine.load_error` if that is set."""
+    """Takes `engine.load_s` seconds, waits for the file `engine.load_until`, and fails with `engine.load_error`."""
     options = context.worker.engine
     time.sleep(float(options.get("load_s", 0)))
+    while (awaited := options.get("load_until")) and not Path(str(awaited)).exists():
+        time.sleep(0.1)
     if message := options.get("load_error"):
         raise InternalError(str(message))
     return EchoBackend()

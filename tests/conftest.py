@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -64,11 +65,12 @@ def wait_until_it_answers(url: str, within_s: float = 180.0) -> None:
 
 
 class Served:
-    """A running application: where it is, and the orchestrator that it calls."""
+    """A running application: where it is, the orchestrator that it calls, and the file that `echo-slow` waits for."""
 
-    def __init__(self, url: str, hive: Any) -> None:
+    def __init__(self, url: str, hive: Any, release: Path) -> None:
         self.url = url
         self.hive = hive
+        self.release = release
 
     def base(self, worker_id: str) -> str:
         """The base URL of a worker."""
@@ -82,7 +84,7 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The application with echo workers of several kinds and, if a test wants it, the language model."""
     import ray
     from ray import serve
@@ -91,12 +93,13 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     from tests.hive import running_hive
 
     port = free_port()
+    release = tmp_path_factory.mktemp("echo-slow") / "release"
     workers = [
         {"id": "echo-0", **ECHO, "capacity": 200},
         {"id": "echo-two", **ECHO, "replicas": 2, "capacity": 100},
         {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
         {"id": "echo-victim", **ECHO},
-        {"id": "echo-slow", **ECHO, "engine": {"load_s": 15}},
+        {"id": "echo-slow", **ECHO, "engine": {"load_until": str(release)}},
         {"id": "echo-broken", **ECHO, "engine": {"load_error": "this model has no weights; give another model_ref"}},
         {"id": "echo-outside", **ECHO, "type": "tests.outside_worker:SPEC"},
     ]
@@ -114,7 +117,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
             # `serve.run` would wait for all workers, and fail with the one that is meant to.
             serve.run_many([serve.RunTarget(build_app(args), APPLICATION)], wait_for_applications_running=False)
             wait_until_it_answers(f"http://127.0.0.1:{port}/health")
-            yield Served(f"http://127.0.0.1:{port}", hive)
+            yield Served(f"http://127.0.0.1:{port}", hive, release)
             serve.shutdown()
         finally:
             ray.shutdown()

@@ -118,10 +118,10 @@ def test_the_engine_stops_when_the_client_leaves(served: Served) -> None:
 
 def test_the_client_and_the_handle_give_the_same_as_http(served: Served) -> None:
     over_http = text(stream(served, **GREEDY))
-    client = Client(served.url)
-    with client.stream("llm-0", GREEDY) as events:
-        assert text(list(events)) == over_http
-    assert client.infer("llm-0", GREEDY)["text"] == over_http
+    with Client(served.url) as client:
+        with client.stream("llm-0", GREEDY) as events:
+            assert text(list(events)) == over_http
+        assert client.infer("llm-0", GREEDY)["text"] == over_http
     assert served.handle("llm-0").collect.remote(GREEDY).result(timeout_s=60).output == {"text": over_http}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from typing import Any
 
 import httpx
@@ -26,15 +27,15 @@ def test_the_root_answers_while_a_worker_still_loads(served: Served) -> None:
 
 
 def test_a_loading_worker_says_where_to_look_and_when_to_come_again(served: Served) -> None:
+    eventually(lambda: served.handle("hub").snapshot.remote().result().worker("echo-slow").load)
     ready = httpx.get(f"{served.base('echo-slow')}/v1/ready").json()
-    if ready["state"] != "loading":
-        pytest.skip("it has loaded already: this test has to run among the first 15 s")
-    assert ready["ready"] is False
+    assert (ready["ready"], ready["state"]) == (False, "loading")
     assert ready["progress_url"] == f"{served.base('echo-slow')}/v1/loading/progress"
     answer = infer(served, "echo-slow", {"prompt": "hi"})
     assert (answer.status_code, answer.json()["code"], answer.json()["retriable"]) == (503, "WORKER_LOADING", True)
     assert int(answer.headers["retry-after"]) > 0
     assert answer.json()["progress_url"] == ready["progress_url"]
+    threading.Timer(0.5, served.release.touch).start()
     frames = httpx.get(ready["progress_url"], timeout=40).text.split("\n\n")
     assert frames[-3:] == ['data: {"stage":"ready"}', "data: [DONE]", ""]
 
