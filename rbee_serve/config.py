@@ -102,6 +102,8 @@ class WorkerConfig(_Config):
     """Requests that run at once in a replica; the worker type's own number if left out."""
     queue: Annotated[int, Field(ge=0, le=100_000)] = 1000
     """Requests that may wait in a replica beyond those that run. The next one is refused with 503."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    """Seconds from its arrival in which a request must be done, waiting included."""
     load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds in which the model must have been loaded."""
     engine: dict[str, Any] = Field(default_factory=dict)

@@ -25,5 +25,7 @@ class InferenceRequest(BaseModel):
 
     stream: bool = True
     """True: events as they come. False: one JSON result."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
+    """Seconds from arrival in which the work must be done. It can only lower what the worker allows."""
     job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
     """The caller's name for the job; made up if left out."""

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from rbee_serve import correlation
 from rbee_serve.errors import InvalidRequest, WorkerError, WorkerNotFound
 from rbee_serve.ingress.body import read_json_body
+from rbee_serve.ingress.deadline import Arrival
 from rbee_serve.ingress.error_responses import error_response
 from rbee_serve.ingress.event_response import ClientLeft, EventResponse, unless_client_leaves
 from rbee_serve.ingress.router import Reply
@@ -34,9 +35,11 @@ class Inference:
             await response(scope, receive, send)
 
     async def _answer(self, request: Request, receive: Receive) -> Response | EventResponse:
+        arrival = Arrival()
         try:
             worker, body = await self._addressed(request)
             checked = parse(worker.request_type, body)
+            checked.timeout_s = arrival.left_s(request, checked.timeout_s)
             sending = self._services.router.send(worker.config.id, checked, correlation.current() or "")
             reply = await unless_client_leaves(receive, sending)
         except WorkerError as exc:

@@ -7,10 +7,43 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from typing import Self
 
 from rbee_serve.errors import InsufficientResources
+
+
+class Place:
+    """A request's place: among the running ones, or in the queue. Leave it with the `with` block."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self._turn = asyncio.get_running_loop().create_future()
+
+    @property
+    def admitted(self) -> bool:
+        """Whether it may work."""
+        return self._turn.done()
+
+    @property
+    def position(self) -> int:
+        """How many come before it, itself counted; 0 once admitted."""
+        return 0 if self.admitted else self._admission.position(self)
+
+    async def wait(self, longest_s: float) -> bool:
+        """Wait for the turn, at most `longest_s` seconds. Whether it has come."""
+        await asyncio.wait([self._turn], timeout=longest_s)
+        return self.admitted
+
+    def admit(self) -> None:
+        """Its turn has come."""
+        self._turn.set_result(None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._admission.leave(self)
 
 
 class Admission:
@@ -20,7 +53,7 @@ class Admission:
         self.capacity = capacity
         self.queue = queue
         self.running = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[Place] = deque()
         self._on_change = on_change
 
     @property
@@ -28,47 +61,32 @@ class Admission:
         """How many wait."""
         return len(self._waiting)
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """A place to work in, from when it is free until the block is left. Raises `InsufficientResources` at once
-        where the queue is full."""
-        await self._enter()
-        try:
-            yield
-        finally:
-            self._leave()
-
-    async def _enter(self) -> None:
+    def enter(self) -> Place:
+        """A place, admitted or waiting. Raises `InsufficientResources` at once where the queue is full."""
+        place = Place(self)
         if self.running < self.capacity:
             self.running += 1
-            self._on_change()
-            return
-        if len(self._waiting) >= self.queue:
+            place.admit()
+        elif len(self._waiting) < self.queue:
+            self._waiting.append(place)
+        else:
             raise InsufficientResources(
                 f"{self.running} requests run and {len(self._waiting)} wait, which is all that this worker takes; "
                 "try again later"
             )
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
         self._on_change()
-        try:
-            await turn
-        except asyncio.CancelledError:
-            # Cancelled in the moment after its turn came: the place goes to the next one.
-            if turn.done() and not turn.cancelled():
-                self._leave()
-            else:
-                with suppress(ValueError):  # `_leave` may have dropped it already
-                    self._waiting.remove(turn)
-                self._on_change()
-            raise
+        return place
 
-    def _leave(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)  # the place changes hands: `running` stays as it is
-                break
+    def position(self, place: Place) -> int:
+        """Where a waiting place stands: 1 is next."""
+        return self._waiting.index(place) + 1
+
+    def leave(self, place: Place) -> None:
+        """Give up a place. A running one goes to whoever has waited longest."""
+        if not place.admitted:
+            self._waiting.remove(place)
+        elif self._waiting:
+            self._waiting.popleft().admit()
         else:
             self.running -= 1
         self._on_change()

@@ -6,29 +6,31 @@ document. Python users call `stream_events` and `collect` instead and get typed 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
+import msgspec
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import WorkerError, WorkerUnhealthy
-from rbee_serve.events import Event, Started
+from rbee_serve.errors import WorkerError, WorkerLoading, WorkerUnhealthy
+from rbee_serve.events import Event
 from rbee_serve.registry import load_spec
-from rbee_serve.replica.admission import Admission
 from rbee_serve.replica.device import choose_device, set_threads
-from rbee_serve.replica.event_stream import frames, ordered, refusal
+from rbee_serve.replica.event_stream import frames, refusal
 from rbee_serve.replica.loading import load, reason
 from rbee_serve.replica.reporter import Reporter
+from rbee_serve.replica.service import WorkerService
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import Result, collect
 from rbee_serve.state import LoadProgress, Phase, ReplicaState
-from rbee_serve.validation import parse, parse_object, with_limits
+from rbee_serve.validation import parse, parse_object
 from rbee_serve.worker import Device, LoadContext
 
 logger = logging.getLogger(__name__)
@@ -50,25 +52,23 @@ class WorkerReplica:
         self._progress = LoadProgress(stage="starting")
         self._failure: tuple[str, str] | None = None
         self._device = Device("cpu" if worker.backend == "auto" else worker.backend)
-        self._backend: Any = None
+        self._service: WorkerService | None = None
         self._reporter = Reporter(self._observe, hub.push.remote)
-        self._admission = Admission(worker.capacity or 1, worker.queue, self._reporter.changed)
         self._reporter.start()
         try:
-            await self._load(spec_path)
+            self._service = await self._load(spec_path)
         except Exception as exc:
             await self._give_up(exc)
             raise
         self._phase = "ready"
         await self._reporter.push_now()
 
-    async def _load(self, spec_path: str) -> None:
-        self._spec = load_spec(spec_path)
-        self._request_type: type[InferenceRequest] = with_limits(self._spec.request, self._worker.limits)
-        self._device = choose_device(self._worker, self._spec, self._gpu_ids())
-        self._admission.capacity = self._worker.capacity or self._spec.default_capacity
-        self._backend = await load(self._spec, LoadContext(self._worker, self._device, self._report))
+    async def _load(self, spec_path: str) -> WorkerService:
+        spec = load_spec(spec_path)
+        self._device = choose_device(self._worker, spec, self._gpu_ids())
+        backend = await load(spec, LoadContext(self._worker, self._device, self._report))
         set_threads(self._worker)
+        return WorkerService(self._worker, spec, backend, self._reporter.changed)
 
     async def respond(self, body: bytes, correlation_id: str) -> AsyncGenerator[tuple[bytes, bool], None]:
         """The ingress's call: an acknowledgement, then SSE frames, or one JSON document if the request says so.
@@ -78,58 +78,59 @@ class WorkerReplica:
         """
         correlation.enter(correlation_id)
         yield ACKNOWLEDGEMENT
+        service = self._ready_service()
         try:
-            request = parse(self._request_type, body)
-            async with self._admission.slot():
-                events = self._events(request)
-                if request.stream:
-                    async with aclosing(frames(events)) as messages:
-                        async for message in messages:
-                            yield message
-                else:
-                    yield (await collect(events, self._spec.outputs)).to_json(), True
+            request = parse(service.request_type, body)
+            events = service.events(request)
+            if request.stream:
+                async with aclosing(frames(events)) as messages:
+                    async for message in messages:
+                        yield message
+            else:
+                yield (await collect(events, service.spec.outputs)).to_json(), True
         except WorkerError as exc:
             yield refusal(exc)
 
     async def stream_events(self, request: InferenceRequest | dict[str, Any]) -> AsyncIterator[Event[Any]]:
         """Typed events for Python users, in the order of `rbee_serve.grammar`.
 
-        Raises `InvalidRequest` or `InsufficientResources` before the first event; a later failure is an `Error` event.
+        Raises the `WorkerError` that prevents the work before the first event; a later failure is an `Error` event.
         """
         correlation.enter(correlation.accept(None))
-        checked = self._check(request)
-        async with self._admission.slot(), aclosing(self._events(checked)) as events:
+        async with aclosing(self._ready_service().events(self._check(request))) as events:
             async for event in events:
                 yield event
 
     async def collect(self, request: InferenceRequest | dict[str, Any]) -> Result:
         """One typed result for Python users. Raises the `WorkerError` that the request ended with."""
         correlation.enter(correlation.accept(None))
-        checked = self._check(request)
-        async with self._admission.slot():
-            return await collect(self._events(checked), self._spec.outputs)
+        service = self._ready_service()
+        return await collect(service.events(self._check(request)), service.spec.outputs)
 
     async def check_health(self) -> None:
         """Called by Ray Serve; raising makes it replace this replica."""
-        if self._backend is not None and not self._backend.is_healthy():
+        if self._service is not None and not self._service.backend.is_healthy():
             await self._reporter.push_now()
-            raise WorkerUnhealthy(f"worker {self._worker.id}: the engine is dead; this replica has to be replaced")
+            raise WorkerUnhealthy(
+                f"worker {self._worker.id}: the engine is dead or hangs; this replica is to be replaced"
+            )
 
     async def __del__(self) -> None:
         """Called by Ray Serve when the replica is to go in peace."""
         self._phase = "stopping"
         await self._reporter.push_now()
         await self._reporter.stop()
-        if self._backend is not None:
-            self._backend.close()
+        if self._service is not None:
+            await asyncio.to_thread(self._service.backend.close)
 
-    def _events(self, request: InferenceRequest) -> AsyncGenerator[Event[Any], None]:
-        request.job_id = request.job_id or new_id("job")
-        return ordered(Started.now(request.job_id, self._worker.served_name), self._backend.execute(request))
+    def _ready_service(self) -> WorkerService:
+        if self._service is None:  # Ray Serve sends no request before the constructor is done
+            raise WorkerLoading(f"worker {self._worker.id} is still loading")
+        return self._service
 
     def _check(self, request: InferenceRequest | dict[str, Any]) -> InferenceRequest:
         fields = request if isinstance(request, dict) else request.model_dump(exclude_unset=True)
-        return parse_object(self._request_type, fields)
+        return parse_object(self._ready_service().request_type, fields)
 
     def _gpu_ids(self) -> list[str]:
         return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
@@ -146,21 +147,24 @@ class WorkerReplica:
         await self._reporter.stop()
 
     def _observe(self) -> ReplicaState:
-        code, sentence = self._failure or (None, None)
-        loaded = self._backend is not None
-        return ReplicaState(
+        state = ReplicaState(
             worker_id=self._worker.id,
             replica_id=self._replica_id,
             boot_id=self._boot_id,
             phase=self._phase,
             backend=self._device.backend,
             devices=self._device.indices,
-            healthy=not loaded or self._backend.is_healthy(),
-            load=self._progress if self._phase == "loading" else None,
-            running=self._admission.running,
-            queued=self._admission.queued,
-            capacity=self._admission.capacity,
-            memory_bytes=self._backend.memory_bytes() if loaded else 0,
-            error_code=code,
-            error=sentence,
+        )
+        if self._failure is not None:
+            return msgspec.structs.replace(state, error_code=self._failure[0], error=self._failure[1])
+        if self._service is None:
+            return msgspec.structs.replace(state, load=self._progress)
+        backend, admission = self._service.backend, self._service.admission
+        return msgspec.structs.replace(
+            state,
+            healthy=backend.is_healthy(),
+            running=admission.running,
+            queued=admission.queued,
+            capacity=admission.capacity,
+            memory_bytes=backend.memory_bytes(),
         )

@@ -31,22 +31,30 @@ KEEP_ALIVE_S = 10.0
 """A comment line is sent after this many seconds of silence."""
 
 
-async def ordered(started: Started, work: AsyncIterator[Event[Any]]) -> AsyncGenerator[Event[Any], None]:
+async def ordered(
+    started: Started, work: AsyncIterator[Event[Any]], *, announced: bool = False
+) -> AsyncGenerator[Event[Any], None]:
     """`started`, then what `work` yields, then exactly one `End` or `Error`, whatever `work` does.
 
     `started` goes out with the first event of `work`. What `work` raises before that is a refusal: it is raised here,
     as a `WorkerError`, and can still become an HTTP status. A backend that breaks the order, or ends without an `End`,
     is told off in the log and the client gets an `Error`. Closing this generator closes `work`.
+
+    Where `started` has gone out already (`announced`), a refusal has become an `Error` event too.
     """
     grammar = StreamGrammar()
+    grammar.accept(started)
     last: Event[Any]
     async with aclosing(cast("AsyncGenerator[Event[Any], None]", work)) as events:
         try:
             event = await anext(events, None)
         except Exception as exc:
-            raise translate(exc) from exc
-        grammar.accept(started)
-        yield started
+            if not announced:
+                raise translate(exc) from exc
+            yield Error.from_exception(translate(exc))
+            return
+        if not announced:
+            yield started
         try:
             while event is not None:
                 grammar.accept(event)

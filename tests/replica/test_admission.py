@@ -11,7 +11,9 @@ from rbee_serve.replica.admission import Admission
 
 
 async def hold(admission: Admission, entered: list[int], number: int, leave: asyncio.Event) -> None:
-    async with admission.slot():
+    with admission.enter() as place:
+        while not await place.wait(60):
+            pass
         entered.append(number)
         await leave.wait()
 
@@ -37,8 +39,7 @@ async def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
     tasks = [asyncio.create_task(hold(admission, [], number, leave)) for number in range(2)]
     await settle()
     with pytest.raises(InsufficientResources, match="1 requests run and 1 wait"):
-        async with admission.slot():
-            pass
+        admission.enter()
     leave.set()
     await asyncio.gather(*tasks)
 

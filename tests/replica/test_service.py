@@ -1,0 +1,103 @@
+"""A worker behind admission and deadlines, without Ray: the echo backend in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from deployments.echo import SPEC, EchoBackend, EchoRequest
+from rbee_serve.config import WorkerConfig
+from rbee_serve.errors import InferenceTimeout, InsufficientResources
+from rbee_serve.events import End, Error, Event, Progress, Started
+from rbee_serve.grammar import StreamGrammar
+from rbee_serve.replica.service import WorkerService
+
+
+def service(**settings: Any) -> WorkerService:
+    return WorkerService(WorkerConfig(id="echo-0", type="echo", **settings), SPEC, EchoBackend())
+
+
+async def read(worker: WorkerService, **fields: Any) -> list[Event[Any]]:
+    grammar, events = StreamGrammar(), []
+    async with aclosing(worker.events(EchoRequest(prompt="a b", **fields))) as stream:
+        async for event in stream:
+            grammar.accept(event)
+            events.append(event)
+    grammar.accept_done()
+    return events
+
+
+async def test_a_request_that_finds_room_is_not_told_of_any_queue() -> None:
+    events = await read(service())
+    assert isinstance(events[-1], End)
+    assert not any(isinstance(event, Progress) for event in events)
+
+
+async def test_a_waiting_request_is_told_that_it_is_known_and_where_it_stands() -> None:
+    worker = service(capacity=1)
+    tasks = [asyncio.create_task(read(worker, delay_s=0.1)) for _ in range(3)]
+    _, second, third = await asyncio.gather(*tasks)
+    assert isinstance(second[0], Started)
+    assert second[1] == Progress(step=1, total=1, kind="queued")
+    assert third[1] == Progress(step=2, total=2, kind="queued")
+    assert isinstance(third[-1], End)
+    assert (worker.admission.running, worker.admission.queued) == (0, 0)
+
+
+async def test_a_full_worker_refuses_before_it_works() -> None:
+    worker = service(capacity=1, queue=0)
+    running = asyncio.create_task(read(worker, delay_s=0.2))
+    await asyncio.sleep(0.05)
+    with pytest.raises(InsufficientResources):
+        await read(worker)
+    await running
+
+
+async def test_a_deadline_in_mid_stream_is_an_error_event_and_stops_the_work() -> None:
+    worker = service()
+    events = await read(worker, repeat=1000, tokens_per_sec=50, timeout_s=0.2)
+    assert isinstance(events[-1], Error)
+    assert events[-1].code == "INFERENCE_TIMEOUT"
+    assert (worker.backend.active, worker.admission.running) == (0, 0)  # type: ignore[attr-defined]
+
+
+async def test_a_deadline_before_the_first_event_is_raised() -> None:
+    worker = service()
+    with pytest.raises(InferenceTimeout):
+        await read(worker, delay_s=5, timeout_s=0.1)
+    assert worker.admission.running == 0
+
+
+async def test_a_deadline_counts_while_waiting_too() -> None:
+    worker = service(capacity=1)
+    running = asyncio.create_task(read(worker, delay_s=0.5))
+    await asyncio.sleep(0.05)
+    events = await read(worker, timeout_s=0.1)
+    assert [type(event).__name__ for event in events] == ["Started", "Progress", "Error"]
+    assert worker.admission.queued == 0
+    await running
+
+
+async def test_a_request_can_only_lower_the_worker_s_own_limit() -> None:
+    worker = service(timeout_s=0.1)
+    events = await read(worker, repeat=1000, tokens_per_sec=50, timeout_s=100)
+    assert isinstance(events[-1], Error)
+    assert "0.1 s" in events[-1].message
+
+
+async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind() -> None:
+    worker = service(capacity=20, queue=1000)
+
+    async def leave(after: int) -> None:
+        task = asyncio.create_task(read(worker, repeat=50, tokens_per_sec=1000))
+        await asyncio.sleep(after / 10_000)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    await asyncio.gather(*(leave(n % 500) for n in range(1000)))
+    assert (worker.admission.running, worker.admission.queued) == (0, 0)
+    assert worker.backend.active == 0  # type: ignore[attr-defined]
+    assert isinstance((await read(worker))[-1], End)
