@@ -1,0 +1,211 @@
+"""Everything that can be seen to be wrong with `serve_config.yaml` before Ray starts.
+
+The file is an ordinary Ray Serve one, so its keys are checked against those of Ray Serve, whose own reader skips what
+it does not know; `args:` of our application are checked by the module that builds it. That module is named by the
+file's `import_path` and offers, beside the builder:
+
+    check(args, host) -> ApplicationConfig      raises ConfigurationError
+    WORKER_TYPES: Mapping[str, str]             the import strings of worker types by name
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import importlib
+import re
+import socket
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rbee_serve.config import ApplicationConfig
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.supervisor.yaml_file import YamlFile, read_yaml
+
+# The keys of Ray Serve 2.60: ray.serve.schema.ServeDeploySchema and what it holds. A test compares them.
+FILE_KEYS = frozenset(
+    "applications controller_options grpc_options http_options logging_config proxy_location target_capacity "
+    "tracing_config".split()
+)
+APPLICATION_KEYS = frozenset(
+    "args autoscaling_policy deployments external_scaler_enabled host import_path logging_config name port "
+    "route_prefix runtime_env".split()
+)
+HTTP_KEYS = frozenset(
+    "host keep_alive_timeout_s port request_timeout_s root_path ssl_ca_certs ssl_certfile ssl_keyfile "
+    "ssl_keyfile_password".split()
+)
+OWN_DEPLOYMENTS = ("hub", "ingress")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A file that has passed the checks."""
+
+    path: Path
+    document: dict[str, Any]
+    """The file's content for Ray Serve, with the host filled in."""
+    app_name: str
+    base_url: str
+    """Where the application answers on this machine."""
+    host: str
+    port: int
+    config: ApplicationConfig
+    worker_types: Mapping[str, str]
+
+
+def check_file(path: Path) -> Plan:
+    """Read and check a configuration. Raises `ConfigurationError`, one line for each fault."""
+    file = read_yaml(path)
+    _known_keys(file, file.data, FILE_KEYS, "")
+    http = _mapping(file, file.data.get("http_options"), "http_options")
+    _known_keys(file, http, HTTP_KEYS, "http_options")
+    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    if not isinstance(host, str) or not host:
+        raise file.error("http_options.host", "must be an address such as 127.0.0.1")
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
+        raise file.error("http_options.port", f"must be a number from 1 to 65535, not {port!r}")
+
+    where, application, module = _our_application(file)
+    config = _checked_arguments(file, where, application.get("args"), host, module)
+    _check_overrides(file, where, application, config)
+    document = {**file.data, "http_options": {**http, "host": host, "port": port}}
+    scheme = "https" if http.get("ssl_certfile") else "http"
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    address = f"[{reached}]" if ":" in reached else reached
+    prefix = str(application.get("route_prefix", "/")).rstrip("/")
+    return Plan(
+        path=path,
+        document=document,
+        app_name=str(application.get("name", "default")),
+        base_url=f"{scheme}://{address}:{port}{prefix}",
+        host=host,
+        port=port,
+        config=config,
+        worker_types=getattr(module, "WORKER_TYPES", {}),
+    )
+
+
+def check_port_is_free(host: str, port: int) -> None:
+    """Raise `ConfigurationError` if nothing can listen there. Ray itself would share the port and say nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except PermissionError:
+        raise ConfigurationError(f"port {port} needs root; set http_options.port to one above 1023") from None
+    except socket.gaierror:
+        raise ConfigurationError(f"http_options.host: {host} is not a known name or address") from None
+    except OSError as exc:
+        if exc.errno == errno.EADDRINUSE:
+            raise ConfigurationError(
+                f"port {port} on {host} is taken by another program; stop it, or set http_options.port to a free one"
+            ) from None
+        raise ConfigurationError(f"http_options.host: this machine cannot listen on {host}: {exc.strerror}") from None
+
+
+def _our_application(file: YamlFile) -> tuple[str, dict[str, Any], ModuleType]:
+    """Path, content and builder module of the application that is ours; others may stand beside it."""
+    applications = file.data.get("applications")
+    if not isinstance(applications, list) or not applications:
+        raise file.error("applications", "must list at least one application")
+    ours: list[tuple[str, dict[str, Any], ModuleType]] = []
+    for index, application in enumerate(applications):
+        where = f"applications[{index}]"
+        application = _mapping(file, application, where)
+        _known_keys(file, application, APPLICATION_KEYS, where)
+        import_path = application.get("import_path")
+        if not isinstance(import_path, str) or not re.fullmatch(r"[\w.]+[:.]\w+", import_path):
+            raise file.error(f"{where}.import_path", "must name a builder, such as deployments.app:build_app")
+        module = _import_builder(file, f"{where}.import_path", import_path)
+        if hasattr(module, "check"):
+            ours.append((where, application, module))
+    if not ours:
+        raise file.error("applications", "none has a builder of rbee-serve; import_path is deployments.app:build_app")
+    if len(ours) > 1:
+        raise file.error(ours[1][0], "is the second application of rbee-serve; put its workers into the first")
+    where, application, _ = ours[0]
+    if not str(application.get("route_prefix", "/")).startswith("/"):
+        raise file.error(f"{where}.route_prefix", "must begin with /")
+    return ours[0]
+
+
+def _import_builder(file: YamlFile, where: str, import_path: str) -> ModuleType:
+    name = import_path.partition(":")[0] if ":" in import_path else import_path.rpartition(".")[0]
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `serve run` does
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name and (name == exc.name or name.startswith(f"{exc.name}.")):
+            raise file.error(where, f"there is no module {exc.name} here or in the environment") from None
+        raise file.error(where, f"{name} cannot be imported: {_fault(exc)}") from exc
+    except Exception as exc:
+        raise file.error(where, f"{name} cannot be imported: {_fault(exc)}") from exc
+    if not hasattr(module, import_path.replace(":", ".").rpartition(".")[2]):
+        raise file.error(where, f"{name} has no {import_path.replace(':', '.').rpartition('.')[2]}")
+    return module
+
+
+def _checked_arguments(file: YamlFile, where: str, args: Any, host: str, module: ModuleType) -> ApplicationConfig:
+    try:
+        config = module.check(args if args is not None else {}, host)
+    except ConfigurationError as exc:
+        raise ConfigurationError("\n".join(_located(file, f"{where}.args", str(exc)))) from None
+    except Exception as exc:  # a worker type from another package whose own check is broken
+        raise file.error(f"{where}.args", f"cannot be checked: {_fault(exc)}") from exc
+    assert isinstance(config, ApplicationConfig)
+    return config
+
+
+def _located(file: YamlFile, where: str, message: str) -> Iterator[str]:
+    """Each line of a message, with the file's line of the key that it begins with."""
+    for line in message.splitlines():
+        key, colon, sentence = line.partition(": ")
+        if colon and re.fullmatch(r"[\w.\[\]]+", key):
+            yield str(file.error(where if key == "args" else f"{where}.{key}", sentence))
+        else:
+            yield f"{file.path}: {line}"
+
+
+def _check_overrides(file: YamlFile, where: str, application: dict[str, Any], config: ApplicationConfig) -> None:
+    """`deployments:` are Serve's own overrides; each must name a worker."""
+    known = [worker.id for worker in config.workers] + list(OWN_DEPLOYMENTS)
+    for index, override in enumerate(application.get("deployments") or ()):
+        name = override.get("name") if isinstance(override, dict) else None
+        if name not in known:
+            raise file.error(
+                f"{where}.deployments[{index}].name", f"{name!r} is none of the deployments {', '.join(known)}"
+            )
+
+
+def _mapping(file: YamlFile, value: Any, where: str) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise file.error(where, "must be a mapping")
+    return value
+
+
+def _known_keys(file: YamlFile, found: Mapping[str, Any], known: frozenset[str], where: str) -> None:
+    errors = []
+    for key in found:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            errors.append(str(file.error(f"{where}.{key}".removeprefix("."), f"unknown key{hint}")))
+    if errors:
+        raise ConfigurationError("\n".join(errors))
+
+
+def _fault(exc: BaseException) -> str:
+    """What went wrong in somebody's module, and where: for the person who starts it, never for a client."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    at = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(exc).__name__}: {exc}{at}"

@@ -1,0 +1,48 @@
+"""The command `rbee-serve`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.supervisor.checks import Plan, check_file
+from rbee_serve.worker_info import VERSION
+
+CONFIGURATION_ERROR = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code: 0, 1 if it could not serve, 2 if the configuration is wrong."""
+    arguments = _parser().parse_args(argv)
+    try:
+        plan = check_file(arguments.config)
+        if arguments.command == "check":
+            print(_verdict(plan))
+            return 0
+        from rbee_serve.supervisor.serve import serve
+
+        return serve(plan, arguments.verbose)
+    except ConfigurationError as exc:
+        for line in str(exc).splitlines():
+            print(f"rbee-serve: {line}", file=sys.stderr)
+        return CONFIGURATION_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rbee-serve", description="Serve inference workers under the rbee protocol.")
+    parser.add_argument("--version", action="version", version=f"rbee-serve {VERSION}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    serve = commands.add_parser("serve", help="start everything and serve until Ctrl+C or SIGTERM")
+    serve.add_argument("-v", "--verbose", action="store_true", help="show all that workers write, not only warnings")
+    check = commands.add_parser("check", help="look for mistakes in the configuration, and start nothing")
+    for command in (serve, check):
+        command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
+    return parser
+
+
+def _verdict(plan: Plan) -> str:
+    workers = ", ".join(f"{worker.id} ({worker.type})" for worker in plan.config.workers)
+    return f"{plan.path}: nothing wrong was found; it serves {workers} on {plan.base_url}"

@@ -1,0 +1,221 @@
+"""Ray and Ray Serve, started in this process the way `serve run --address local` does it."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.state import Snapshot
+from rbee_serve.supervisor.checks import Plan
+from rbee_serve.supervisor.reaper import start_reaper
+from rbee_serve.supervisor.worker_output import show_worker_output
+
+T = TypeVar("T")
+
+HUB_S = 3.0
+"""How long a call to the hub may take."""
+SERVE_SHUTDOWN_S = 6.0
+"""How long Serve may take to end its replicas before Ray is stopped under it."""
+RAY_SHUTDOWN_S = 6.0
+"""How long Ray may take. What it leaves the kernel ends with us."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeployStatus:
+    """What Ray Serve says of the application."""
+
+    failed: bool = False
+    """Serve has given up on at least one deployment, or the application could not be built."""
+    message: str = ""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """The deployments that Serve has given up, and why."""
+    hints: Mapping[str, str] = field(default_factory=dict)
+    """What Serve says of those that it waits for."""
+
+
+class Cluster:
+    """A Ray of our own with one Serve on it. Its methods are called in the order in which they stand."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._client: Any = None
+        self._hub: Any = None
+        self._reaper: Any = None
+
+    def load(self) -> None:
+        """Import Ray, which takes seconds and must not be broken off: half of a library cannot be imported again."""
+        for module in ("ray", "ray.serve._private.api", "ray.serve.schema"):
+            importlib.import_module(module)
+        for name in ("ray", "ray.serve"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+    def start_ray(self, output: Callable[[str], None], verbose: bool) -> None:
+        """Start Ray's processes. `output` is given lines that workers write: warnings of ours, or with `verbose` all.
+
+        Takes SIGTERM for Ray. Raises `RuntimeError` if Ray did not come up.
+        """
+        import ray
+
+        self._reaper = start_reaper()
+        try:
+            ray.init(
+                address="local",
+                namespace="serve",
+                include_dashboard=False,
+                logging_level=logging.WARNING,
+                log_to_driver=True,
+            )
+        except Exception as exc:
+            raise RuntimeError(f"Ray could not be started: {exc}") from exc
+        show_worker_output(output, verbose)
+        _keep_to_owner(Path.home() / ".ray" / "auth_token")
+
+    def start_serve(self) -> None:
+        """Start Serve's controller and its proxy, which binds the port."""
+        from ray.serve._private.api import serve_start
+        from ray.serve.schema import ServeDeploySchema
+
+        schema = ServeDeploySchema.model_validate(self._plan.document)
+        self._client = serve_start(
+            http_options=schema.http_options.model_dump(),
+            proxy_location=schema.proxy_location,
+            grpc_options=schema.grpc_options.model_dump(),
+            controller_options=schema.controller_options,
+        )
+
+    def check_resources(self) -> None:
+        """Raise `ConfigurationError` if this machine has not what the workers ask for: Serve would wait for ever."""
+        import ray
+
+        found = ray.cluster_resources()
+        workers = self._plan.config.workers
+        for key, resource, words in (("cpus", "CPU", "CPU cores"), ("gpus", "GPU", "GPUs")):
+            wanted = sum(getattr(worker, key) * worker.wanted for worker in workers)
+            if wanted > found.get(resource, 0):
+                asked = ", ".join(f"{w.id} {getattr(w, key) * w.wanted:g}" for w in workers if getattr(w, key))
+                raise ConfigurationError(
+                    f"{self._plan.path}: the workers ask for {wanted:g} {words} ({asked}), "
+                    f"this machine has {found.get(resource, 0):g}: lower `{key}` or `replicas`"
+                )
+
+    def deploy(self) -> None:
+        """Hand the application to Serve, which builds and starts it in the background."""
+        from ray.serve.schema import ServeDeploySchema
+
+        self._client.deploy_apps(ServeDeploySchema.model_validate(self._plan.document), _blocking=False)
+
+    def status(self) -> DeployStatus:
+        """What Serve says. Raises what Ray raises when the cluster is gone."""
+        from ray import serve
+        from ray.serve.schema import ApplicationStatus
+
+        application = serve.status().applications.get(self._plan.app_name)
+        if application is None:
+            return DeployStatus()
+        failures, hints = {}, {}
+        for name, overview in application.deployments.items():
+            if overview.status == "DEPLOY_FAILED":
+                failures[name] = last_line(overview.message)
+            elif overview.status != "HEALTHY" and overview.message:
+                hints[name] = first_sentence(overview.message)
+        failed = application.status == ApplicationStatus.DEPLOY_FAILED
+        return DeployStatus(failed, last_line(application.message), failures, hints)
+
+    def alive(self) -> bool:
+        """Whether Ray runs: those of its processes that are our children and without which nothing recovers. They may
+        have been killed, or have taken a SIGTERM that was sent to all of us."""
+        node = _node()
+        return node is not None and not any(kind in ("gcs_server", "raylet") for kind, _ in node.dead_processes())
+
+    def connect_hub(self) -> None:
+        """Make the first call to the hub, which takes a second, so that a stop need not. Failure is no harm."""
+        with suppress(Exception):
+            self.snapshot()
+
+    def mark_stopping(self) -> None:
+        """Not ready from now on, new work is refused. Raises when there is no hub or it does not answer."""
+        self._ask_hub("stop")
+
+    def snapshot(self) -> Snapshot:
+        """The hub's view of all workers. Raises when there is no hub or it does not answer."""
+        snapshot = self._ask_hub("snapshot")
+        assert isinstance(snapshot, Snapshot)
+        return snapshot
+
+    def _ask_hub(self, method: str) -> Any:
+        def ask() -> Any:
+            from ray import serve
+
+            if self._hub is None:
+                self._hub = serve.get_deployment_handle("hub", self._plan.app_name)
+            return getattr(self._hub, method).remote().result(timeout_s=HUB_S)
+
+        # Ray waits without end for a deployment that is not there yet and for a Ray that is not there any more.
+        return within(HUB_S, ask)
+
+    def logs(self) -> Path | None:
+        """The folder where Ray keeps what every process wrote."""
+        node = _node()
+        return Path(node.get_logs_dir_path()) if node is not None else None
+
+    def stop(self) -> None:
+        """End Serve and Ray. Bounded, also if they never came up or are gone."""
+        import ray
+        from ray import serve
+
+        if self._reaper is not None:
+            with suppress(OSError):
+                self._reaper.stdin.write(b".")  # look now: some may be orphans in a moment
+        with suppress(TimeoutError):
+            # Serve waits up to 30 s for a replica that does not end; ray.shutdown ends it in any case.
+            if self._client is not None and self.alive():
+                within(SERVE_SHUTDOWN_S, serve.shutdown)
+        with suppress(TimeoutError):
+            within(RAY_SHUTDOWN_S, ray.shutdown)
+
+
+def _node() -> Any:
+    """The Ray node that runs as our child, None while there is none."""
+    import ray
+
+    return ray._private.worker._global_node
+
+
+def within(seconds: float, work: Callable[[], T]) -> T:
+    """What `work` returns or raises. Raises `TimeoutError` after `seconds`; the work goes on without a listener."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as exc:
+            outcome.set_exception(exc)
+
+    threading.Thread(target=run, name="rbee-serve-within", daemon=True).start()
+    return outcome.result(seconds)
+
+
+def last_line(message: str) -> str:
+    """Of a traceback the line that says what it is about, without the name of the exception."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return re.sub(r"^[\w.]+(?:Error|Exception): ", "", lines[-1]) if lines else ""
+
+
+def first_sentence(message: str) -> str:
+    """Of Serve's explanations the part that says what it waits for."""
+    return " ".join(message.split()).partition(". ")[0]
+
+
+def _keep_to_owner(token_file: Path) -> None:
+    """Ray writes the token of its own ports where everybody can read it."""
+    if token_file.exists() and token_file.owner() == Path.home().owner():
+        token_file.chmod(0o600)
