@@ -96,8 +96,8 @@ class BarDisplay:
 
     def workers(self, workers: Mapping[str, WorkerReadiness], hints: Mapping[str, str]) -> None:
         """A row for each worker."""
-        if own := self._rows.pop("rbee-serve", None):
-            self._progress.remove_task(own)
+        if "rbee-serve" in self._rows:
+            self._progress.remove_task(self._rows.pop("rbee-serve"))
         for worker in workers.values():
             load = worker.load or Load("")
             done, total = (1, 1) if worker.ready or worker.failed else (load.done, load.total)

@@ -1,0 +1,241 @@
+"""What a person is told about a mistake in `serve_config.yaml`, before anything starts."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.supervisor import checks
+from rbee_serve.supervisor.cli import main
+from tests.supervisor.configurations import ECHO, changed, written
+
+Told = Callable[[Path], list[str]]
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """Runs `rbee-serve check` and returns what it says without the file's folder; it must exit with 2."""
+
+    def run(path: Path) -> list[str]:
+        assert main(["check", str(path)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        return [line.replace(f"{path.parent}/", "") for line in captured.err.splitlines()]
+
+    return run
+
+
+MISTAKES = {
+    "a wrong key of a worker": (
+        "cpus: 0",
+        "cpus: 0\n          modell_ref: x",
+        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].modell_ref: unknown key",
+    ),
+    "a wrong key of the application's arguments": (
+        "      workers:",
+        "      autth: {}\n      workers:",
+        "rbee-serve: serve_config.yaml:9: applications[0].args.autth: unknown key",
+    ),
+    "a wrong key of an application": (
+        "route_prefix",
+        "rout_prefix",
+        "rbee-serve: serve_config.yaml:6: applications[0].rout_prefix: unknown key; did you mean route_prefix?",
+    ),
+    "a wrong key of the HTTP options": (
+        "  host:",
+        "  hosst:",
+        "rbee-serve: serve_config.yaml:2: http_options.hosst: unknown key; did you mean host?",
+    ),
+    "a wrong key at the top": (
+        "http_options",
+        "http_option",
+        "rbee-serve: serve_config.yaml:1: http_option: unknown key; did you mean http_options?",
+    ),
+    "a value of the wrong type": (
+        "cpus: 0",
+        "cpus: many",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpus: Input should be a valid number, "
+            "unable to parse string as a number"
+        ),
+    ),
+    "a missing key": (
+        "- id: echo-0\n          type: echo",
+        "- id: echo-0",
+        "rbee-serve: serve_config.yaml:10: applications[0].args.workers[0].type: Field required",
+    ),
+    "an unknown worker type": (
+        "type: echo",
+        "type: ecko",
+        "rbee-serve: serve_config.yaml: worker type 'ecko' is unknown; did you mean echo?",
+    ),
+    "a host beyond this machine without a token": (
+        "127.0.0.1",
+        "0.0.0.0",
+        (
+            "rbee-serve: serve_config.yaml: http_options.host is 0.0.0.0 but no auth.token_file is set: without a "
+            "token the server answers on 127.0.0.1 only; set the one or the other"
+        ),
+    ),
+    "a port that is none": (
+        "8000",
+        "80000",
+        "rbee-serve: serve_config.yaml:3: http_options.port: must be a number from 1 to 65535, not 80000",
+    ),
+    "a builder that is not there": (
+        "deployments.app",
+        "deploymentz.app",
+        (
+            "rbee-serve: serve_config.yaml:7: applications[0].import_path: "
+            "there is no module deploymentz here or in the environment"
+        ),
+    ),
+    "a builder that has another name": (
+        ":build_app",
+        ":build",
+        "rbee-serve: serve_config.yaml:7: applications[0].import_path: deployments.app has no build",
+    ),
+    "a builder of somebody else": (
+        "deployments.app:build_app",
+        "json:dumps",
+        (
+            "rbee-serve: serve_config.yaml:4: applications: none has a builder of rbee-serve; "
+            "import_path is deployments.app:build_app"
+        ),
+    ),
+    "an override of a deployment that is not there": (
+        "    args:",
+        "    deployments: [{name: echo-1, num_replicas: 2}]\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].deployments[0].name: "
+            "'echo-1' is none of the deployments echo-0, hub, ingress"
+        ),
+    ),
+    "a key that is given twice": (
+        "cpus: 0",
+        "cpus: 0\n          cpus: 1",
+        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].cpus: the key is given twice",
+    ),
+    "text that is not YAML": (
+        "type: echo",
+        "type: [echo",
+        "rbee-serve: serve_config.yaml:12: is not valid YAML: expected ',' or ']', but got ':'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_with_its_place(mistake: str, tmp_path: Path, told: Told) -> None:
+    old, new, sentence = MISTAKES[mistake]
+    assert told(changed(tmp_path, old, new)) == [sentence]
+
+
+def test_every_wrong_key_has_a_line_of_its_own(tmp_path: Path, told: Told) -> None:
+    path = changed(tmp_path, "cpus: 0", "cpu: 0\n          gpu: 1")
+    assert told(path) == [
+        "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpu: unknown key",
+        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].gpu: unknown key",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "rbee-serve: serve_config.yaml: holds no mapping; it must at least have the key applications"),
+        ("- a", "rbee-serve: serve_config.yaml: holds no mapping; it must at least have the key applications"),
+        ("applications: []", "rbee-serve: serve_config.yaml:1: applications: must list at least one application"),
+        ("applications: [1]", "rbee-serve: serve_config.yaml:1: applications[0]: must be a mapping"),
+        ("applications: [{}]", "rbee-serve: serve_config.yaml:1: applications[0].import_path: must name a builder"),
+        ("a: \x00", "rbee-serve: serve_config.yaml: is not valid YAML"),
+        ("a: " + "[" * 5000, "rbee-serve: serve_config.yaml: is not valid YAML"),
+    ],
+)
+def test_a_file_that_is_something_else_is_told_in_one_sentence(
+    text: str, sentence: str, tmp_path: Path, told: Told
+) -> None:
+    [line] = told(written(tmp_path, text))
+    assert line.startswith(sentence)
+
+
+def test_a_file_that_cannot_be_read_is_told_in_one_sentence(tmp_path: Path, told: Told) -> None:
+    assert told(tmp_path / "none.yaml") == ["rbee-serve: none.yaml: cannot be read: No such file or directory"]
+    (tmp_path / "serve_config.yaml").write_bytes(b"\xff\xfe")
+    assert told(tmp_path / "serve_config.yaml") == ["rbee-serve: serve_config.yaml: is not a text file"]
+
+
+def test_a_module_that_fails_inside_is_told_with_its_place(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_app.py").write_text("import json\n\njson.nothing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    [line] = told(changed(tmp_path, "deployments.app:build_app", "their_app:build"))
+    assert line == (
+        "rbee-serve: serve_config.yaml:7: applications[0].import_path: their_app cannot be imported: "
+        "AttributeError: module 'json' has no attribute 'nothing' (their_app.py:3)"
+    )
+
+
+def test_a_good_file_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path, ECHO)
+    assert main(["check", str(path)]) == 0
+    said = f"{path}: nothing wrong was found; it serves echo-0 (echo) on http://127.0.0.1:8000\n"
+    assert capsys.readouterr().out == said
+
+
+def test_the_files_of_this_repository_are_accepted() -> None:
+    root = Path(__file__).resolve().parents[2]
+    for path in root.glob("serve_config*.yaml"):
+        assert checks.check_file(path).config.workers, path
+
+
+def test_without_http_options_only_this_machine_is_served(tmp_path: Path) -> None:
+    plan = checks.check_file(written(tmp_path, ECHO[ECHO.index("applications") :]))
+    assert plan.document["http_options"] == {"host": "127.0.0.1", "port": 8000}  # Ray Serve itself would take 0.0.0.0
+
+
+def test_with_a_token_the_host_may_be_any_and_the_supervisor_asks_the_loopback_address(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    text = ECHO.replace("127.0.0.1", "0.0.0.0").replace(
+        "workers:", f"auth: {{token_file: {tmp_path}/token}}\n      workers:"
+    )
+    plan = checks.check_file(written(tmp_path, text))
+    assert (plan.host, plan.base_url) == ("0.0.0.0", "http://127.0.0.1:8000")
+
+
+def test_a_check_takes_no_ray_and_no_model_library(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom rbee_serve.supervisor.cli import main\n"
+        f"assert main(['check', {str(written(tmp_path, ECHO))!r}]) == 0\n"
+        "assert not {'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_a_taken_port_is_told_in_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(
+            ConfigurationError, match=f"^port {port} on 127.0.0.1 is taken by another program; stop it, or"
+        ):
+            checks.check_port_is_free("127.0.0.1", port)
+    checks.check_port_is_free("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["203.0.113.1", "no such host"])
+def test_a_host_that_is_not_this_machine_is_told_in_one_sentence(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"^http_options\.host: "):
+        checks.check_port_is_free(host, 8000)
+
+
+def test_the_known_keys_are_those_of_the_installed_ray_serve() -> None:
+    from ray.serve import schema
+
+    assert set(schema.ServeDeploySchema.model_fields) == checks.FILE_KEYS
+    assert set(schema.ServeApplicationSchema.model_fields) == checks.APPLICATION_KEYS
+    assert set(schema.HTTPOptionsSchema.model_fields) == checks.HTTP_KEYS

@@ -1,0 +1,105 @@
+"""Signals, and what outlives us."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from rbee_serve.supervisor.cluster import within
+from rbee_serve.supervisor.stop_signal import SIGNALS, STOPPED_AT_ONCE, Stopped, StopSignal
+
+
+@pytest.fixture
+def stop() -> Iterator[StopSignal]:
+    """A signal handler of ours, and the old ones back afterwards."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield StopSignal()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_asks_to_stop(number: signal.Signals, stop: StopSignal) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    stop.install()
+    assert not stop.asked
+    signal.raise_signal(number)
+    assert stop.asked
+    assert stop.wait(0)
+
+
+def test_a_signal_breaks_off_what_cannot_be_waited_for(stop: StopSignal) -> None:
+    stop.install()
+    with pytest.raises(Stopped), stop.interrupting():
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(Stopped), stop.interrupting():
+        pytest.fail("it must not be begun")
+
+
+def test_rays_own_way_to_take_sigterm_is_a_stop_too(stop: StopSignal) -> None:
+    with pytest.raises(Stopped), stop.interrupting():
+        sys.exit(15)
+    assert stop.asked
+
+
+def test_a_signal_that_is_ignored_stays_ignored(stop: StopSignal) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop.install()
+    signal.raise_signal(signal.SIGHUP)
+    assert not stop.asked
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    program = """
+import signal
+from rbee_serve.supervisor.stop_signal import StopSignal
+StopSignal().install()
+signal.raise_signal(signal.SIGTERM)
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (STOPPED_AT_ONCE, "stopped at once\n")
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
+def test_whatever_ends_the_supervisor_nothing_that_it_started_stays(end: signal.Signals | None) -> None:
+    program = """
+import subprocess, sys, time
+from rbee_serve.supervisor.reaper import start_reaper
+reaper = start_reaper()
+sleeper = "import subprocess, time; print(subprocess.Popen(['sleep', '100']).pid, flush=True); time.sleep(100)"
+subprocess.Popen([sys.executable, "-c", sleeper], start_new_session=True)
+time.sleep(1)
+reaper.stdin.write(b".")
+sys.stdin.read()
+"""
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert supervisor.stdout is not None
+    assert supervisor.stdin is not None
+    grandchild = psutil.Process(int(supervisor.stdout.readline()))
+    started = [*psutil.Process(supervisor.pid).children(recursive=True), grandchild]
+    time.sleep(1.5)  # the reaper has been told to look
+    if end is None:
+        supervisor.stdin.close()
+    else:
+        supervisor.send_signal(end)
+    supervisor.wait()
+    supervisor.stdout.close()
+    supervisor.stdin.close()
+    assert psutil.wait_procs(started, timeout=10)[1] == []
+
+
+def test_work_that_hangs_is_left_after_its_time() -> None:
+    assert within(1, lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        within(1, lambda: 1 // 0)
+    with pytest.raises(TimeoutError):
+        within(0.05, lambda: time.sleep(1))
