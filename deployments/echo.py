@@ -40,7 +40,7 @@ class EchoRequest(InferenceRequest):
     tokens_per_sec: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     """The rate. As fast as it goes if left out."""
     delay_s: Annotated[float, Field(ge=0, le=600)] = 0.0
-    """Seconds before the first word."""
+    """Seconds before the first event."""
     fail: Failure | None = None
     """How to fail: `error` raises the error of `code`; `exception` raises a foreign one; `oom` reports exhausted
     memory; `hang` stops without a word; `block` blocks the event loop for `delay_s`; `crash` kills the process;

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deployments.vllm_engine import engine_options, memory_gauge, start_engine
+from deployments.vllm_engine import EngineSteps, engine_options, memory_gauge, start_engine
 from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve import correlation
 from rbee_serve.backend import InferenceBackend
@@ -91,10 +91,15 @@ SAMPLING_FIELDS = (
 
 
 class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
-    """A vLLM engine and the model's tokenizer. `loras` are adapters by name."""
+    """A vLLM engine and the model's tokenizer. `loras` are adapters by name; an engine that has work and makes no step
+    for `hang_timeout_s` seconds is taken to hang."""
 
-    def __init__(self, engine: Any, memory: MemoryGauge, loras: dict[str, Any]) -> None:
+    def __init__(
+        self, engine: Any, steps: EngineSteps, memory: MemoryGauge, loras: dict[str, Any], hang_timeout_s: float
+    ) -> None:
         self._engine = engine
+        self._steps = steps
+        self._hang_timeout_s = hang_timeout_s
         self._memory = memory
         self._loras = loras
         self._tokenizer = engine.get_tokenizer()
@@ -127,13 +132,14 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
             lora_request=self._lora(request.lora),
         )
         try:
-            async with aclosing(outputs):
-                async for output in outputs:
-                    last = output.outputs[0]
-                    first_at = first_at or time.monotonic()
-                    for piece in self._pieces(last.text, last.token_ids):
-                        yield Output(TokenOutput(t=piece, i=count))
-                        count += 1
+            with self._steps.expected():
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        last = output.outputs[0]
+                        first_at = first_at or time.monotonic()
+                        for piece in self._pieces(last.text, last.token_ids):
+                            yield Output(TokenOutput(t=piece, i=count))
+                            count += 1
         except self._engine_dead as exc:
             raise WorkerLost("the inference engine died with the request on it; it is being replaced") from exc
         seconds = time.monotonic() - began
@@ -225,8 +231,8 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
         )
 
     def is_healthy(self) -> bool:
-        """False once the engine's process is dead."""
-        return not self._engine.errored
+        """False once the engine's process is dead, or hangs."""
+        return not self._engine.errored and self._steps.overdue_s() < self._hang_timeout_s
 
     def memory_bytes(self) -> int:
         """Bytes that the engine's processes hold."""
@@ -249,10 +255,11 @@ def load(context: LoadContext) -> LlmBackend:
     if adapters:
         options.setdefault("enable_lora", True)
     context.report(LoadProgress(stage="loading_to_vram"))
-    engine = start_engine(context.worker.id, options)
+    steps = EngineSteps()
+    engine = start_engine(context.worker.id, options, steps)
     request = importlib.import_module("vllm.lora.request").LoRARequest
     loras = {name: request(name, number, str(path)) for number, (name, path) in enumerate(adapters.items(), start=1)}
-    return LlmBackend(engine, memory_gauge(context.device), loras)
+    return LlmBackend(engine, steps, memory_gauge(context.device), loras, context.worker.hang_timeout_s)
 
 
 SPEC = WorkerSpec(

@@ -6,6 +6,9 @@ import difflib
 import importlib
 import logging
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +50,44 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
     return options | chosen
 
 
-def start_engine(worker_id: str, options: dict[str, Any]) -> Any:
-    """A running `AsyncLLM`. Blocks for as long as that takes: 40 to 65 s on two CPU cores, nearly all of it imports.
+class EngineSteps:
+    """When the engine last made a step, by the statistics that its scheduler sends with each. vLLM's own `check_health`
+    sees only an engine that has raised. `requests` counts those that the engine has not finished."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.requests = 0
+
+    @contextmanager
+    def expected(self) -> Iterator[None]:
+        """While the block runs there is a request, so steps are to be expected."""
+        if self.requests == 0:
+            self._last = time.monotonic()
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    def record(self, *statistics: Any, **more: Any) -> None:
+        """Called by vLLM for each message of the engine."""
+        self._last = time.monotonic()
+
+    def log_engine_initialized(self) -> None:
+        """Called by vLLM once; nothing to do."""
+
+    def log(self) -> None:
+        """Called by vLLM now and then; nothing to do."""
+
+    def overdue_s(self) -> float:
+        """Seconds since the last step, while there are requests; else 0."""
+        return time.monotonic() - self._last if self.requests else 0.0
+
+
+def start_engine(worker_id: str, options: dict[str, Any], steps: EngineSteps) -> Any:
+    """A running `AsyncLLM`, whose steps are noted in `steps`.
+
+    Blocks for as long as that takes: 40 to 65 s on two CPU cores, nearly all of it imports.
 
     Raises `ConfigurationError` on an option that vLLM does not know, or values that it refuses.
     """
@@ -69,7 +108,7 @@ def start_engine(worker_id: str, options: dict[str, Any]) -> Any:
         # The operator wrote these options and reads this sentence: vLLM's own words are for them.
         words = str(exc).strip().splitlines()[-1][:300] if str(exc).strip() else type(exc).__name__
         raise ConfigurationError(f"worker {worker_id}: vLLM refuses the engine options or the model: {words}") from exc
-    return async_llm.from_vllm_config(vllm_config, usage_context=usage)
+    return async_llm.from_vllm_config(vllm_config, usage_context=usage, stat_loggers=[lambda config, index: steps])
 
 
 def memory_gauge(device: Device) -> MemoryGauge:
