@@ -111,6 +111,7 @@ class WorkerReplica:
         """Called by Ray Serve; raising makes it replace this replica."""
         if self._service is not None and not self._service.backend.is_healthy():
             await self._reporter.push_now()
+            self._service.give_up()
             raise WorkerUnhealthy(
                 f"worker {self._worker.id}: the engine is dead or hangs; this replica is to be replaced"
             )

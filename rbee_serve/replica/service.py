@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import InferenceTimeout
+from rbee_serve.errors import InferenceTimeout, WorkerError, WorkerLost
 from rbee_serve.events import Error, Event, Progress, Started
 from rbee_serve.limits import with_limits
 from rbee_serve.replica.admission import Admission
@@ -23,7 +22,7 @@ POSITION_S = 1.0
 
 
 class WorkerService:
-    """Answers requests with events. `last_event_age_s` is the time since any request got on, 0 while there is none."""
+    """Answers requests with events."""
 
     def __init__(
         self,
@@ -37,12 +36,7 @@ class WorkerService:
         self.request_type: type[InferenceRequest] = with_limits(spec.request, worker.limits)
         self.admission = Admission(worker.capacity or spec.default_capacity, worker.queue, on_change)
         self._worker = worker
-        self._last_event = time.monotonic()
-
-    @property
-    def last_event_age_s(self) -> float:
-        """Seconds since any request got on; 0 while none is running."""
-        return time.monotonic() - self._last_event if self.admission.running else 0.0
+        self._limits: set[_Limit] = set()
 
     def events(self, request: InferenceRequest) -> AsyncGenerator[Event[Any], None]:
         """Every event of a request: `started`, its position while it waits, then the backend's, and the end.
@@ -51,7 +45,12 @@ class WorkerService:
         backend's own refusal. Closing the generator stops the work.
         """
         timeout_s = min(request.timeout_s or self._worker.timeout_s, self._worker.timeout_s)
-        return _within(timeout_s, self._admitted(request))
+        return self._bounded(timeout_s, self._admitted(request))
+
+    def give_up(self) -> None:
+        """The worker is to be replaced: end every request that it still holds."""
+        for limit in list(self._limits):
+            limit.end_now(WorkerLost("the worker hangs with the request on it and is being replaced; try again later"))
 
     async def _admitted(self, request: InferenceRequest) -> AsyncGenerator[Event[Any], None]:
         request.job_id = request.job_id or new_id("job")
@@ -66,30 +65,54 @@ class WorkerService:
                     yield Progress(step=told, total=self.admission.queued, kind="queued")
                 await place.wait(POSITION_S)
             work = ordered(started, self.backend.execute(request), announced=told > 0)
-            self._last_event = time.monotonic()
             async with aclosing(work):
                 async for event in work:
-                    self._last_event = time.monotonic()
                     yield event
 
+    async def _bounded(
+        self, timeout_s: float, events: AsyncGenerator[Event[Any], None]
+    ) -> AsyncGenerator[Event[Any], None]:
+        """`events`, until `timeout_s` seconds from now, or until the worker is given up. What is late is stopped; the
+        client is told in the way that is left: by an exception before the first event, by an `Error` event after it."""
+        limit = _Limit(timeout_s)
+        self._limits.add(limit)
+        begun = False
+        try:
+            async with aclosing(events):
+                while True:
+                    # Around each event and not around all: no timeout may be in force while the reader is busy.
+                    async with limit.timeout():
+                        event = await anext(events, None)
+                    if event is None:
+                        return
+                    begun = True
+                    yield event
+        except TimeoutError as exc:
+            if not begun:
+                raise limit.error from exc
+            yield Error.from_exception(limit.error)
+        finally:
+            self._limits.discard(limit)
 
-async def _within(timeout_s: float, events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[Event[Any], None]:
-    """`events`, until `timeout_s` seconds from now. What is late is stopped; the client is told in the way that is
-    left: by an exception before the first event, by an `Error` event after it."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    begun = False
-    try:
-        async with aclosing(events):
-            while True:
-                # Around each event and not around all: a timeout must not be in force while the reader is busy.
-                async with asyncio.timeout_at(deadline):
-                    event = await anext(events, None)
-                if event is None:
-                    return
-                begun = True
-                yield event
-    except TimeoutError as exc:
-        late = InferenceTimeout(f"the work was not done in {timeout_s:g} s; ask for less, or allow more with timeout_s")
-        if not begun:
-            raise late from exc
-        yield Error.from_exception(late)
+
+class _Limit:
+    """How long one request may go on, and with which error it ends then."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._deadline = asyncio.get_running_loop().time() + timeout_s
+        self._timeout: asyncio.Timeout | None = None
+        self.error: WorkerError = InferenceTimeout(
+            f"the work was not done in {timeout_s:g} s; ask for less, or allow more with timeout_s"
+        )
+
+    def timeout(self) -> asyncio.Timeout:
+        """A timeout for the next step."""
+        self._timeout = asyncio.timeout_at(self._deadline)
+        return self._timeout
+
+    def end_now(self, error: WorkerError) -> None:
+        """The request ends now, with `error`."""
+        self.error, self._deadline = error, 0.0
+        if self._timeout is not None:
+            with suppress(RuntimeError):  # it is between two steps: the next one ends at once
+                self._timeout.reschedule(0.0)

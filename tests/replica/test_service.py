@@ -88,6 +88,18 @@ async def test_a_request_can_only_lower_the_worker_s_own_limit() -> None:
     assert "0.1 s" in events[-1].message
 
 
+async def test_a_worker_that_is_given_up_ends_what_it_holds_as_lost() -> None:
+    worker = service(capacity=2)
+    hanging = [asyncio.create_task(read(worker, fail="hang", fail_at=1)) for _ in range(3)]
+    silent = asyncio.create_task(read(worker, delay_s=60))
+    await asyncio.sleep(0.05)
+    worker.give_up()
+    for events in await asyncio.gather(*hanging, silent):
+        assert isinstance(events[-1], Error)
+        assert events[-1].code == "WORKER_LOST"
+    assert (worker.admission.running, worker.admission.queued) == (0, 0)
+
+
 async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind() -> None:
     worker = service(capacity=20, queue=1000)
 

@@ -134,7 +134,7 @@ def signal_engine(number: signal.Signals) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_an_engine_that_dies_or_hangs_ends_its_streams_and_is_replaced(served: Served, number: signal.Signals) -> None:
     url = f"{served.base('llm-0')}/v1/inference"
-    boots = len(served.hive.ready("llm-0"))
+    boots, began = len(served.hive.ready("llm-0")), 0.0
     with httpx.stream(
         "POST", url, json={"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}, timeout=90
     ) as answer:
