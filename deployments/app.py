@@ -6,6 +6,7 @@ ingress ──→ one deployment per worker, named by its id
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from deployments.registry import WORKER_TYPES
@@ -18,34 +19,65 @@ from rbee_serve.worker import WorkerSpec
 
 
 def check(args: Any, host: str) -> ApplicationConfig:
-    """The configuration, if it can be served on `host`. Raises `ConfigurationError` with every fault that can be seen
-    before anything starts. Needs neither Ray nor a model."""
+    """The configuration, if it can be served on `host` of this machine.
+
+    Raises `ConfigurationError` with every fault that can be seen before anything starts, a line for each, by its path.
+    Needs neither Ray nor a model in memory.
+    """
+    config = _configuration(args, host)
+    faults = []
+    for index, worker in enumerate(config.workers):
+        spec = _spec(worker)
+        try:
+            if spec.check is not None:
+                spec.check(worker)
+        except ConfigurationError as exc:
+            faults.append(f"workers[{index}].{exc}")
+    if faults:
+        raise ConfigurationError("\n".join(faults))
+    return config
+
+
+def _configuration(args: Any, host: str) -> ApplicationConfig:
     config = parse_application(args)
     if config.auth.token() is None and host not in LOCAL_HOSTS:
         raise ConfigurationError(
             f"http_options.host is {host} but no auth.token_file is set: without a token the server answers on "
             "127.0.0.1 only; set the one or the other"
         )
-    for worker in config.workers:
-        _check_worker(worker, load_spec(import_path(worker.type, WORKER_TYPES)))
+    faults = [f"workers[{n}].{fault}" for n, worker in enumerate(config.workers) for fault in _faults(worker)]
+    if faults:
+        raise ConfigurationError("\n".join(faults))
     return config
 
 
-def _check_worker(worker: WorkerConfig, spec: WorkerSpec[Any]) -> None:
-    name = f"worker {worker.id}"
+def _spec(worker: WorkerConfig) -> WorkerSpec[Any]:
+    return load_spec(import_path(worker.type, WORKER_TYPES))
+
+
+def _faults(worker: WorkerConfig) -> Iterator[str]:
+    """What is wrong with a worker's configuration, each by its key."""
+    try:
+        spec = _spec(worker)
+    except ConfigurationError as exc:
+        yield f"type: {exc}"
+        return
     if spec.needs_model and worker.model_ref is None:
-        raise ConfigurationError(f"{name}: model_ref is missing; use hf:ORG/NAME, file:PATH or pkg:PACKAGE/PATH")
+        yield "model_ref: is missing; use hf:ORG/NAME, file:PATH or pkg:PACKAGE/PATH"
     if worker.model_ref is not None:
-        parse_model_ref(worker.model_ref)
+        try:
+            parse_model_ref(worker.model_ref)
+        except ConfigurationError as exc:
+            yield f"model_ref: {str(exc).removeprefix('model_ref: ')}"
     if worker.task is not None and worker.task not in spec.tasks:
-        known = ", ".join(spec.tasks) or "none"
-        raise ConfigurationError(f"{name}: task {worker.task!r} is unknown; a {spec.name} worker has {known}")
+        yield f"task: {worker.task!r} is unknown; a {spec.name} worker has {', '.join(spec.tasks) or 'none'}"
     if worker.backend != "auto" and worker.backend not in spec.backends:
         able = ", ".join(sorted(spec.backends))
-        raise ConfigurationError(f"{name}: a {spec.name} worker cannot run on {worker.backend}; it runs on {able}")
-    with_limits(spec.request, worker.limits)
-    if spec.check is not None:
-        spec.check(worker)
+        yield f"backend: a {spec.name} worker cannot run on {worker.backend}; it runs on {able}"
+    try:
+        with_limits(spec.request, worker.limits)
+    except ConfigurationError as exc:
+        yield str(exc)
 
 
 def build_app(args: dict[str, Any]) -> Any:
@@ -57,7 +89,7 @@ def build_app(args: dict[str, Any]) -> Any:
     from rbee_serve.replica.deployment import WorkerReplica
 
     host, port = _http_address()
-    config = check(args, host)
+    config = _configuration(args, host)
     base_url = config.public_url or f"http://{'127.0.0.1' if host in LOCAL_HOSTS else host}:{port}"
     spec_paths = {worker.id: import_path(worker.type, WORKER_TYPES) for worker in config.workers}
     implementations = {worker_id: load_spec(path).name for worker_id, path in spec_paths.items()}

@@ -15,12 +15,13 @@ from deployments.vllm_engine import EngineSteps, engine_options, memory_gauge, s
 from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve import correlation
 from rbee_serve.backend import InferenceBackend
+from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, WorkerLost
 from rbee_serve.events import End, Event, Metrics, Narration, Output
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.replica.gguf_conversion import ELEMENT_BYTES
 from rbee_serve.replica.memory import MemoryGauge
-from rbee_serve.replica.model_files import prepare
+from rbee_serve.replica.model_files import check_local, prepare
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker import LoadContext, WorkerSpec
@@ -262,6 +263,17 @@ def load(context: LoadContext) -> LlmBackend:
     return LlmBackend(engine, steps, memory_gauge(context.device), loras, context.worker.hang_timeout_s)
 
 
+def check(worker: WorkerConfig) -> None:
+    """Look at the model's files and the engine's options before anything starts."""
+    if worker.model_ref is not None:
+        try:
+            check_local(worker.model_ref)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"model_ref: {str(exc).removeprefix('model_ref: ')}") from exc
+    if worker.engine.get("trust_remote_code"):
+        raise ConfigurationError("engine.trust_remote_code: is refused; a model is data, not code")
+
+
 SPEC = WorkerSpec(
     name="llm",
     request=LlmRequest,
@@ -272,4 +284,5 @@ SPEC = WorkerSpec(
     default_capacity=256,
     modules=("vllm",),
     extra="cpu",
+    check=check,
 )

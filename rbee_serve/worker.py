@@ -67,4 +67,5 @@ class WorkerSpec(Generic[RequestT]):
     extra: str | None = None
     """The extra of rbee-serve that installs them."""
     check: Callable[[WorkerConfig], None] | None = None
-    """Looks at the worker's configuration before anything starts; raises `ConfigurationError`."""
+    """Looks at the worker's configuration before anything starts; raises `ConfigurationError` whose message begins with
+    the key that is wrong, such as `model_ref: …`."""

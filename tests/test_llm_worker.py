@@ -111,5 +111,22 @@ def test_remote_code_is_refused() -> None:
 
 def test_metal_is_refused_before_anything_starts() -> None:
     worker = {"id": "llm-0", "type": "llm", "model_ref": "file:/m", "backend": "metal"}
-    with pytest.raises(ConfigurationError, match="cannot run on metal; it runs on cpu, cuda"):
+    with pytest.raises(
+        ConfigurationError, match=r"workers\[0\].backend: a llm worker cannot run on metal; it runs on cpu, cuda"
+    ):
         check({"workers": [worker]}, "127.0.0.1")
+
+
+def test_a_model_that_is_missing_or_is_text_is_told_before_anything_starts(tmp_path: Path) -> None:
+    text = tmp_path / "model.gguf"
+    text.write_text("this is a text")
+    workers = [
+        {"id": "a", "type": "llm", "model_ref": f"file:{tmp_path}/nothing"},
+        {"id": "b", "type": "llm", "model_ref": f"file:{text}"},
+    ]
+    with pytest.raises(ConfigurationError) as caught:
+        check({"workers": workers}, "127.0.0.1")
+    missing, wrong = str(caught.value).splitlines()
+    assert missing.startswith("workers[0].model_ref: ")
+    assert wrong.startswith("workers[1].model_ref: ")
+    print(caught.value)

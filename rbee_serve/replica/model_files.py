@@ -19,6 +19,7 @@ from typing import Any, Literal
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_ref import HubModel, parse_model_ref
 from rbee_serve.replica.gguf_conversion import FloatType, converted_gguf
+from rbee_serve.replica.gguf_header import read_gguf_header
 from rbee_serve.replica.hub_download import download
 from rbee_serve.replica.safetensors_header import read_safetensors_header
 from rbee_serve.state import LoadProgress
@@ -78,12 +79,18 @@ def prepare(
     files = resolve(ref, report)
     if files.format == "gguf":
         return converted_gguf(files.path, report, cache_dir=cache_dir, dtype=dtype)
-    weights = _weights(files.path)
-    for file in weights:
-        read_safetensors_header(file)
-    _check_shards(files.path, weights)
+    _check_headers(files)
     _warn_of_code(files.path)
     return files.path
+
+
+def check_local(ref: str) -> None:
+    """Look at the files of a model that is on this machine, as `prepare` would, without loading or converting any.
+
+    Raises `ConfigurationError`. A model of a hub is not looked for.
+    """
+    if not isinstance(parse_model_ref(ref), HubModel):
+        _check_headers(resolve(ref, lambda progress: None))
 
 
 def weights_bytes(path: Path) -> int:
@@ -113,6 +120,16 @@ def _pickle(path: Path) -> ConfigurationError:
         f"{path} may be a pickle, which can run any code when it is read, so it is never loaded; use a model in"
         " safetensors or GGUF form"
     )
+
+
+def _check_headers(files: ModelFiles) -> None:
+    if files.format == "gguf":
+        read_gguf_header(files.path)
+        return
+    weights = _weights(files.path)
+    for file in weights:
+        read_safetensors_header(file)
+    _check_shards(files.path, weights)
 
 
 def _check_shards(folder: Path, weights: list[Path]) -> None:
