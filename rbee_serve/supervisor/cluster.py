@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.state import Snapshot
 from rbee_serve.supervisor.checks import Plan
 from rbee_serve.supervisor.reaper import start_reaper
 from rbee_serve.supervisor.worker_output import show_worker_output
 
 T = TypeVar("T")
 
-HUB_S = 3.0
-"""How long a call to the hub may take."""
 SERVE_SHUTDOWN_S = 6.0
 """How long Serve may take to end its replicas before Ray is stopped under it."""
 RAY_SHUTDOWN_S = 6.0
@@ -48,7 +45,6 @@ class Cluster:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._client: Any = None
-        self._hub: Any = None
         self._reaper: Any = None
 
     def load(self) -> None:
@@ -136,32 +132,6 @@ class Cluster:
         node = _node()
         return node is not None and not any(kind in ("gcs_server", "raylet") for kind, _ in node.dead_processes())
 
-    def connect_hub(self) -> None:
-        """Make the first call to the hub, which takes a second, so that a stop need not. Failure is no harm."""
-        with suppress(Exception):
-            self.snapshot()
-
-    def mark_stopping(self) -> None:
-        """Not ready from now on, new work is refused. Raises when there is no hub or it does not answer."""
-        self._ask_hub("stop")
-
-    def snapshot(self) -> Snapshot:
-        """The hub's view of all workers. Raises when there is no hub or it does not answer."""
-        snapshot = self._ask_hub("snapshot")
-        assert isinstance(snapshot, Snapshot)
-        return snapshot
-
-    def _ask_hub(self, method: str) -> Any:
-        def ask() -> Any:
-            from ray import serve
-
-            if self._hub is None:
-                self._hub = serve.get_deployment_handle("hub", self._plan.app_name)
-            return getattr(self._hub, method).remote().result(timeout_s=HUB_S)
-
-        # Ray waits without end for a deployment that is not there yet and for a Ray that is not there any more.
-        return within(HUB_S, ask)
-
     def logs(self) -> Path | None:
         """The folder where Ray keeps what every process wrote."""
         node = _node()
@@ -178,6 +148,7 @@ class Cluster:
         with suppress(TimeoutError):
             # Serve waits up to 30 s for a replica that does not end; ray.shutdown ends it in any case.
             if self._client is not None and self.alive():
+                logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns of how handles are ended
                 within(SERVE_SHUTDOWN_S, serve.shutdown)
         with suppress(TimeoutError):
             within(RAY_SHUTDOWN_S, ray.shutdown)

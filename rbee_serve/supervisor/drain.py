@@ -1,48 +1,53 @@
-"""The stop: not ready at once, no new work, running requests finish, then everything ends."""
+"""The stop: not ready at once, no new work, running requests finish or are told why not."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from rbee_serve.state import Snapshot
 
-LONGEST_S = 20.0
-"""How long running requests may take to finish."""
+LONGEST_S = 18.0
+"""How long running requests may take to finish. Who stops us expects the end within 30 s."""
+CUT_S = 2.0
+"""How long the streams that are cut may take to say so."""
 QUIET_S = 1.2
 """How long there must have been no request: replicas tell of theirs every second."""
 POLL_S = 0.2
 
 
-def drain(
-    mark_stopping: Callable[[], None],
-    snapshot: Callable[[], Snapshot],
-    say: Callable[[str], None],
-    longest_s: float = LONGEST_S,
-) -> int:
-    """Refuse new work and wait for what runs; returns how many requests were still running after `longest_s`.
+class Hub(Protocol):
+    """What is asked of the hub: `HubLine`."""
 
-    The first two ask the hub. If it does not answer there is none, and nothing is known that could be waited for.
+    def snapshot(self) -> Snapshot:
+        """All workers."""
+
+    def stop(self) -> None:
+        """Take no new work."""
+
+    def cut(self) -> None:
+        """End the work that runs."""
+
+
+def drain(hub: Hub, say: Callable[[str], None], longest_s: float = LONGEST_S) -> int:
+    """Refuse new work, wait for what runs, and cut what still runs after `longest_s`; returns how many requests.
+
+    If the hub does not answer there is none, and nothing is known that could be waited for.
     """
     try:
-        mark_stopping()
-        busy = requests_in(snapshot())
-        if busy:
+        hub.stop()
+        if busy := requests_in(hub.snapshot()):
             say(f"{count(busy)} still running; waiting up to {longest_s:.0f} s (a second signal stops at once)")
-        deadline = time.monotonic() + longest_s
-        quiet_since = time.monotonic()
-        while time.monotonic() < deadline:
-            time.sleep(POLL_S)
-            busy = requests_in(snapshot())
-            if busy:
-                quiet_since = time.monotonic()
-            elif time.monotonic() - quiet_since >= QUIET_S:
-                break
-    except Exception:
+        left = _wait_for_quiet(hub, longest_s)
+        if left:
+            say(f"{count(left)} did not finish in {longest_s:.0f} s and will be cut")
+            hub.cut()
+            _wait_for_quiet(hub, CUT_S)
+    except Exception as exc:
+        say(f"the hub does not answer ({type(exc).__name__}), so requests that still run are cut")
         return 0
-    if busy:
-        say(f"{count(busy)} did not finish in {longest_s:.0f} s and will be cut")
-    return busy
+    return left
 
 
 def requests_in(snapshot: Snapshot) -> int:
@@ -53,3 +58,15 @@ def requests_in(snapshot: Snapshot) -> int:
 def count(requests: int) -> str:
     """`1 request` or `3 requests`."""
     return "1 request" if requests == 1 else f"{requests} requests"
+
+
+def _wait_for_quiet(hub: Hub, longest_s: float) -> int:
+    """The number of requests at the end: 0 after `QUIET_S` without any, else what there is after `longest_s`."""
+    began = quiet_since = time.monotonic()
+    while True:
+        time.sleep(POLL_S)
+        now = time.monotonic()
+        if busy := requests_in(hub.snapshot()):
+            quiet_since = now
+        if now - quiet_since >= QUIET_S or now - began >= longest_s:
+            return busy

@@ -18,6 +18,7 @@ from rbee_serve.supervisor.display import Display, make_display
 from rbee_serve.supervisor.drain import drain
 from rbee_serve.supervisor.environment import check_environment, prepare
 from rbee_serve.supervisor.follow import StartFailed, Workers, follow, watch
+from rbee_serve.supervisor.hub_line import HubLine
 from rbee_serve.supervisor.readiness import ApplicationClient
 from rbee_serve.supervisor.stop_signal import Stopped, StopSignal
 from rbee_serve.supervisor.summary import summary
@@ -38,6 +39,7 @@ def serve(plan: Plan, verbose: bool) -> int:
     stop.install()
     cluster = Cluster(plan)
     application = ApplicationClient(plan)
+    hub = HubLine(plan.app_name)
     console = Console(file=sys.stdout, soft_wrap=True)
     say = _printer(console)
     try:
@@ -48,9 +50,10 @@ def serve(plan: Plan, verbose: bool) -> int:
             raise StartFailed(f"no worker could be started\n{reasons}")
         if workers is not None:
             _announce(plan, application, workers, cluster, say)
+            hub.open()
             if not watch(application, cluster.alive, workers, say, stop.wait) and not stop.wait(1.0):
                 raise StartFailed("a process of Ray has died, nothing is served any more")
-        _stop(cluster, say)
+        _stop(cluster, hub, say)
         return 0
     except Stopped:
         say("stopped before anything was served")
@@ -97,18 +100,17 @@ def _announce(
     except httpx.HTTPError:
         lines = []
     say("\n".join(["", *lines, "", f"  logs: {cluster.logs()}", ""]))
-    cluster.connect_hub()
     say(f"serving on {plan.config.public_url or plan.base_url} — Ctrl+C stops it")
 
 
-def _stop(cluster: Cluster, say: Callable[[str], None]) -> None:
+def _stop(cluster: Cluster, hub: HubLine, say: Callable[[str], None]) -> None:
     began = time.monotonic()
     last_resort = threading.Timer(LONGEST_STOP_S, lambda: os._exit(0))
     last_resort.daemon = True
     last_resort.start()
     if cluster.alive():
         say("stopping: new requests are refused")
-        drain(cluster.mark_stopping, cluster.snapshot, say)
+        drain(hub, say)
     else:
         say("stopping: the signal went to Ray's processes too, so running requests were cut; send it to this one only")
     cluster.stop()

@@ -5,18 +5,22 @@ from __future__ import annotations
 import time
 
 from rbee_serve.state import ReplicaState, Snapshot, fold
-from rbee_serve.supervisor.drain import QUIET_S, drain
+from rbee_serve.supervisor.drain import POLL_S, QUIET_S, drain
 
 
 class Hub:
-    """Tells of one request after the other, then of none."""
+    """Tells of one request after the other, then of none; of none at once when they are cut."""
 
     def __init__(self, *busy: int) -> None:
         self.busy = list(busy)
-        self.stopping = False
+        self.calls: list[str] = []
 
-    def mark_stopping(self) -> None:
-        self.stopping = True
+    def stop(self) -> None:
+        self.calls.append("stop")
+
+    def cut(self) -> None:
+        self.calls.append("cut")
+        self.busy.clear()
 
     def snapshot(self) -> Snapshot:
         running = self.busy.pop(0) if self.busy else 0
@@ -29,28 +33,36 @@ class Hub:
             running=running // 2,
             queued=-(-running // 2),
         )
-        worker = fold("a", 1, [replica], was_ready=True, stopping=self.stopping)
-        return Snapshot(version=1, workers=(worker,), stopping=self.stopping)
+        worker = fold("a", 1, [replica], was_ready=True, stopping=bool(self.calls))
+        return Snapshot(version=1, workers=(worker,), stopping=bool(self.calls))
 
 
 def test_running_and_queued_requests_are_waited_for() -> None:
     hub, said, began = Hub(3, 3, 1, 0), list[str](), time.monotonic()
-    assert drain(hub.mark_stopping, hub.snapshot, said.append) == 0
-    assert hub.stopping
+    assert drain(hub, said.append) == 0
+    assert hub.calls == ["stop"]
     assert QUIET_S < time.monotonic() - began < QUIET_S + 2
-    assert said == ["3 requests still running; waiting up to 20 s (a second signal stops at once)"]
+    assert said == ["3 requests still running; waiting up to 18 s (a second signal stops at once)"]
 
 
-def test_what_does_not_finish_in_time_is_told() -> None:
+def test_what_does_not_finish_in_time_is_cut() -> None:
     hub, said = Hub(*[1] * 100), list[str]()
-    assert drain(hub.mark_stopping, hub.snapshot, said.append, longest_s=0.5) == 1
+    assert drain(hub, said.append, longest_s=0.5) == 1
+    assert hub.calls == ["stop", "cut"]
     assert said[-1] == "1 request did not finish in 0 s and will be cut"
 
 
-def test_a_hub_that_is_gone_is_not_waited_for() -> None:
-    def gone() -> None:
-        raise TimeoutError
+def test_a_request_between_two_reports_is_waited_for_too() -> None:
+    hub, began = Hub(0, 0, 0, 2, 0), time.monotonic()
+    assert drain(hub, list[str]().append) == 0
+    assert time.monotonic() - began > QUIET_S + 2 * POLL_S
 
-    hub, said = Hub(5), list[str]()
-    assert drain(gone, hub.snapshot, said.append) == 0
-    assert said == []
+
+def test_a_hub_that_is_gone_is_not_waited_for() -> None:
+    class Gone(Hub):
+        def stop(self) -> None:
+            raise TimeoutError
+
+    said: list[str] = []
+    assert drain(Gone(5), said.append) == 0
+    assert said == ["the hub does not answer (TimeoutError), so requests that still run are cut"]
