@@ -73,8 +73,10 @@ MISTAKES = {
     "an unknown worker type": (
         "type: echo",
         "type: ecko",
-        "rbee-serve: serve_config.yaml:11: applications[0].args.workers[0].type: "
-        "worker type 'ecko' is unknown; did you mean echo?",
+        (
+            "rbee-serve: serve_config.yaml:11: applications[0].args.workers[0].type: "
+            "worker type 'ecko' is unknown; did you mean echo?"
+        ),
     ),
     "a host beyond this machine without a token": (
         "127.0.0.1",
