@@ -31,7 +31,8 @@ from rbee_serve.state import LoadProgress
 T = TypeVar("T")
 Fields = Mapping[str, Any] | InferenceRequest | None
 
-_BAD_GATEWAY = frozenset({502, 503, 504})
+_NOT_THERE = frozenset({404, 502, 503, 504})
+"""Statuses of whatever stands before rbee-serve while that is not up: Ray's proxy answers 404 then."""
 
 
 class Unauthorized(Exception):
@@ -108,7 +109,7 @@ def error_of(status: int, body: bytes) -> Exception:
     if "code" not in fields or "message" not in fields:
         # Not rbee-serve: a proxy in between, or something else on that port.
         answered = f"the server answered {status} without saying why"
-        return WorkerLost(answered) if status in _BAD_GATEWAY else InternalError(answered)
+        return WorkerLost(answered) if status in _NOT_THERE else InternalError(answered)
     error = error_from_code(str(fields["code"]), str(fields["message"]))
     error.violations = tuple(_violations(fields.get("errors")))
     if isinstance(url := fields.get("progress_url"), str):

@@ -87,6 +87,8 @@ async def inference(request: Request) -> Response:
         error = WorkerLoading("wait")
         error.progress_url = "/p"
         return refusal(error)
+    if worker == "not-up":
+        return PlainTextResponse("Bad Gateway", 404)
     if worker == "proxy":
         return PlainTextResponse("Bad Gateway", 502)
     if worker == "strange":

@@ -162,6 +162,7 @@ def test_a_loading_worker_is_raised_with_the_place_to_look(client: Any) -> None:
     ("worker", "error", "message"),
     [
         ("proxy", WorkerLost, "answered 502"),
+        ("not-up", WorkerLost, "answered 404"),
         ("strange", InternalError, "answered 418"),
         ("unknown-code", InternalError, "news"),
     ],
