@@ -37,12 +37,17 @@ _POSITION = re.compile(r" at (line \d+ column \d+)$")
 _NOT_UTF8 = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x00")
 
 
-def parse(request_type: type[RequestT], body: bytes) -> RequestT:
-    """The request that `body` holds as JSON. Raises `InvalidRequest` with every violation."""
+def check_form(body: bytes) -> None:
+    """Raise `InvalidRequest` where `body` is not in UTF-8, or holds so many values that reading them would be slow."""
     if body.startswith(_NOT_UTF8) or body[1:2] == b"\x00":
         raise InvalidRequest.of_field(BODY, "json", "must be UTF-8 without a byte order mark")
     if _has_too_many_values(body):
         raise InvalidRequest.of_field(BODY, f"values <= {MAX_VALUES}", f"must not hold more than {MAX_VALUES} values")
+
+
+def parse(request_type: type[RequestT], body: bytes) -> RequestT:
+    """The request that `body` holds as JSON. Raises `InvalidRequest` with every violation."""
+    check_form(body)
     return _checked(request_type, lambda: request_type.model_validate_json(body))
 
 

@@ -29,6 +29,9 @@ class BearerAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401."""
+        if scope["type"] == "websocket":  # nothing here is one, and what might be would not be open
+            await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http" or (scope["method"] in ("GET", "HEAD") and _OPEN_PATH.fullmatch(scope["path"])):
             await self._app(scope, receive, send)
             return
@@ -38,13 +41,19 @@ class BearerAuth:
         elif len(credentials) == 1 and self._is_valid(credentials[0]):
             await self._app(scope, receive, send)
         else:
-            logger.warning("refused a request to %s with token %s", scope["path"], fingerprint(credentials[0]))
+            # %r keeps control characters of a hostile path out of the log's lines.
+            shown = fingerprint(_token(credentials[0]))
+            logger.warning("refused a request to %r with token %s", scope["path"][:200], shown)
             await _unauthorized("INVALID_API_KEY", "the token is not valid here")(scope, receive, send)
 
     def _is_valid(self, header: bytes) -> bool:
-        scheme, _, token = header.partition(b" ")
         # Digests have one length, so the comparison tells nothing about the token's.
-        return scheme.lower() == b"bearer" and hmac.compare_digest(hashlib.sha256(token.strip()).digest(), self._digest)
+        is_equal = hmac.compare_digest(hashlib.sha256(_token(header)).digest(), self._digest)
+        return is_equal and header[:7].lower() == b"bearer "
+
+
+def _token(header: bytes) -> bytes:
+    return header.partition(b" ")[2].strip()
 
 
 def _unauthorized(code: str, message: str) -> JSONResponse:

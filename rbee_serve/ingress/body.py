@@ -21,7 +21,7 @@ async def read_json_body(request: Request, limits: LimitsConfig) -> bytes:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in _JSON_TYPES and not media_type.endswith("+json"):
         raise UnsupportedMediaType("send the request as Content-Type: application/json")
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+    if any(encoding.strip().lower() != "identity" for encoding in request.headers.getlist("content-encoding")):
         raise UnsupportedMediaType("send the body without Content-Encoding")
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > 18 or int(declared) > limits.max_body_bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -19,7 +18,10 @@ from rbee_serve.ingress.error_responses import error_response
 from rbee_serve.ingress.event_response import ClientLeft, EventResponse, unless_client_leaves
 from rbee_serve.ingress.router import Reply
 from rbee_serve.ingress.services import IngressServices, Worker
-from rbee_serve.validation import parse
+from rbee_serve.validation import check_form, parse
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NAME = msgspec.json.Decoder(str | None)
 
 
 class Inference:
@@ -61,18 +63,20 @@ class Inference:
         return worker, body
 
     def _worker_of_body(self, body: bytes) -> tuple[Worker, bytes]:
-        """The worker that the body names, and the body without the names."""
+        """The worker that the body names, and the body without the names. What else is in it stays as it is."""
+        check_form(body)
         try:
-            fields = msgspec.json.decode(body, type=dict[str, Any])
+            fields = _FIELDS.decode(body)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             raise InvalidRequest.of_field("body", "json", "send a JSON object in UTF-8") from None
-        worker_id, model = fields.pop("worker", None), fields.pop("model", None)
+        try:
+            worker_id, model = (_NAME.decode(fields.pop(name, b"null")) for name in ("worker", "model"))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise InvalidRequest.of_field("worker", "type: string", "worker and model are strings") from None
         if worker_id is None and model is None:
             raise InvalidRequest.of_field(
                 "worker", "required", "name the worker, or the model, or use the worker's URL"
             )
-        if not all(name is None or isinstance(name, str) for name in (worker_id, model)):
-            raise InvalidRequest.of_field("worker", "type: string", "worker and model are strings")
         worker = self._services.find(worker_id, model)
         if worker is None:
             raise WorkerNotFound("no worker of that name or model; GET /v1/workers lists them")

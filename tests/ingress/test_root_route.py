@@ -1,0 +1,25 @@
+"""`POST /v1/inference`: the worker is named in the body, which may be as hostile as any."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from tests.ingress.application import application, serving
+from tests.raw_http import exchange, whole
+
+
+@pytest.mark.parametrize(
+    "values", [b"[]," * 8_000_000 + b"0", b'{"a":0},' * 3_000_000 + b"0"], ids=["arrays", "objects"]
+)
+def test_millions_of_values_are_refused_before_they_are_read(values: bytes) -> None:
+    body = b'{"worker":"nobody","x":[' + values + b"]}"
+    with serving(application(None), "httptools") as url:
+        began = time.monotonic()
+        answer = exchange(url, whole("/v1/inference", body))
+        seconds = time.monotonic() - began
+    assert answer.status == 400
+    assert json.loads(answer.body)["errors"][0]["constraint"] == "values <= 100000"
+    assert seconds < 2

@@ -1,0 +1,131 @@
+"""The tables of bad JSON: what is sent to the echo worker, and what it is blamed for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from deployments.echo import EchoRequest
+
+INFER = "/workers/echo-0/v1/inference"
+ROOT = "/v1/inference"
+CONTENT = "what-nobody-else-may-read"
+"""Stands in every prompt, and in no answer that refuses it."""
+GOOD = json.dumps({"prompt": CONTENT, "stream": False}).encode()
+
+
+def _with_prompt(fields: str) -> bytes:
+    return f'{{"prompt":"{CONTENT}","stream":false,{fields}}}'.encode(errors="surrogatepass")
+
+
+def _bounds() -> Iterator[tuple[str, bytes, str]]:
+    """Each bound of the request, missed by one."""
+    for field, schema in EchoRequest.model_json_schema()["properties"].items():
+        for option in [schema, *schema.get("anyOf", ())]:
+            wrong: dict[str, Any] = {
+                **{name: option[name] + 1 for name in ["maximum"] if name in option},
+                **{name: option[name] - 1 for name in ["minimum"] if name in option},
+                **{name: option[name] for name in ["exclusiveMinimum"] if name in option},
+                **{name: "x" * (option[name] + 1) for name in ["maxLength"] if name in option},
+                **{name: "" for name in ["minLength", "pattern"] if name in option},
+            }
+            for name, value in wrong.items():
+                fields = {"prompt": CONTENT, "stream": False, field: value}
+                yield f"{field} beyond its {name}", json.dumps(fields).encode(), field
+
+
+JSON: list[tuple[str, bytes, str]] = [
+    # The name, the body, and the field that is complained about.
+    ("empty", b"", "body"),
+    ("blank", b" \n ", "body"),
+    ("NUL bytes", bytes(1000), "body"),
+    ("truncated", GOOD[:-1], "body"),
+    ("text behind it", GOOD + b"x", "body"),
+    ("two objects", GOOD + GOOD, "body"),
+    ("null", b"null", "body"),
+    ("a number", b"1", "body"),
+    ("a string", f'"{CONTENT}"'.encode(), "body"),
+    ("an array", b"[" + GOOD + b"]", "body"),
+    ("nested 100,000 deep", b"[" * 100_000, "body"),
+    ("nested 100,000 deep, closed", _with_prompt(f'"x":{"[" * 100_000}{"]" * 100_000}'), "body"),
+    ("objects 100,000 deep", b'{"a":' * 100_000, "body"),
+    ("nested 150 deep", _with_prompt(f'"x":{"[" * 150}{"]" * 150}'), "x"),
+    ("100,000 values", _with_prompt(f'"x":[{"0," * 100_000}0]'), "body"),
+    ("10,000 unknown fields", _with_prompt(",".join(f'"x{n}":0' for n in range(10_000))), "body"),
+    ("an integer of 5,000 digits", _with_prompt(f'"repeat":{"9" * 5000}'), "body"),
+    ("an integer over 64 bits", _with_prompt(f'"repeat":{2**70}'), "repeat"),
+    ("an unknown integer over 64 bits", _with_prompt(f'"x":{2**70}'), "x"),
+    ("a number with an exponent too large", _with_prompt('"delay_s":1e999'), "delay_s"),
+    ("NaN", _with_prompt('"delay_s":NaN'), "delay_s"),
+    ("Infinity", _with_prompt('"delay_s":Infinity'), "delay_s"),
+    ("-Infinity", _with_prompt('"delay_s":-Infinity'), "delay_s"),
+    ("UTF-16", GOOD.decode().encode("utf-16"), "body"),
+    ("UTF-16 without a mark", GOOD.decode().encode("utf-16-le"), "body"),
+    ("UTF-32", GOOD.decode().encode("utf-32"), "body"),
+    ("a byte order mark", b"\xef\xbb\xbf" + GOOD, "body"),
+    ("bytes that are not UTF-8", _with_prompt('"job_id":"X"').replace(b"X", b"\xff"), "body"),
+    ("a lone surrogate, escaped", _with_prompt(r'"job_id":"\ud800"'), "body"),
+    ("a lone surrogate, raw", _with_prompt('"job_id":"\ud800"'), "body"),
+    ("a lone surrogate in a name", _with_prompt(r'"\ud800":1'), "body"),
+    ("a control character in a string", _with_prompt('"job_id":"a\nb"'), "body"),
+    ("a boolean where an integer is meant", _with_prompt('"repeat":true'), "repeat"),
+    ("a boolean where a number is meant", _with_prompt('"delay_s":true'), "delay_s"),
+    ("a number where a boolean is meant", _with_prompt('"progress":1'), "progress"),
+    ("a string where an integer is meant", _with_prompt('"repeat":"1"'), "repeat"),
+    ("a fraction where an integer is meant", _with_prompt('"repeat":1.0'), "repeat"),
+    ("null where an integer is meant", _with_prompt('"repeat":null'), "repeat"),
+    ("an object where a string is meant", b'{"prompt":{"a":1},"stream":false}', "prompt"),
+    ("a field twice, the last one wrong", _with_prompt('"repeat":1,"repeat":0'), "repeat"),
+    ("an unknown field", _with_prompt('"temperature":1'), "temperature"),
+    ("a near miss", _with_prompt('"max_token":1'), "max_token"),
+    ("a field in capitals", _with_prompt('"REPEAT":1'), "REPEAT"),
+    ("a field without a name", _with_prompt('"":1'), '""'),
+    ("a dunder", _with_prompt('"__class__":1'), "__class__"),
+    ("a name that is a format", _with_prompt('"{0.__class__}%s":1'), "{0.__class__}%s"),
+    ("a line end in the job's name", _with_prompt(r'"job_id":"a\n"'), "job_id"),
+    ("a choice that there is not", _with_prompt('"fail":"no"'), "fail"),
+    ("a prompt of 900 kB", json.dumps({"prompt": "x" * 900_000}).encode(), "prompt"),
+    ("a prompt of NULs, too long", b'{"prompt":"' + rb"\u0000" * 40_000 + b'"}', "prompt"),
+    *_bounds(),
+]  # fmt: skip
+
+ODD_BUT_GOOD: list[tuple[str, bytes]] = [
+    ("a field twice, the last one right", _with_prompt('"repeat":0,"repeat":1')),
+    ("a prompt of control characters", b'{"stream":false,"prompt":"' + rb"\u0000\u001b\u2028" * 100 + b'"}'),
+    ("white space around it", b" \r\n\t" + GOOD + b" \n"),
+]
+
+
+NOT_JSON = {"NaN", "Infinity", "-Infinity"}
+"""By the letter. Where the worker's name has to be found in the body first, it is the body that is at fault."""
+
+
+def at_the_root(body: bytes) -> bytes:
+    """The body as the route that serves all workers wants it."""
+    return body.replace(b"{", b'{"worker":"echo-0",', 1)
+
+
+BOTH_ROUTES = [(f"{name}, worker's route", INFER, body, field) for name, body, field in JSON] + [
+    (f"{name}, root route", ROOT, at_the_root(body), "body" if name in NOT_JSON else field)
+    for name, body, field in JSON
+]
+
+
+ROOT_NAMES: list[tuple[str, bytes, int, str]] = [
+    # How the worker may be misnamed, the body, the status and the code.
+    ("no worker named", GOOD, 400, "INVALID_REQUEST"),
+    ("null", b'{"worker":null,"prompt":"a"}', 400, "INVALID_REQUEST"),
+    ("a number", b'{"worker":1,"prompt":"a"}', 400, "INVALID_REQUEST"),
+    ("a boolean as model", b'{"model":true,"prompt":"a"}', 400, "INVALID_REQUEST"),
+    ("an array", b'{"worker":["echo-0"],"prompt":"a"}', 400, "INVALID_REQUEST"),
+    ("an object", b'{"worker":{"echo-0":1},"prompt":"a"}', 400, "INVALID_REQUEST"),
+    ("5,000 digits", b'{"worker":' + b"9" * 5000 + b',"prompt":"a"}', 400, "INVALID_REQUEST"),
+    ("nobody", b'{"worker":"nobody","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("empty", b'{"worker":"","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("the hub", b'{"worker":"hub","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("a path", b'{"worker":"../echo-0","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("500 kB", b'{"worker":"' + b"x" * 500_000 + b'","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("worker and model that do not fit", b'{"worker":"echo-0","model":"x","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("an escaped lone surrogate", rb'{"worker":"\ud800","prompt":"a"}', 400, "INVALID_REQUEST"),
+]  # fmt: skip
