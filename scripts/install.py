@@ -21,6 +21,7 @@ VENV_PYTHON = VENV / "bin" / "python"
 
 Command = list[str | Path]
 UV_INSTALL: Command = [VENV / "bin" / "uv", "pip", "install", "--python", VENV_PYTHON]
+RAY_IMPORTS = ("aiohttp", "fastapi", "google", "grpc", "opentelemetry", "pydantic", "ray", "starlette")
 
 NO_CPU_TORCH = """\
 The CPU build of PyTorch ({torch}) was found neither on your package index nor on PyTorch's own index for CPU builds. \
@@ -63,6 +64,7 @@ def install(extras: list[str]) -> None:
         command += find_cpu_torch(f"torch=={pins['torch']}+cpu", environment)
     target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
     run([*command, "--editable", target], "the packages could not be installed; uv says why above", environment)
+    compile_ray()
 
 
 def make_venv() -> None:
@@ -112,6 +114,13 @@ def find_cpu_torch(torch: str, environment: dict[str, str]) -> list[str]:
         if succeeds([*UV_INSTALL, "--dry-run", "--no-deps", torch, *options], impatient):
             return options
     raise InstallError(NO_CPU_TORCH.format(torch=torch.replace("==", " ")))
+
+
+def compile_ray() -> None:
+    """Compile what Ray's processes import. Eight of them start at once, and on the first start each would do it."""
+    library = next((VENV / "lib").glob("python3*/site-packages"))
+    packages = [str(library / name) for name in RAY_IMPORTS if (library / name).is_dir()]
+    succeeds([VENV_PYTHON, "-m", "compileall", "-q", "-j", "0", *packages])
 
 
 def succeeds(command: Command, environment: dict[str, str] | None = None) -> bool:

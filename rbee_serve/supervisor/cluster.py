@@ -6,9 +6,10 @@ import importlib
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,8 @@ from rbee_serve.supervisor.worker_output import show_worker_output
 
 T = TypeVar("T")
 
+RAY_START_S = 180.0
+"""How long Ray's processes may take to find each other."""
 SERVE_SHUTDOWN_S = 6.0
 """How long Serve may take to end its replicas before Ray is stopped under it."""
 RAY_SHUTDOWN_S = 6.0
@@ -63,13 +66,14 @@ class Cluster:
 
         self._reaper = start_reaper()
         try:
-            ray.init(
-                address="local",
-                namespace="serve",
-                include_dashboard=False,
-                logging_level=logging.WARNING,
-                log_to_driver=True,
-            )
+            with _patience():
+                ray.init(
+                    address="local",
+                    namespace="serve",
+                    include_dashboard=False,
+                    logging_level=logging.WARNING,
+                    log_to_driver=True,
+                )
         except Exception as exc:
             raise RuntimeError(f"Ray could not be started: {exc}") from exc
         show_worker_output(output, verbose)
@@ -152,6 +156,32 @@ class Cluster:
                 within(SERVE_SHUTDOWN_S, serve.shutdown)
         with suppress(TimeoutError):
             within(RAY_SHUTDOWN_S, ray.shutdown)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Ray gives itself 30 s to start, which is too short where everything is slow: the first start after an
+    installation, two cores with other work. It cannot be configured, so its question is held back until it has an
+    answer."""
+    from ray._private import services
+
+    get_node = services.get_node
+
+    def wait_for_node(*args: Any, **kwargs: Any) -> Any:
+        deadline = time.monotonic() + RAY_START_S
+        while True:
+            try:
+                return get_node(*args, **kwargs)
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = wait_for_node
+    try:
+        yield
+    finally:
+        services.get_node = get_node
 
 
 def _node() -> Any:
