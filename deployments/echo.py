@@ -12,6 +12,7 @@ import re
 import signal
 import time
 from collections.abc import AsyncGenerator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -65,29 +66,29 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
         began = time.monotonic()
         self.active += 1
         try:
-            words = re.findall(r"\s*\S+\s*$|\s*\S+|\s+$", request.prompt) * request.repeat
-            words = words[: request.max_tokens]
+            once = re.findall(r"\s*\S+\s*$|\s*\S+|\s+$", request.prompt)
+            total = min(len(once) * request.repeat, request.max_tokens)
             if request.fail != "block":
                 await asyncio.sleep(request.delay_s)
-            yield Narration(actor="echo", action="echo", target="prompt", human=f"Echoing {len(words)} words")
-            for i, word in enumerate(words):
+            yield Narration(actor="echo", action="echo", target="prompt", human=f"Echoing {total} words")
+            for i, word in enumerate(islice(cycle(once), total)):
                 if request.fail and i == request.fail_at:
                     await self._fail(request)
                 yield Output(TokenOutput(t=word, i=i))
                 if request.progress:
-                    yield Progress(step=i + 1, total=len(words))
+                    yield Progress(step=i + 1, total=total)
                 await asyncio.sleep(self._pause(request, began, i))
             if request.fail == "no_end":
                 return
             seconds = time.monotonic() - began
-            yield Metrics({"tokens_per_sec": len(words) / max(seconds, 1e-9), "vram_bytes": self.memory_bytes()})
+            yield Metrics({"tokens_per_sec": total / max(seconds, 1e-9), "vram_bytes": self.memory_bytes()})
             yield End(
-                tokens_out=len(words),
+                tokens_out=total,
                 decode_time_ms=round(seconds * 1000),
-                stop_reason=StopReason.MAX_TOKENS if len(words) == request.max_tokens else StopReason.COMPLETE,
+                stop_reason=StopReason.MAX_TOKENS if total == request.max_tokens else StopReason.COMPLETE,
             )
             if request.fail == "after_end":
-                yield Output(TokenOutput(t="too late", i=len(words)))
+                yield Output(TokenOutput(t="too late", i=total))
         finally:
             self.active -= 1
 
