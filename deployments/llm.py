@@ -92,15 +92,11 @@ SAMPLING_FIELDS = (
 
 
 class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
-    """A vLLM engine and the model's tokenizer. `loras` are adapters by name; an engine that has work and makes no step
-    for `hang_timeout_s` seconds is taken to hang."""
+    """A vLLM engine and the model's tokenizer. `loras` are adapters by name."""
 
-    def __init__(
-        self, engine: Any, steps: EngineSteps, memory: MemoryGauge, loras: dict[str, Any], hang_timeout_s: float
-    ) -> None:
+    def __init__(self, engine: Any, steps: EngineSteps, memory: MemoryGauge, loras: dict[str, Any]) -> None:
         self._engine = engine
         self._steps = steps
-        self._hang_timeout_s = hang_timeout_s
         self._memory = memory
         self._loras = loras
         self._tokenizer = engine.get_tokenizer()
@@ -233,7 +229,7 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
 
     def is_healthy(self) -> bool:
         """False once the engine's process is dead, or hangs."""
-        return not self._engine.errored and self._steps.overdue_s() < self._hang_timeout_s
+        return not self._engine.errored and not self._steps.hangs()
 
     def memory_bytes(self) -> int:
         """Bytes that the engine's processes hold."""
@@ -256,11 +252,11 @@ def load(context: LoadContext) -> LlmBackend:
     if adapters:
         options.setdefault("enable_lora", True)
     context.report(LoadProgress(stage="loading_to_vram"))
-    steps = EngineSteps()
+    steps = EngineSteps(context.worker.hang_timeout_s)
     engine = start_engine(context.worker.id, options, steps)
     request = importlib.import_module("vllm.lora.request").LoRARequest
     loras = {name: request(name, number, str(path)) for number, (name, path) in enumerate(adapters.items(), start=1)}
-    return LlmBackend(engine, steps, memory_gauge(context.device), loras, context.worker.hang_timeout_s)
+    return LlmBackend(engine, steps, memory_gauge(context.device), loras)
 
 
 def check(worker: WorkerConfig) -> None:

@@ -51,27 +51,31 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
 
 
 class EngineSteps:
-    """When the engine last made a step, by the statistics that its scheduler sends with each. vLLM's own `check_health`
-    sees only an engine that has raised. `requests` counts those that the engine has not finished."""
+    """Whether the engine gets on, by the statistics that its scheduler sends with each step: one that has work and makes
+    no step for `longest_s` seconds hangs, until it makes one. vLLM's own `check_health` sees only an engine that has
+    raised."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
         self._last = time.monotonic()
-        self.requests = 0
+        self._requests = 0
+        self._hangs = False
 
     @contextmanager
     def expected(self) -> Iterator[None]:
         """While the block runs there is a request, so steps are to be expected."""
-        if self.requests == 0:
+        if self._requests == 0:
             self._last = time.monotonic()
-        self.requests += 1
+        self._requests += 1
         try:
             yield
         finally:
-            self.requests -= 1
+            self._requests -= 1
 
     def record(self, *statistics: Any, **more: Any) -> None:
         """Called by vLLM for each message of the engine."""
         self._last = time.monotonic()
+        self._hangs = False
 
     def log_engine_initialized(self) -> None:
         """Called by vLLM once; nothing to do."""
@@ -79,9 +83,11 @@ class EngineSteps:
     def log(self) -> None:
         """Called by vLLM now and then; nothing to do."""
 
-    def overdue_s(self) -> float:
-        """Seconds since the last step, while there are requests; else 0."""
-        return time.monotonic() - self._last if self.requests else 0.0
+    def hangs(self) -> bool:
+        """Whether the engine hangs. That stays true when its requests have been given up."""
+        if self._requests and time.monotonic() - self._last > self._longest_s:
+            self._hangs = True
+        return self._hangs
 
 
 def start_engine(worker_id: str, options: dict[str, Any], steps: EngineSteps) -> Any:

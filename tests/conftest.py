@@ -47,7 +47,6 @@ LLM: dict[str, Any] = {
     "model_ref": DEFAULT_MODEL,
     "model_name": "SmolLM2-135M-Instruct",
     "cpus": 0,
-    "hang_timeout_s": 10,
     "engine": {"dtype": "bfloat16", "max_model_len": 2048, "max_num_seqs": 64},
 }
 

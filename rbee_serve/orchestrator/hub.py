@@ -30,9 +30,9 @@ class Hub:
         self._announcer.start()
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
-    async def push(self, state: ReplicaState) -> None:
-        """A replica's state; from every replica, every second and on change."""
-        self._roster.push(state)
+    async def push(self, state: ReplicaState, sequence: int) -> None:
+        """A replica's state, in its `sequence`-th push; from every replica, twice a second and on change."""
+        self._roster.push(state, sequence)
         self._notice()
 
     async def watch(self, version: int, longest_s: float) -> Snapshot:

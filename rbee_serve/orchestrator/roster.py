@@ -23,6 +23,7 @@ class _Entry:
     """A replica's last push, and when it came."""
 
     state: ReplicaState
+    sequence: int
     pushed_at: float
 
     @property
@@ -49,8 +50,9 @@ class Roster:
         self._cutting = False
         self._snapshot = Snapshot(version=1, workers=self._fold(), hub_boot_id=boot_id)
 
-    def push(self, state: ReplicaState) -> None:
-        """A replica says how it is. A worker that is not configured here is none of ours: nothing happens."""
+    def push(self, state: ReplicaState, sequence: int = 0) -> None:
+        """A replica says how it is, in its `sequence`-th push. One that was overtaken by a later one, as happens while
+        the hub starts, is old news: nothing happens. A worker that is not configured here is none of ours: nothing happens."""
         with self._changed:
             replicas = self._replicas.get(state.worker_id)
             if replicas is None:
@@ -58,9 +60,11 @@ class Roster:
             known = replicas.get(state.replica_id)
             if known is None or known.state.boot_id != state.boot_id:
                 self._admit_boot(replicas, state.replica_id)
+            elif sequence < known.sequence:
+                return
             elif known.state.phase == "error":
                 return  # an error is the last word of its boot: what comes later was under way before, or is farewell
-            replicas[state.replica_id] = _Entry(state, self._clock())
+            replicas[state.replica_id] = _Entry(state, sequence, self._clock())
             if state.serves:
                 self._was_ready.add(state.worker_id)
             self._refresh()

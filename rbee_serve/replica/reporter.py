@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,12 +19,15 @@ PUSH_TIMEOUT_S = 2.0
 
 
 class Reporter:
-    """Calls `push` with what `observe` says. A hub that does not answer is tried again with the next push: only the
+    """Calls `push` with what `observe` says and the number of the push. A hub that does not answer is tried again with the next push: only the
     newest state is worth sending, so nothing queues up."""
 
-    def __init__(self, observe: Callable[[], ReplicaState], push: Callable[[ReplicaState], Awaitable[object]]) -> None:
+    def __init__(
+        self, observe: Callable[[], ReplicaState], push: Callable[[ReplicaState, int], Awaitable[object]]
+    ) -> None:
         self._observe = observe
         self._push = push
+        self._sequence = itertools.count(1)
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
@@ -44,7 +48,7 @@ class Reporter:
         """Push the present state and wait until the hub has it, or has not answered in time."""
         try:
             async with asyncio.timeout(PUSH_TIMEOUT_S):
-                await self._push(self._observe())
+                await self._push(self._observe(), next(self._sequence))
         except Exception as exc:
             logger.warning("the hub did not take the state of this replica: %s", type(exc).__name__)
 

@@ -181,3 +181,12 @@ def test_pushes_from_many_threads_are_all_counted() -> None:
         thread.join()
     assert [state.running for state in roster.worker("llm-1").replicas] == [199] * 8
     assert roster.snapshot().version == 1 + 8 * 200
+
+
+def test_a_push_that_was_overtaken_by_a_later_one_changes_nothing() -> None:
+    roster = Roster([WORKER])
+    roster.push(replica(phase="ready"), 7)
+    roster.push(replica(phase="loading"), 6)
+    assert roster.worker("llm-1").ready
+    roster.push(replica(boot_id="boot-b", phase="loading"), 1)
+    assert not roster.worker("llm-1").ready
