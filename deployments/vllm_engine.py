@@ -51,9 +51,11 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
 
 
 class EngineSteps:
-    """Whether the engine gets on, by the statistics that its scheduler sends with each step: one that has work and makes
-    no step for `longest_s` seconds hangs, until it makes one. vLLM's own `check_health` sees only an engine that has
-    raised."""
+    """Whether the engine gets on, by the statistics that its scheduler sends with each step.
+
+    One that has work and makes no step for `longest_s` seconds hangs, until it makes one. vLLM's own `check_health` sees
+    only an engine that has raised.
+    """
 
     def __init__(self, longest_s: float) -> None:
         self._longest_s = longest_s

@@ -51,8 +51,11 @@ class Roster:
         self._snapshot = Snapshot(version=1, workers=self._fold(), hub_boot_id=boot_id)
 
     def push(self, state: ReplicaState, sequence: int = 0) -> None:
-        """A replica says how it is, in its `sequence`-th push. One that was overtaken by a later one, as happens while
-        the hub starts, is old news: nothing happens. A worker that is not configured here is none of ours: nothing happens."""
+        """A replica says how it is, in its `sequence`-th push.
+
+        Nothing happens when a later one has overtaken it, as can be while the hub starts, or when the worker is not
+        configured here.
+        """
         with self._changed:
             replicas = self._replicas.get(state.worker_id)
             if replicas is None:

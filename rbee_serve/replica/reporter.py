@@ -19,8 +19,8 @@ PUSH_TIMEOUT_S = 2.0
 
 
 class Reporter:
-    """Calls `push` with what `observe` says and the number of the push. A hub that does not answer is tried again with the next push: only the
-    newest state is worth sending, so nothing queues up."""
+    """Calls `push` with what `observe` says and the number of the push. A hub that does not answer is tried again with
+    the next push: only the newest state is worth sending, so nothing queues up."""
 
     def __init__(
         self, observe: Callable[[], ReplicaState], push: Callable[[ReplicaState, int], Awaitable[object]]
