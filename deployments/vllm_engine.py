@@ -53,8 +53,8 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
 class EngineSteps:
     """Whether the engine gets on, by the statistics that its scheduler sends with each step.
 
-    One that has work and makes no step for `longest_s` seconds hangs, until it makes one. vLLM's own `check_health` sees
-    only an engine that has raised.
+    One that has work and makes no step for `longest_s` seconds hangs, until it makes one. vLLM's own `check_health`
+    sees only an engine that has raised.
     """
 
     def __init__(self, longest_s: float) -> None:
