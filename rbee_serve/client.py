@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from typing import Any, Self, TypeVar
@@ -44,7 +45,7 @@ def _translated() -> Iterator[None]:
         raise WorkerLost("the connection to the server failed") from exc
 
 
-class _Base:
+class _Base(ABC):
     """What both clients are made of. `timeout` is the longest silence in seconds, also within a stream, where the
     server sends something at least every 10 s; only `infer` waits without an end, as the server is silent until the
     result is there. `outputs` are the output classes to expect beside `TokenOutput`."""
@@ -60,8 +61,8 @@ class _Base:
         self._timeout = timeout
         self._open(base_url=base_url, headers={} if token is None else {"Authorization": f"Bearer {token}"})
 
-    def _open(self, **options: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _open(self, **options: Any) -> None: ...
 
     def _arguments(self, call: Call) -> dict[str, Any]:
         return {

@@ -41,8 +41,7 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     """One replica, as it sees itself. `memory_bytes` is what the model holds on its devices (VRAM, or RAM on a CPU);
-    `capacity` is how many requests run at once; `progress_age_s` is the time since the worker last got on with its
-    work, 0 while it has none."""
+    `capacity` is how many requests run at once."""
 
     worker_id: str
     replica_id: str
@@ -56,7 +55,6 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     queued: int = 0
     capacity: int = 1
     memory_bytes: int = 0
-    progress_age_s: float = 0.0
     error_code: str | None = None
     error: str | None = None
 

@@ -13,7 +13,7 @@ LONGEST_S = 18.0
 CUT_S = 2.0
 """How long the streams that are cut may take to say so."""
 QUIET_S = 1.2
-"""How long there must have been no request: replicas tell of theirs every second."""
+"""How long there must have been no request: replicas tell of theirs twice a second."""
 POLL_S = 0.2
 
 
