@@ -24,6 +24,7 @@ from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, 
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.replica.memory import process_tree_bytes
 from rbee_serve.request import InferenceRequest
+from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import LoadContext, WorkerSpec
 
 Failure = Literal["error", "exception", "oom", "hang", "block", "crash", "no_end", "after_end", "unhealthy"]
@@ -57,8 +58,9 @@ class EchoRequest(InferenceRequest):
 class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
     """Echoes. Counts what it works on, so that tests see whether a cancelled request has stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: StepClock) -> None:
         self.active = 0
+        self._steps = steps
         self._healthy = True
 
     async def execute(self, request: EchoRequest) -> AsyncGenerator[Event[TokenOutput], None]:
@@ -74,6 +76,7 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
             for i, word in enumerate(islice(cycle(once), total)):
                 if request.fail and i == request.fail_at:
                     await self._fail(request)
+                self._steps.step()
                 yield Output(TokenOutput(t=word, i=i))
                 if request.progress:
                     yield Progress(step=i + 1, total=total)
@@ -106,7 +109,8 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
             case "oom":
                 raise InsufficientVram("this exhaustion was asked for")
             case "hang":
-                await asyncio.Event().wait()
+                with self._steps.expected():
+                    await asyncio.Event().wait()
             case "block":
                 time.sleep(request.delay_s)  # noqa: ASYNC251 - blocking the loop is the point
             case "crash":
@@ -132,7 +136,7 @@ def load(context: LoadContext) -> EchoBackend:
         time.sleep(0.1)
     if message := options.get("load_error"):
         raise InternalError(str(message))
-    return EchoBackend()
+    return EchoBackend(context.steps)
 
 
 SPEC = WorkerSpec(

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deployments.vllm_engine import EngineSteps, engine_options, memory_gauge, start_engine
+from deployments.vllm_engine import EngineStatistics, check_engine, engine_options, memory_gauge, start_engine
 from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve import correlation
 from rbee_serve.backend import InferenceBackend
@@ -23,7 +23,7 @@ from rbee_serve.replica.gguf_conversion import ELEMENT_BYTES
 from rbee_serve.replica.memory import MemoryGauge
 from rbee_serve.replica.model_files import check_local, prepare
 from rbee_serve.request import InferenceRequest, new_id
-from rbee_serve.state import LoadProgress
+from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import LoadContext, WorkerSpec
 
 LONG_TEXT = 2000
@@ -94,9 +94,17 @@ SAMPLING_FIELDS = (
 class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
     """A vLLM engine and the model's tokenizer. `loras` are adapters by name."""
 
-    def __init__(self, engine: Any, steps: EngineSteps, memory: MemoryGauge, loras: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        steps: StepClock,
+        statistics: EngineStatistics,
+        memory: MemoryGauge,
+        loras: dict[str, Any],
+    ) -> None:
         self._engine = engine
         self._steps = steps
+        self._statistics = statistics
         self._memory = memory
         self._loras = loras
         self._tokenizer = engine.get_tokenizer()
@@ -129,14 +137,13 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
             lora_request=self._lora(request.lora),
         )
         try:
-            with self._steps.expected():
-                async with aclosing(outputs):
-                    async for output in outputs:
-                        last = output.outputs[0]
-                        first_at = first_at or time.monotonic()
-                        for piece in self._pieces(last.text, last.token_ids):
-                            yield Output(TokenOutput(t=piece, i=count))
-                            count += 1
+            async with aclosing(outputs), aclosing(self._steps.awaited(outputs)) as steps:
+                async for output in steps:
+                    last = output.outputs[0]
+                    first_at = first_at or time.monotonic()
+                    for piece in self._pieces(last.text, last.token_ids):
+                        yield Output(TokenOutput(t=piece, i=count))
+                        count += 1
         except self._engine_dead as exc:
             raise WorkerLost("the inference engine died with the request on it; it is being replaced") from exc
         seconds = time.monotonic() - began
@@ -228,8 +235,12 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
         )
 
     def is_healthy(self) -> bool:
-        """False once the engine's process is dead, or hangs."""
-        return not self._engine.errored and not self._steps.hangs()
+        """False once the engine's process is dead."""
+        return not self._engine.errored
+
+    def engine_requests(self) -> int:
+        """What the scheduler counts."""
+        return self._statistics.requests
 
     def memory_bytes(self) -> int:
         """Bytes that the engine's processes hold."""
@@ -251,12 +262,11 @@ def load(context: LoadContext) -> LlmBackend:
         raise ConfigurationError(f"worker {context.worker.id}: engine.lora_modules is a table of name: path")
     if adapters:
         options.setdefault("enable_lora", True)
-    context.report(LoadProgress(stage="loading_to_vram"))
-    steps = EngineSteps(context.worker.hang_timeout_s)
-    engine = start_engine(context.worker.id, options, steps)
+    statistics = EngineStatistics(context.steps)
+    engine = start_engine(context, options, statistics)
     request = importlib.import_module("vllm.lora.request").LoRARequest
     loras = {name: request(name, number, str(path)) for number, (name, path) in enumerate(adapters.items(), start=1)}
-    return LlmBackend(engine, steps, memory_gauge(context.device), loras)
+    return LlmBackend(engine, context.steps, statistics, memory_gauge(context.device), loras)
 
 
 def check(worker: WorkerConfig) -> None:
@@ -266,8 +276,7 @@ def check(worker: WorkerConfig) -> None:
             check_local(worker.model_ref)
         except ConfigurationError as exc:
             raise ConfigurationError(f"model_ref: {str(exc).removeprefix('model_ref: ')}") from exc
-    if worker.engine.get("trust_remote_code"):
-        raise ConfigurationError("engine.trust_remote_code: is refused; a model is data, not code")
+    check_engine(worker)
 
 
 SPEC = WorkerSpec(

@@ -6,14 +6,16 @@ import difflib
 import importlib
 import logging
 import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from deployments.vllm_loader import LOAD_FORMAT, listening
+from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.replica.memory import MemoryGauge, cuda_tree_bytes, process_tree_bytes
+from rbee_serve.replica.room import require_room, weights_memory_bytes
+from rbee_serve.state import LoadProgress
+from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import Device, LoadContext
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,9 @@ GPU_SHARE = 0.9
 
 CPU_KV_CACHE_BYTES = 1024**3
 """The KV cache on a CPU unless `kv_cache_memory_bytes` says otherwise. vLLM would take half of the machine's memory."""
+
+PICKLES = frozenset({"pt", "npcache"})
+"""Values of vLLM's `load_format` that unpickle."""
 
 OWNER_PID = "RBEE_SERVE_ENGINE_OWNER"
 """Environment variable by which the engine's processes know whose they are."""
@@ -35,6 +40,7 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
         "model": str(model),
         "served_model_name": context.worker.served_name,
         "trust_remote_code": False,
+        "load_format": LOAD_FORMAT,
         "distributed_executor_backend": "mp" if len(device.indices) > 1 else "uni",
     }
     if device.backend == "cuda":
@@ -44,40 +50,39 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
     else:
         options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         options["enforce_eager"] = True
-    chosen = {name.replace("-", "_"): value for name, value in context.worker.engine.items()}
-    if chosen.get("trust_remote_code"):
-        raise ConfigurationError(f"worker {context.worker.id}: engine.trust_remote_code is refused: a model is data")
+    check_engine(context.worker)
+    chosen = _chosen(context.worker)
+    if chosen.get("load_format") == "auto":
+        del chosen["load_format"]
     return options | chosen
 
 
-class EngineSteps:
-    """Whether the engine gets on, by the statistics that its scheduler sends with each step.
+def _chosen(worker: WorkerConfig) -> dict[str, Any]:
+    return {name.replace("-", "_"): value for name, value in worker.engine.items()}
 
-    One that has work and makes no step for `longest_s` seconds hangs, until it makes one. vLLM's own `check_health`
-    sees only an engine that has raised.
-    """
 
-    def __init__(self, longest_s: float) -> None:
-        self._longest_s = longest_s
-        self._last = time.monotonic()
-        self._requests = 0
-        self._hangs = False
+def check_engine(worker: WorkerConfig) -> None:
+    """Raise `ConfigurationError` on options that would run what comes with a model."""
+    chosen = _chosen(worker)
+    if chosen.get("trust_remote_code"):
+        raise ConfigurationError("engine.trust_remote_code: is refused; a model is data, not code")
+    if (load_format := chosen.get("load_format")) in PICKLES:
+        raise ConfigurationError(f"engine.load_format: {load_format} reads pickles, which can run any code; use auto")
 
-    @contextmanager
-    def expected(self) -> Iterator[None]:
-        """While the block runs there is a request, so steps are to be expected."""
-        if self._requests == 0:
-            self._last = time.monotonic()
-        self._requests += 1
-        try:
-            yield
-        finally:
-            self._requests -= 1
 
-    def record(self, *statistics: Any, **more: Any) -> None:
+class EngineStatistics:
+    """What the engine's scheduler says of itself with each step; the place that vLLM calls a stat logger."""
+
+    def __init__(self, steps: StepClock) -> None:
+        self._steps = steps
+        self.requests = 0
+        """Requests that run or wait in the scheduler, at its last step."""
+
+    def record(self, scheduler_stats: Any, *more: Any, **others: Any) -> None:
         """Called by vLLM for each message of the engine."""
-        self._last = time.monotonic()
-        self._hangs = False
+        self._steps.step()
+        if scheduler_stats is not None:
+            self.requests = scheduler_stats.num_running_reqs + scheduler_stats.num_waiting_reqs
 
     def log_engine_initialized(self) -> None:
         """Called by vLLM once; nothing to do."""
@@ -85,20 +90,18 @@ class EngineSteps:
     def log(self) -> None:
         """Called by vLLM now and then; nothing to do."""
 
-    def hangs(self) -> bool:
-        """Whether the engine hangs. That stays true when its requests have been given up."""
-        if self._requests and time.monotonic() - self._last > self._longest_s:
-            self._hangs = True
-        return self._hangs
 
-
-def start_engine(worker_id: str, options: dict[str, Any], steps: EngineSteps) -> Any:
-    """A running `AsyncLLM`, whose steps are noted in `steps`.
+def start_engine(context: LoadContext, options: dict[str, Any], statistics: EngineStatistics) -> Any:
+    """A running `AsyncLLM`, which keeps `statistics` and has reported its start to `context`.
 
     Blocks for as long as that takes: 40 to 65 s on two CPU cores, nearly all of it imports.
 
-    Raises `ConfigurationError` on an option that vLLM does not know, or values that it refuses.
+    Raises `ConfigurationError` on an option that vLLM does not know, or values that it refuses, `InsufficientVram` or
+    `InsufficientResources` on a model that does not fit.
     """
+    worker_id = context.worker.id
+    _require_room(context.device, options)
+    context.report(LoadProgress(stage="starting_engine"))
     os.environ[OWNER_PID] = str(os.getpid())
     # vLLM would configure logging for itself in this process too, and report usage to its makers.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -116,7 +119,17 @@ def start_engine(worker_id: str, options: dict[str, Any], steps: EngineSteps) ->
         # The operator wrote these options and reads this sentence: vLLM's own words are for them.
         words = str(exc).strip().splitlines()[-1][:300] if str(exc).strip() else type(exc).__name__
         raise ConfigurationError(f"worker {worker_id}: vLLM refuses the engine options or the model: {words}") from exc
-    return async_llm.from_vllm_config(vllm_config, usage_context=usage, stat_loggers=[lambda config, index: steps])
+    with listening(context.report):
+        return async_llm.from_vllm_config(
+            vllm_config, usage_context=usage, stat_loggers=[lambda config, index: statistics]
+        )
+
+
+def _require_room(device: Device, options: dict[str, Any]) -> None:
+    needs = {"weights": weights_memory_bytes(Path(options["model"]), options.get("dtype"))}
+    if cache := options.get("kv_cache_memory_bytes"):
+        needs["KV cache"] = int(cache)
+    require_room(device, needs, options.get("gpu_memory_utilization", GPU_SHARE))
 
 
 def memory_gauge(device: Device) -> MemoryGauge:

@@ -1,7 +1,8 @@
 """Loaded by vLLM in each of its own processes (entry point group `vllm.general_plugins`).
 
-An engine process whose worker replica was killed would keep its memory, and its GPU, for ever: vLLM watches its
-children, but nobody watches the parent. So every engine process looks once a second whether its parent is still there.
+It makes our loader known there (`vllm_loader`), and keeps the processes from outliving their replica: one whose worker
+replica was killed would keep its memory, and its GPU, for ever, since vLLM watches its children, but nobody watches the
+parent. So every engine process looks once a second whether its parent is still there.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import threading
 import time
 
 from deployments.vllm_engine import OWNER_PID
+from deployments.vllm_loader import register_loader
 
 PERIOD_S = 1.0
 
 
 def register() -> None:
-    """Called by vLLM. Does nothing in processes that rbee-serve did not start, and in the replica itself."""
-    if OWNER_PID not in os.environ or multiprocessing.parent_process() is None:
+    """Called by vLLM. Does nothing in processes that rbee-serve did not start."""
+    if OWNER_PID not in os.environ:
+        return
+    register_loader()
+    if multiprocessing.parent_process() is None:  # the replica itself
         return
     threading.Thread(target=_leave_with, args=(os.getppid(),), name="rbee-orphan-watch", daemon=True).start()
 

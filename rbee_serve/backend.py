@@ -34,7 +34,8 @@ class InferenceBackend(Protocol[RequestT_contra, OutputT]):
         ...
 
     def is_healthy(self) -> bool:
-        """False if only a new process can help. Must not block."""
+        """False if only a new process can help. Must not block. That the engine makes steps is looked after by the
+        library (`LoadContext.steps`)."""
         return True
 
     def is_ready(self) -> bool:
@@ -44,6 +45,10 @@ class InferenceBackend(Protocol[RequestT_contra, OutputT]):
     def memory_bytes(self) -> int:
         """Bytes of device memory (VRAM, or RAM on a CPU) that the model holds. Must not block."""
         ...
+
+    def engine_requests(self) -> int | None:
+        """Requests that the engine itself has in hand, by its own count; None if it does not tell. Must not block."""
+        return None
 
     def close(self) -> None:
         """Free the model and end every process that it started."""

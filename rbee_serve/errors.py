@@ -64,6 +64,7 @@ class WorkerError(Exception):
     """Seconds for the `Retry-After` header, where waiting helps."""
 
     progress_url: str | None = None
+    progress: dict[str, Any] | None = None
     violations: tuple[Violation, ...] = ()
 
     def __init__(self, message: str) -> None:
@@ -81,6 +82,8 @@ class WorkerError(Exception):
             body["errors"] = [violation.to_json() for violation in self.violations]
         if self.progress_url:
             body["progress_url"] = self.progress_url
+        if self.progress:
+            body["progress"] = self.progress
         return body
 
 
@@ -155,7 +158,7 @@ class WorkerLost(WorkerError):
 
 
 class WorkerLoading(WorkerError):
-    """The model is still being loaded; `progress_url` tells how far it is."""
+    """The model is still being loaded; `progress` tells how far it is, `progress_url` how it goes on."""
 
     code, http_status, retriable, retry_after_s = "WORKER_LOADING", 503, True, 5
 

@@ -28,7 +28,9 @@ LOADING_STALE_AFTER_S = 30.0
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How far a load is. What is not known is left out; bytes and layers are never estimated.
 
-    `stage` is `downloading`, `converting`, `loading_to_vram`, `warming_up` or `ready`.
+    `stage` is `downloading`, `converting`, `starting_engine` (imports and processes), `loading_to_vram`,
+    `preparing_engine` (caches, compilation), `warming_up` or `ready`. `vram_mb` counts 10^6 bytes on the device, or in
+    RAM on a CPU.
     """
 
     stage: str
@@ -41,7 +43,9 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     """One replica, as it sees itself. `memory_bytes` is what the model holds on its devices (VRAM, or RAM on a CPU);
-    `capacity` is how many requests run at once."""
+    `capacity` is how many requests run at once, `engine_requests` the engine's own count of those that it has in hand.
+    `last_progress_age_s` are whole seconds since the engine's last step, while it has work. What nobody knows is None.
+    """
 
     worker_id: str
     replica_id: str
@@ -54,6 +58,8 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     running: int = 0
     queued: int = 0
     capacity: int = 1
+    engine_requests: int | None = None
+    last_progress_age_s: int | None = None
     memory_bytes: int = 0
     error_code: str | None = None
     error: str | None = None
@@ -133,6 +139,11 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     def error(self) -> str | None:
         """Why the worker does not serve, where a replica said so."""
         return next((r.error for r in self.replicas if r.error), None)
+
+    @property
+    def error_code(self) -> str | None:
+        """The code of that error, such as `INSUFFICIENT_VRAM`."""
+        return next((r.error_code for r in self.replicas if r.error_code), None)
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from rbee_serve.backend import InferenceBackend
@@ -11,6 +12,7 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
+from rbee_serve.step_clock import StepClock
 
 RequestT = TypeVar("RequestT", bound=InferenceRequest)
 
@@ -33,6 +35,9 @@ class LoadContext:
     device: Device
     report: Callable[[LoadProgress], None]
     """Tells how far the load is; may be called from any thread, as often as one likes."""
+    steps: StepClock = field(default_factory=lambda: StepClock(math.inf))
+    """Where the engine notes its steps; a worker whose engine has work and makes none for `hang_timeout_s` is replaced.
+    Nothing is expected of a worker type that does not use it."""
 
 
 @dataclass(frozen=True)

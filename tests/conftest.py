@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.served.measured import table
+
 # These count for the processes that Ray starts. This process imports Serve before they are set, so its own handles are
 # of the plain kind, which needs no event loop.
 importlib.import_module("ray.serve")
@@ -40,6 +42,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 NEEDS_LLM = pytest.StashKey[bool]()
 
+PRETENDED_GPUS = 4
+"""Ray pins actors to GPUs that are not there as it does to real ones."""
+
+DEVICE: dict[str, Any] = {"type": "tests.device_worker:SPEC", "cpus": 0}
 ECHO: dict[str, Any] = {"type": "echo", "cpus": 0}
 LLM: dict[str, Any] = {
     "id": "llm-0",
@@ -49,6 +55,14 @@ LLM: dict[str, Any] = {
     "cpus": 0,
     "engine": {"dtype": "bfloat16", "max_model_len": 2048, "max_num_seqs": 64},
 }
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What was measured after each fault."""
+    if rows := table():
+        terminalreporter.section("faults")
+        for row in rows:
+            terminalreporter.write_line(row)
 
 
 def wait_until_it_answers(url: str, within_s: float = 180.0) -> None:
@@ -99,9 +113,14 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "echo-two", **ECHO, "replicas": 2, "capacity": 100},
         {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
         {"id": "echo-victim", **ECHO},
+        *({"id": f"echo-hang-{n}", **ECHO, "hang_timeout_s": 5} for n in range(3)),
         {"id": "echo-slow", **ECHO, "engine": {"load_until": str(release)}},
         {"id": "echo-broken", **ECHO, "engine": {"load_error": "this model has no weights; give another model_ref"}},
         {"id": "echo-outside", **ECHO, "type": "tests.outside_worker:SPEC"},
+        {"id": "gpu-one", **DEVICE, "gpus": 1},
+        {"id": "gpu-pair", **DEVICE, "gpus": 2},
+        {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
+        {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
     ]
     if request.config.stash[NEEDS_LLM]:
         workers.insert(0, LLM)
@@ -111,7 +130,14 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "limits": {"max_body_bytes": 1024 * 1024, "body_timeout_s": 3},
             "workers": workers,
         }
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        ray.init(
+            address="local",
+            num_cpus=4,
+            num_gpus=PRETENDED_GPUS,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="warning",
+        )
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": port})
             # `serve.run` would wait for all workers, and fail with the one that is meant to.

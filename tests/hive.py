@@ -1,54 +1,122 @@
-"""The stand-in hive on a real socket, for tests."""
+"""The stand-in hive on a real socket, for tests, with manners that change while it runs."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rbee_serve.orchestrator.stand_in_hive import StandInHive, build_hive
 
+Manners = Literal["good", "refuse", "hang", "redirect", "forget", "trickle", "nonsense"]
+
 
 class RunningHive:
-    """Where it is and what it has received."""
+    """Where it is and what it has received. `manners` may be set at any time."""
 
-    def __init__(self, url: str, hive: StandInHive) -> None:
-        self.url = url
+    def __init__(self, hive: StandInHive) -> None:
+        self.url = ""
+        self.manners: Manners = "good"
+        self.trapped = 0
+        """Calls that followed a redirect."""
         self._hive = hive
 
     def ready(self, worker_id: str) -> list[dict[str, Any]]:
         """The ready callbacks of a worker."""
-        return self._messages("/v1/workers/ready", worker_id)
+        return [message for _, message in self._messages("/v1/workers/ready", worker_id)]
 
     def heartbeats(self, worker_id: str) -> list[dict[str, Any]]:
         """The heartbeats of a worker."""
-        return self._messages("/v1/heartbeat", worker_id)
+        return [message for _, message in self._messages("/v1/heartbeat", worker_id)]
+
+    def beats_at(self, worker_id: str, since: float) -> list[float]:
+        """When its heartbeats came, on the monotonic clock."""
+        return [at for at, _ in self._messages("/v1/heartbeat", worker_id) if at >= since]
 
     @property
     def wrong(self) -> list[str]:
         """What was wrong with any message."""
         return [fault for received in self._hive.messages for fault in received.wrong]
 
-    def _messages(self, path: str, worker_id: str) -> list[dict[str, Any]]:
-        messages = [json.loads(received.body) for received in self._hive.messages if received.path == path]
-        return [message for message in messages if message.get("worker_id") == worker_id]
+    def _messages(self, path: str, worker_id: str) -> list[tuple[float, dict[str, Any]]]:
+        messages = [
+            (received.at, json.loads(received.body)) for received in self._hive.messages if received.path == path
+        ]
+        return [(at, message) for at, message in messages if message.get("worker_id") == worker_id]
+
+    def misbehaving(self, hive: ASGIApp) -> ASGIApp:
+        """`hive`, whose answers are as `manners` says. It takes note of every message all the same."""
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await hive(scope, receive, send)
+                return
+            if scope["path"] == "/trap":
+                self.trapped += 1
+            manners = self.manners
+            if manners == "forget":
+                self._hive.known.clear()
+
+            async def answer(message: Message) -> None:
+                if manners in ("good", "forget"):
+                    await send(message)
+
+            await hive(scope, receive, answer)
+            await self._misbehave(manners, send)
+
+        return app
+
+    async def _misbehave(self, manners: Manners, send: Send) -> None:
+        async def begin(status: int, *headers: tuple[bytes, bytes]) -> None:
+            await send({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+        async def body(data: bytes, more: bool = False) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        match manners:
+            case "refuse":
+                await begin(503)
+                await body(b"no")
+            case "redirect":
+                await begin(307, (b"location", f"{self.url}/trap".encode()))
+                await body(b"")
+            case "hang":
+                await asyncio.sleep(30)
+            case "trickle":
+                await begin(200)
+                for _ in range(600):
+                    await body(b"x", more=True)
+                    await asyncio.sleep(0.05)
+            case "nonsense":
+                await begin(200, (b"content-type", b"application/json"), (b"x-odd", b"\xff\xfe"))
+                await body(b"\x00<html>{" * 100_000)
 
 
 @contextmanager
 def running_hive() -> Iterator[RunningHive]:
     """A stand-in that runs while the block does."""
     hive = StandInHive(say=lambda line: None)
-    server = uvicorn.Server(uvicorn.Config(build_hive(hive), host="127.0.0.1", port=0, log_level="error"))
+    running = RunningHive(hive)
+    config = uvicorn.Config(
+        running.misbehaving(build_hive(hive)),
+        host="127.0.0.1",
+        port=0,
+        log_level="critical",
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield RunningHive(f"http://127.0.0.1:{port}", hive)
+    running.url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    yield running
     server.should_exit = True
     thread.join(timeout=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from deployments.app import check
 from deployments.llm import LlmRequest
-from deployments.vllm_engine import EngineSteps, engine_options
+from deployments.vllm_engine import engine_options
 from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
@@ -131,16 +130,3 @@ def test_a_model_that_is_missing_or_is_text_is_told_before_anything_starts(tmp_p
     assert missing.startswith("workers[0].model_ref: ")
     assert wrong.startswith("workers[1].model_ref: ")
     print(caught.value)
-
-
-def test_an_engine_with_work_and_no_step_hangs_until_it_makes_one() -> None:
-    steps = EngineSteps(longest_s=0.05)
-    time.sleep(0.1)
-    assert not steps.hangs()  # it has nothing to do
-    with steps.expected():
-        assert not steps.hangs()
-        time.sleep(0.1)
-        assert steps.hangs()
-    assert steps.hangs()  # its requests were given up, and still it has not moved
-    steps.record()
-    assert not steps.hangs()

@@ -14,6 +14,7 @@ from rbee_serve.ingress.event_response import EventResponse
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.view import why_not_ready
 from rbee_serve.sse import DONE, KEEP_ALIVE, frame
+from rbee_serve.state import ReplicaState
 from rbee_serve.worker_info import worker_info
 
 
@@ -34,7 +35,7 @@ class Endpoints:
         return JSONResponse({"ready": ready, "workers": workers}, 200 if ready else 503)
 
     async def list_workers(self, request: Request) -> Response:
-        """`GET /v1/workers`: every worker's `/info` with its URL, capabilities and limits."""
+        """`GET /v1/workers`: every worker's `/info` with its URL, capabilities, limits, and how its replicas are."""
         return JSONResponse({"workers": [self._described(worker) for worker in self._services.workers.values()]})
 
     async def worker_health(self, request: Request) -> Response:
@@ -83,6 +84,7 @@ class Endpoints:
             "task": worker.config.task or next(iter(worker.spec.tasks), None),
             "outputs": [output.wire_name() for output in worker.spec.outputs],
             "capacity": worker.config.capacity or worker.spec.default_capacity,
+            "replicas": [_replica(replica) for replica in self._services.state(worker).replicas],
             "limits": {name: limits for name, field in schema["properties"].items() if (limits := _limits(field))},
         }
 
@@ -91,6 +93,8 @@ class Endpoints:
         shown: dict[str, Any] = {"id": worker.config.id, "ready": state.ready, "state": state.availability}
         if not state.ready:
             shown["reason"] = why_not_ready(state, self._services.progress_url(worker)).message
+        if state.error_code is not None:
+            shown["code"] = state.error_code
         if state.load is not None:
             shown["progress"] = msgspec.to_builtins(state.load)
         return shown
@@ -106,6 +110,12 @@ class Endpoints:
             news = msgspec.json.encode(state.load) if state.load else shown
             yield frame(news) if news and news != shown else KEEP_ALIVE
             shown = news
+
+
+def _replica(replica: ReplicaState) -> dict[str, Any]:
+    """What an operator wants to know of one replica; what nobody knows is left out."""
+    names = ("phase", "healthy", "devices", "running", "queued", "capacity", "engine_requests", "last_progress_age_s")
+    return {name: value for name in names if (value := getattr(replica, name)) is not None}
 
 
 def _limits(field: dict[str, Any]) -> dict[str, Any]:

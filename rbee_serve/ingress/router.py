@@ -38,6 +38,10 @@ logger = logging.getLogger(__name__)
 SLOW_ACKNOWLEDGEMENT_S = 10.0
 """How long a replica that still pushes its state may take to note a request, when the machine is overloaded."""
 
+_DOUBT = 0.75
+"""The part of the time for an acknowledgement after which the hub is asked about the worker: its answer is there when
+the time is over."""
+
 _ERROR_FRAME = b'data: {"type":"error"'
 
 
@@ -130,24 +134,28 @@ class Router:
 
     async def _acknowledged(self, worker_id: str, messages: AsyncIterator[tuple[bytes, bool]]) -> None:
         first = asyncio.ensure_future(anext(messages))
+        alive: asyncio.Future[bool] | None = None
         try:
-            done, _ = await asyncio.wait([first], timeout=self._acknowledge_timeout_s)
-            if not done and await self._shows_life(worker_id):
-                done, _ = await asyncio.wait([first], timeout=SLOW_ACKNOWLEDGEMENT_S)
-            if not done:
+            await asyncio.wait([first], timeout=self._acknowledge_timeout_s * _DOUBT)
+            if not first.done():
+                alive = asyncio.ensure_future(self._shows_life(worker_id))
+                await asyncio.wait([first], timeout=self._acknowledge_timeout_s * (1 - _DOUBT))
+                if not first.done() and alive.done() and alive.result():
+                    await asyncio.wait([first], timeout=SLOW_ACKNOWLEDGEMENT_S)
+            if not first.done():
                 raise WorkerLost(f"worker {worker_id} does not answer; it is being replaced, try again in a moment")
             first.result()
         finally:
-            if not first.done():
-                first.cancel()
-                with suppress(BaseException):
-                    await first
+            for waiting in (first, alive):
+                if waiting is not None and not waiting.done():
+                    waiting.cancel()
+                    with suppress(BaseException):
+                        await waiting
 
     async def _shows_life(self, worker_id: str) -> bool:
         """Whether a replica has pushed its state since the request went out."""
         try:
-            async with asyncio.timeout(self._acknowledge_timeout_s / 2):
-                return await self._silence_s(worker_id) < self._acknowledge_timeout_s
+            return await self._silence_s(worker_id) < self._acknowledge_timeout_s * _DOUBT
         except Exception:  # a hub that is away cannot vouch for anybody
             return False
 

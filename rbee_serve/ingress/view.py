@@ -7,6 +7,8 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
+import msgspec
+
 from rbee_serve.errors import WorkerError, WorkerLoading, WorkerLost, WorkerStopping, WorkerUnhealthy
 from rbee_serve.state import Snapshot, WorkerState
 
@@ -74,4 +76,5 @@ def why_not_ready(state: WorkerState, progress_url: str) -> WorkerError:
     stage = f" ({state.load.stage})" if state.load else ""
     error = WorkerLoading(f"worker {state.worker_id} is still loading{stage}; GET {progress_url} follows it")
     error.progress_url = progress_url
+    error.progress = msgspec.to_builtins(state.load) if state.load else None
     return error

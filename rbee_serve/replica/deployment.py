@@ -30,6 +30,7 @@ from rbee_serve.replica.service import WorkerService
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import Result, collect
 from rbee_serve.state import LoadProgress, Phase, ReplicaState
+from rbee_serve.step_clock import StepClock
 from rbee_serve.validation import parse, parse_object
 from rbee_serve.worker import Device, LoadContext
 
@@ -66,9 +67,10 @@ class WorkerReplica:
     async def _load(self, spec_path: str) -> WorkerService:
         spec = load_spec(spec_path)
         self._device = choose_device(self._worker, spec, self._gpu_ids())
-        backend = await load(spec, LoadContext(self._worker, self._device, self._report))
+        steps = StepClock(self._worker.hang_timeout_s)
+        backend = await load(spec, LoadContext(self._worker, self._device, self._report, steps))
         set_threads(self._worker)
-        return WorkerService(self._worker, spec, backend, self._reporter.changed)
+        return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
 
     async def respond(self, body: bytes, correlation_id: str) -> AsyncGenerator[tuple[bytes, bool], None]:
         """The ingress's call: an acknowledgement, then SSE frames, or one JSON document if the request says so.
@@ -109,7 +111,7 @@ class WorkerReplica:
 
     async def check_health(self) -> None:
         """Called by Ray Serve; raising makes it replace this replica."""
-        if self._service is not None and not self._service.backend.is_healthy():
+        if self._service is not None and not self._service.is_healthy():
             await self._reporter.push_now()
             self._service.give_up()
             raise WorkerUnhealthy(
@@ -160,12 +162,15 @@ class WorkerReplica:
             return msgspec.structs.replace(state, error_code=self._failure[0], error=self._failure[1])
         if self._service is None:
             return msgspec.structs.replace(state, load=self._progress)
-        backend, admission = self._service.backend, self._service.admission
+        service = self._service
+        backend, admission, age_s = service.backend, service.admission, service.steps.last_progress_age_s
         return msgspec.structs.replace(
             state,
-            healthy=backend.is_healthy(),
+            healthy=service.is_healthy(),
             running=admission.running,
             queued=admission.queued,
             capacity=admission.capacity,
+            engine_requests=backend.engine_requests(),
+            last_progress_age_s=None if age_s is None else int(age_s),
             memory_bytes=backend.memory_bytes(),
         )

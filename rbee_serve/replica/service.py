@@ -15,6 +15,7 @@ from rbee_serve.limits import with_limits
 from rbee_serve.replica.admission import Admission
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.request import InferenceRequest, new_id
+from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import WorkerSpec
 
 POSITION_S = 1.0
@@ -29,10 +30,12 @@ class WorkerService:
         worker: WorkerConfig,
         spec: WorkerSpec[Any],
         backend: InferenceBackend[Any, Any],
+        steps: StepClock,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.backend = backend
+        self.steps = steps
         self.request_type: type[InferenceRequest] = with_limits(spec.request, worker.limits)
         self.admission = Admission(worker.capacity or spec.default_capacity, worker.queue, on_change)
         self._worker = worker
@@ -46,6 +49,10 @@ class WorkerService:
         """
         timeout_s = min(request.timeout_s or self._worker.timeout_s, self._worker.timeout_s)
         return self._bounded(timeout_s, self._admitted(request))
+
+    def is_healthy(self) -> bool:
+        """Whether the backend is alive, and its engine makes steps while it has work."""
+        return self.backend.is_healthy() and not self.steps.hangs()
 
     def give_up(self) -> None:
         """The worker is to be replaced: end every request that it still holds."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.checks import Plan
 from rbee_serve.supervisor.reaper import start_reaper
+from rbee_serve.supervisor.resources import shortage
 from rbee_serve.supervisor.worker_output import show_worker_output
 
 T = TypeVar("T")
@@ -96,16 +97,8 @@ class Cluster:
         """Raise `ConfigurationError` if this machine has not what the workers ask for: Serve would wait for ever."""
         import ray
 
-        found = ray.cluster_resources()
-        workers = self._plan.config.workers
-        for key, resource, words in (("cpus", "CPU", "CPU cores"), ("gpus", "GPU", "GPUs")):
-            wanted = sum(getattr(worker, key) * worker.wanted for worker in workers)
-            if wanted > found.get(resource, 0):
-                asked = ", ".join(f"{w.id} {getattr(w, key) * w.wanted:g}" for w in workers if getattr(w, key))
-                raise ConfigurationError(
-                    f"{self._plan.path}: the workers ask for {wanted:g} {words} ({asked}), "
-                    f"this machine has {found.get(resource, 0):g}: lower `{key}` or `replicas`"
-                )
+        if missing := shortage(self._plan.config.workers, ray.cluster_resources()):
+            raise ConfigurationError(f"{self._plan.path}: {missing}")
 
     def deploy(self) -> None:
         """Hand the application to Serve, which builds and starts it in the background."""

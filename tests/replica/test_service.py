@@ -14,10 +14,13 @@ from rbee_serve.errors import InferenceTimeout, InsufficientResources
 from rbee_serve.events import End, Error, Event, Progress, Started
 from rbee_serve.grammar import StreamGrammar
 from rbee_serve.replica.service import WorkerService
+from rbee_serve.step_clock import StepClock
 
 
 def service(**settings: Any) -> WorkerService:
-    return WorkerService(WorkerConfig(id="echo-0", type="echo", **settings), SPEC, EchoBackend())
+    worker = WorkerConfig(id="echo-0", type="echo", **settings)
+    steps = StepClock(worker.hang_timeout_s)
+    return WorkerService(worker, SPEC, EchoBackend(steps), steps)
 
 
 async def read(worker: WorkerService, **fields: Any) -> list[Event[Any]]:
@@ -98,6 +101,21 @@ async def test_a_worker_that_is_given_up_ends_what_it_holds_as_lost() -> None:
         assert isinstance(events[-1], Error)
         assert events[-1].code == "WORKER_LOST"
     assert (worker.admission.running, worker.admission.queued) == (0, 0)
+
+
+async def test_a_worker_whose_engine_makes_no_step_is_unhealthy_and_one_that_is_busy_is_not() -> None:
+    worker = service(hang_timeout_s=0.2)
+    busy = asyncio.create_task(read(worker, repeat=100, tokens_per_sec=100))
+    hanging = asyncio.create_task(read(worker, fail="hang", fail_at=1))
+    await asyncio.sleep(0.5)
+    assert worker.is_healthy()  # one request hangs, the engine does not
+    assert worker.steps.last_progress_age_s == pytest.approx(0, abs=0.1)
+    await busy
+    await asyncio.sleep(0.3)
+    assert not worker.is_healthy()
+    worker.give_up()
+    assert isinstance((await hanging)[-1], Error)
+    assert not worker.is_healthy()
 
 
 async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind() -> None:

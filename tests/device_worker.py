@@ -1,0 +1,47 @@
+"""A worker type that tells which devices it was given, and which its process can see."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, Self
+
+from rbee_serve.backend import InferenceBackend
+from rbee_serve.events import End, Event, Output, StopReason
+from rbee_serve.outputs import OutputValue
+from rbee_serve.request import InferenceRequest
+from rbee_serve.worker import Device, WorkerSpec
+
+
+class DeviceOutput(OutputValue, frozen=True, kw_only=True, tag="device"):
+    given: list[int]
+    fraction: float
+    visible: list[str]
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        [value] = values
+        return {"given": value.given, "fraction": value.fraction, "visible": value.visible}
+
+
+class DeviceBackend(InferenceBackend[InferenceRequest, DeviceOutput]):
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[DeviceOutput], None]:
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        yield Output(DeviceOutput(given=list(self._device.indices), fraction=self._device.fraction, visible=visible))
+        yield End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)
+
+    def memory_bytes(self) -> int:
+        return 1
+
+
+SPEC = WorkerSpec(
+    name="device",
+    request=InferenceRequest,
+    outputs=(DeviceOutput,),
+    load=lambda context: DeviceBackend(context.device),
+    warm_up=InferenceRequest,
+    needs_model=False,
+)

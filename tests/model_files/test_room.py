@@ -1,0 +1,47 @@
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from rbee_serve.errors import InsufficientResources, InsufficientVram
+from rbee_serve.replica.room import require_room, weights_memory_bytes
+from rbee_serve.worker import Device
+from tests.model_files.tiny_models import entry, model_folder, safetensors_bytes
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(None, 20), ("auto", 20), ("bfloat16", 12), ("float32", 24)])
+def test_floats_take_what_they_are_loaded_as(tmp_path: Path, dtype: str | None, expected: int) -> None:
+    assert weights_memory_bytes(model_folder(tmp_path), dtype) == expected
+
+
+def test_quantised_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "model.safetensors").write_bytes(safetensors_bytes({"w": entry(0, 4, (4,), "I8")}, bytes(4)))
+    assert weights_memory_bytes(tmp_path, "float32") == 4
+
+
+def test_a_model_that_is_larger_than_the_memory_is_refused_with_the_numbers() -> None:
+    require_room(Device("cpu"), {"weights": 1000})
+    with pytest.raises(InsufficientResources, match=r"needs 900,000\.0 GB of weights and 1\.0 GB of KV cache, but "):
+        require_room(Device("cpu"), {"weights": 900_000 * 10**9, "KV cache": 10**9})
+
+
+def test_on_gpus_the_share_counts_and_what_others_have_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = (9 * 10**9, 10**9)  # two GPUs of 10 GB, of which the second is nearly full
+    driver = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(free=free[handle], total=10 * 10**9),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    require_room(Device("cuda", (0,)), {"weights": 8 * 10**9}, share=0.9)
+    for device, share in ((Device("cuda", (0,)), 0.45), (Device("cuda", (1,)), 0.9)):
+        with pytest.raises(InsufficientVram, match=f"free for it on GPU-{device.indices[0]};"):
+            require_room(device, {"weights": 8 * 10**9}, share)
+    require_room(Device("cuda", (0, 1)), {"weights": 9 * 10**9}, share=0.9)
+
+
+def test_nothing_is_refused_where_the_driver_does_not_tell() -> None:
+    require_room(Device("cuda", (0,)), {"weights": psutil.virtual_memory().total * 1000})

@@ -1,0 +1,26 @@
+"""The processes of the application under test, by what Ray calls them."""
+
+from __future__ import annotations
+
+import psutil
+
+from tests.conftest import APPLICATION
+
+
+def replica_process(deployment: str) -> psutil.Process:
+    """The process of a deployment that has one replica."""
+    [process] = replica_processes(deployment)
+    return process
+
+
+def replica_processes(deployment: str) -> list[psutil.Process]:
+    """The processes of all replicas of a deployment, of this test run's own Ray."""
+    name = f"ray::ServeReplica:{APPLICATION}:{deployment}"
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if " ".join(process.cmdline()).split(".")[0] == name:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found

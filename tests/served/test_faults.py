@@ -1,0 +1,217 @@
+"""The fault table: what people see when something breaks, on real processes, and how soon."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import statistics
+import time
+from collections.abc import AsyncGenerator, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from rbee_serve.events import End, Error, Event
+from rbee_serve.grammar import check_stream
+from tests.conftest import Served
+from tests.hive import Manners
+from tests.served.measured import measured, timed
+from tests.served.processes import replica_process
+from tests.served.waiting import eventually
+
+pytestmark = pytest.mark.ray
+
+SLOW = {"prompt": "word", "repeat": 100_000, "tokens_per_sec": 50}
+QUICK = {"prompt": "a good request", "stream": False}
+LOST = ("WORKER_LOST", "WORKER_LOADING")
+
+
+def infer(served: Served, worker_id: str, body: dict[str, Any], timeout_s: float = 60) -> httpx.Response:
+    return httpx.post(f"{served.base(worker_id)}/v1/inference", json=body, timeout=timeout_s)
+
+
+def is_ready(served: Served, worker_id: str) -> bool:
+    return bool(httpx.get(f"{served.base(worker_id)}/v1/ready").json()["ready"])
+
+
+def until_it_serves(served: Served, worker_id: str, within_s: float = 90) -> None:
+    eventually(lambda: infer(served, worker_id, QUICK).status_code == 200, within_s)
+
+
+@pytest.fixture
+async def neighbour(served: Served) -> AsyncGenerator[None, None]:
+    """A stream on another worker, which must not notice anything."""
+    until_it_serves(served, "echo-0")
+    body = {"prompt": "neighbour", "repeat": 100, "tokens_per_sec": 20}
+    async with httpx.AsyncClient(timeout=60) as client:
+        stream = asyncio.create_task(client.post(f"{served.base('echo-0')}/v1/inference", json=body))
+        yield
+        events = check_stream((await stream).content)
+        assert isinstance(events[-1], End)
+        assert events[-1].tokens_out == 100
+
+
+def end_of_stream(content: bytes) -> Event[Any]:
+    """The last event of a well-formed stream: its grammar allows exactly one end."""
+    return check_stream(content)[-1]
+
+
+async def stream_until(served: Served, worker_id: str, body: dict[str, Any]) -> tuple[float, Event[Any]]:
+    """When a stream ended, and with which event."""
+    async with httpx.AsyncClient(timeout=120) as client:
+        answer = await client.post(f"{served.base(worker_id)}/v1/inference", json=body)
+    return time.monotonic(), end_of_stream(answer.content)
+
+
+async def test_a_worker_that_is_killed_while_idle(served: Served, neighbour: None) -> None:
+    worker = "echo-victim"
+    await asyncio.to_thread(until_it_serves, served, worker)
+    killed_at = time.monotonic()
+    replica_process(worker).kill()
+    with timed("worker killed while idle", "a new request is refused", at_most=1.1):
+        refused = await asyncio.to_thread(infer, served, worker, QUICK)
+    assert (refused.status_code, refused.json()["code"] in LOST) == (503, True)
+    assert int(refused.headers["retry-after"]) > 0
+    await asyncio.to_thread(
+        eventually,
+        lambda: served.hive.heartbeats(worker)[-1]["health_status"] == "degraded" or is_ready(served, worker),
+    )
+    await asyncio.to_thread(until_it_serves, served, worker)
+    measured("worker killed while idle", "its replacement serves", time.monotonic() - killed_at, at_most=15)
+    beats = [message["health_status"] for message in served.hive.heartbeats(worker)]
+    assert "degraded" in beats
+
+
+async def test_a_worker_that_is_killed_in_mid_stream(served: Served, neighbour: None) -> None:
+    worker = "echo-victim"
+    await asyncio.to_thread(until_it_serves, served, worker)
+    streams = [asyncio.create_task(stream_until(served, worker, SLOW)) for _ in range(5)]
+    await asyncio.sleep(1)
+    killed_at = time.monotonic()
+    replica_process(worker).kill()
+    ends = await asyncio.gather(*streams)
+    for _, last in ends:
+        assert isinstance(last, Error)
+        assert (last.code, last.retriable) == ("WORKER_LOST", True)
+    measured("worker killed in mid-stream", "five streams end with WORKER_LOST", max(ends)[0] - killed_at, at_most=2)
+    await asyncio.to_thread(until_it_serves, served, worker)
+
+
+HANGS: dict[str, dict[str, Any] | None] = {
+    "engine hangs": {"prompt": "a b c", "fail": "hang", "fail_at": 1},
+    "event loop blocked for 45 s": {"prompt": "a b c", "fail": "block", "fail_at": 1, "delay_s": 45},
+    "process stopped (SIGSTOP)": None,
+}
+
+
+async def test_workers_that_hang_are_seen_replaced_and_no_heartbeat_is_late(served: Served, neighbour: None) -> None:
+    began = time.monotonic()
+    await asyncio.gather(
+        *(hang(served, f"echo-hang-{n}", fault, body) for n, (fault, body) in enumerate(HANGS.items()))
+    )
+    for worker in ("echo-0", "echo-hang-1"):
+        beats = served.hive.beats_at(worker, began)
+        gaps = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
+        measured(
+            "event loop blocked for 45 s", f"the longest gap between heartbeats of {worker}", max(gaps), at_most=35
+        )
+    assert httpx.get(f"{served.url}/health").status_code == 200
+
+
+async def hang(served: Served, worker: str, fault: str, body: dict[str, Any] | None) -> None:
+    await asyncio.to_thread(until_it_serves, served, worker)
+    began = time.monotonic()
+    stream = asyncio.create_task(stream_until(served, worker, body or SLOW))
+    if body is None:
+        await asyncio.sleep(0.5)
+        replica_process(worker).send_signal(signal.SIGSTOP)
+    await asyncio.to_thread(eventually, lambda: not is_ready(served, worker), 40)
+    measured(fault, "the worker is not ready", time.monotonic() - began, at_most=35)
+    ended_at, last = await stream
+    assert isinstance(last, Error)
+    assert last.code == "WORKER_LOST"
+    measured(fault, "its stream ends with WORKER_LOST", ended_at - began, at_most=35)
+    await asyncio.to_thread(until_it_serves, served, worker)
+    measured(fault, "its replacement serves", time.monotonic() - began, at_most=60)
+
+
+async def test_memory_that_runs_out_in_one_request_is_that_request_s_alone(served: Served, neighbour: None) -> None:
+    boots = served.hive.ready("echo-0")
+    ends = await asyncio.gather(
+        stream_until(served, "echo-0", {"prompt": "a b c", "fail": "oom", "fail_at": 1}),
+        *(stream_until(served, "echo-0", {"prompt": "a b c", "repeat": 50}) for _ in range(5)),
+    )
+    assert [getattr(last, "code", "") for _, last in ends] == ["INSUFFICIENT_VRAM", *[""] * 5]
+    assert infer(served, "echo-0", QUICK).status_code == 200
+    assert served.hive.ready("echo-0") == boots
+
+
+async def test_a_worker_that_is_full_refuses_at_once_and_disturbs_nobody(served: Served) -> None:
+    for worker in ("echo-0", "echo-small"):
+        await asyncio.to_thread(until_it_serves, served, worker)
+    async with httpx.AsyncClient(timeout=60) as client:
+
+        async def quick(worker: str) -> tuple[float, httpx.Response]:
+            began = time.monotonic()
+            answer = await client.post(f"{served.base(worker)}/v1/inference", json=QUICK)
+            return time.monotonic() - began, answer
+
+        before = [(await quick("echo-0"))[0] for _ in range(50)]
+        held = [
+            asyncio.create_task(client.post(f"{served.base('echo-small')}/v1/inference", json=body))
+            for body in ({**QUICK, "delay_s": 6}, QUICK)
+        ]
+        await asyncio.sleep(1)
+        refusals, during = [], []
+        for _ in range(50):
+            seconds, refused = await quick("echo-small")
+            assert (refused.status_code, refused.json()["code"]) == (503, "INSUFFICIENT_RESOURCES")
+            assert int(refused.headers["retry-after"]) > 0
+            refusals.append(seconds)
+            during.append((await quick("echo-0"))[0])
+        assert [(await answer).status_code for answer in held] == [200, 200]
+    measured("more load than capacity", "a refusal (median of 50)", statistics.median(refusals), at_most=0.1)
+    measured("more load than capacity", "a neighbour's answer before (median of 50)", statistics.median(before), 1)
+    measured("more load than capacity", "a neighbour's answer meanwhile (median)", statistics.median(during), 1)
+
+
+@pytest.fixture
+def manners(served: Served) -> Iterator[None]:
+    """An orchestrator that behaves again when the test is over, and knows everybody."""
+    eventually(lambda: served.hive.heartbeats("echo-0"), 60)
+    yield
+    served.hive.manners = "good"
+    since = time.monotonic()
+    eventually(lambda: len(served.hive.beats_at("echo-0", since)) >= 2)
+
+
+@pytest.mark.parametrize("how", ["refuse", "redirect", "forget", "nonsense", "trickle", "hang"])
+def test_an_orchestrator_that_misbehaves_is_not_felt(served: Served, manners: None, how: Manners) -> None:
+    times = []
+    served.hive.manners = how
+    began = time.monotonic()
+    while time.monotonic() - began < 3.2:
+        asked = time.monotonic()
+        assert infer(served, "echo-0", QUICK).status_code == 200
+        times.append(time.monotonic() - asked)
+    measured(f"orchestrator: {how}", f"an answer meanwhile (median of {len(times)})", statistics.median(times), 1)
+    beats = served.hive.beats_at("echo-0", began)
+    # A call takes 5 s at most, and the next beat does not wait in a queue behind it.
+    assert 1 <= len(beats) <= 5
+    assert served.hive.trapped == 0
+    if how == "forget":
+        eventually(lambda: len(served.hive.ready("echo-0")) > 1)
+
+
+async def test_the_hub_s_death_is_not_felt_and_its_beats_come_back(served: Served, neighbour: None) -> None:
+    await asyncio.to_thread(eventually, lambda: served.hive.heartbeats("echo-0"), 60)
+    killed_at = time.monotonic()
+    replica_process("hub").kill()
+    for _ in range(20):
+        assert (await asyncio.to_thread(infer, served, "echo-0", QUICK)).status_code == 200
+        await asyncio.sleep(0.05)
+    await asyncio.to_thread(eventually, lambda: served.hive.beats_at("echo-0", killed_at + 0.5), 40)
+    back_at = served.hive.beats_at("echo-0", killed_at + 0.5)[0]
+    measured("hub killed", "heartbeats are back", back_at - killed_at, at_most=35)
+    await asyncio.to_thread(eventually, lambda: is_ready(served, "echo-two"))

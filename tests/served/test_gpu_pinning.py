@@ -1,0 +1,44 @@
+"""Workers on GPUs of their own, shared and several, on a Ray that pretends to have four."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.conftest import PRETENDED_GPUS, Served
+from tests.served.waiting import eventually
+
+pytestmark = pytest.mark.ray
+
+
+def devices(served: Served, worker_id: str) -> dict[str, Any]:
+    """What the worker's process knows of its devices."""
+    eventually(lambda: httpx.get(f"{served.base(worker_id)}/v1/ready").json()["ready"], 60)
+    answer = httpx.post(f"{served.base(worker_id)}/v1/inference", json={"stream": False}, timeout=30).json()
+    return {name: answer[name] for name in ("given", "fraction", "visible")}
+
+
+def test_each_worker_sees_its_own_devices_and_halves_share_one(served: Served) -> None:
+    whole, pair = devices(served, "gpu-one"), devices(served, "gpu-pair")
+    halves = [devices(served, "gpu-half-a"), devices(served, "gpu-half-b")]
+    assert (len(whole["given"]), whole["fraction"]) == (1, 1.0)
+    assert (len(pair["given"]), pair["fraction"]) == (2, 1.0)
+    assert halves[0] == halves[1]
+    assert (len(halves[0]["given"]), halves[0]["fraction"]) == (1, 0.5)
+    used = [*whole["given"], *pair["given"], *halves[0]["given"]]
+    assert sorted(used) == list(range(PRETENDED_GPUS))
+    for worker in (whole, pair, *halves):
+        assert sorted(map(int, worker["visible"])) == worker["given"]
+
+
+@pytest.mark.parametrize("worker_id", ["gpu-one", "gpu-pair", "gpu-half-a"])
+def test_info_and_the_ready_callback_name_the_devices(served: Served, worker_id: str) -> None:
+    given = devices(served, worker_id)["given"]
+    info = httpx.get(f"{served.base(worker_id)}/info").json()
+    assert info["devices"] == [f"GPU-{index}" for index in given]
+    assert info["device"] == info["devices"][0]
+    eventually(lambda: served.hive.ready(worker_id))
+    [message] = served.hive.ready(worker_id)
+    assert (message["backend"], message["device"]) == ("cuda", given[0])
