@@ -7,6 +7,7 @@ import signal
 import statistics
 import time
 from collections.abc import AsyncGenerator, Iterator
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -73,10 +74,6 @@ async def test_a_worker_that_is_killed_while_idle(served: Served, neighbour: Non
         refused = await asyncio.to_thread(infer, served, worker, QUICK)
     assert (refused.status_code, refused.json()["code"] in LOST) == (503, True)
     assert int(refused.headers["retry-after"]) > 0
-    await asyncio.to_thread(
-        eventually,
-        lambda: served.hive.heartbeats(worker)[-1]["health_status"] == "degraded" or is_ready(served, worker),
-    )
     await asyncio.to_thread(until_it_serves, served, worker)
     measured("worker killed while idle", "its replacement serves", time.monotonic() - killed_at, at_most=15)
     beats = [message["health_status"] for message in served.hive.heartbeats(worker)]
@@ -112,11 +109,9 @@ async def test_workers_that_hang_are_seen_replaced_and_no_heartbeat_is_late(serv
     )
     for worker in ("echo-0", "echo-hang-1"):
         beats = served.hive.beats_at(worker, began)
-        gaps = [later - earlier for earlier, later in zip(beats, beats[1:], strict=False)]
-        measured(
-            "event loop blocked for 45 s", f"the longest gap between heartbeats of {worker}", max(gaps), at_most=35
-        )
-    assert httpx.get(f"{served.url}/health").status_code == 200
+        gaps = [later - earlier for earlier, later in pairwise(beats)]
+        measured("event loop blocked for 45 s", f"the longest gap in {worker}'s beats", max(gaps), at_most=35)
+    assert (await asyncio.to_thread(httpx.get, f"{served.url}/health")).status_code == 200
 
 
 async def hang(served: Served, worker: str, fault: str, body: dict[str, Any] | None) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import time
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from rbee_serve.client import Client
-from rbee_serve.events import End, Error, Event, Metrics, Narration, Output, StopReason
+from rbee_serve.events import End, Event, Metrics, Narration, Output, StopReason
 from rbee_serve.grammar import check_stream
 from tests.conftest import Served
 from tests.served.test_streams import running
@@ -123,38 +120,6 @@ def test_the_client_and_the_handle_give_the_same_as_http(served: Served) -> None
             assert text(list(events)) == over_http
         assert client.infer("llm-0", GREEDY)["text"] == over_http
     assert served.handle("llm-0").collect.remote(GREEDY).result(timeout_s=60).output == {"text": over_http}
-
-
-def signal_engine(number: signal.Signals) -> None:
-    for process in psutil.process_iter(["name"]):
-        if "VLLM::" in (process.info["name"] or ""):
-            os.kill(process.pid, number)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_an_engine_that_dies_or_hangs_ends_its_streams_and_is_replaced(served: Served, number: signal.Signals) -> None:
-    url = f"{served.base('llm-0')}/v1/inference"
-    boots, began = len(served.hive.ready("llm-0")), 0.0
-    with httpx.stream(
-        "POST", url, json={"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}, timeout=90
-    ) as answer:
-        received = b""
-        for chunk in answer.iter_raw():
-            if b'"token"' in chunk and b'"token"' not in received:
-                signal_engine(number)
-                began = time.monotonic()
-            received += chunk
-    print(f"{number.name}: the stream ended after {time.monotonic() - began:.1f} s with {received[-200:]!r}")
-    events = check_stream(received)
-    assert isinstance(events[-1], Error)
-    assert (events[-1].code, events[-1].retriable) == ("WORKER_LOST", True)
-    assert httpx.get(f"{served.url}/health").status_code == 200
-    eventually(lambda: not httpx.get(f"{served.base('llm-0')}/v1/ready").json()["ready"], 35)
-    print(f"{number.name}: not ready after {time.monotonic() - began:.1f} s")
-    eventually(lambda: httpx.get(f"{served.base('llm-0')}/v1/ready").json()["ready"], 300)
-    print(f"{number.name}: replaced after {time.monotonic() - began:.1f} s")
-    assert text(stream(served, **GREEDY)).startswith(" Paris")
-    eventually(lambda: len(served.hive.ready("llm-0")) == boots + 1)
 
 
 def test_the_orchestrator_got_no_message_that_it_would_refuse(served: Served) -> None:
