@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import groupby
 from typing import Any
 
 import httpx
@@ -23,6 +25,7 @@ from tests.served.waiting import eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
+STAGES = ["starting", "starting_engine", "loading_to_vram", "preparing_engine", "warming_up", "ready"]
 ENDLESS = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
 QUICK = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0, "stream": False}
 
@@ -152,11 +155,28 @@ async def test_it_is_told_and_replaced(
     await asyncio.to_thread(eventually, lambda: not is_ready(served), 40)
     measured(fault, "the worker is not ready", time.monotonic() - struck_at, at_most=35)
     assert (await asyncio.to_thread(httpx.get, f"{served.url}/health")).status_code == 200
-    await asyncio.to_thread(eventually, lambda: is_ready(served), 300)
+    load = await asyncio.to_thread(followed_load, served)
+    assert [stage for stage, _ in groupby(load, lambda progress: progress["stage"])] == STAGES
+    weights = [progress for progress in load if progress["stage"] == "loading_to_vram"]
+    assert {(progress["layers_total"], progress["bytes_total"]) for progress in weights} == {(30, 269_030_016)}
+    layers = [progress["layers_loaded"] for progress in weights]
+    assert layers == sorted(layers)
     measured(fault, "its replacement is ready, model loaded", time.monotonic() - struck_at, at_most=300)
     answer = await asyncio.to_thread(httpx.post, f"{served.base('llm-0')}/v1/inference", json=QUICK, timeout=60)
     assert answer.json()["text"].startswith(" Paris")
     eventually(lambda: len(served.hive.ready("llm-0")) == boots + 1)
+
+
+def followed_load(served: Served) -> list[dict[str, Any]]:
+    """The frames of `/v1/loading/progress`, from when there are some to the end."""
+    url = f"{served.base('llm-0')}/v1/loading/progress"
+    answer = httpx.Response(503)
+    deadline = time.monotonic() + 60
+    while answer.status_code == 503 and time.monotonic() < deadline:
+        answer = httpx.get(url, timeout=300)
+    *frames, done, _ = [frame for frame in answer.text.split("\n\n") if not frame.startswith(":")]
+    assert done == "data: [DONE]"
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames]
 
 
 async def read(served: Served, worker: str, body: dict[str, Any]) -> bytes:
