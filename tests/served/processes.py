@@ -19,7 +19,7 @@ def replica_processes(deployment: str) -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if " ".join(process.cmdline()).split(".")[0] == name:
+            if " ".join(process.cmdline()).strip().split(".")[0] == name:
                 found.append(process)
         except psutil.NoSuchProcess:
             continue

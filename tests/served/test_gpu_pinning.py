@@ -40,5 +40,5 @@ def test_info_and_the_ready_callback_name_the_devices(served: Served, worker_id:
     assert info["devices"] == [f"GPU-{index}" for index in given]
     assert info["device"] == info["devices"][0]
     eventually(lambda: served.hive.ready(worker_id))
-    [message] = served.hive.ready(worker_id)
+    message = served.hive.ready(worker_id)[-1]
     assert (message["backend"], message["device"]) == ("cuda", given[0])
