@@ -24,6 +24,11 @@ SETTINGS = (
         "0",
         "no load balancer has to be told: the supervisor waits for requests itself; the default adds 30 s to each stop",
     ),
+    Setting(
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+        "rbee_serve.ingress.ray_headers:middlewares",
+        "Ray answers 500 to some headers, and cuts streams for others",
+    ),
     Setting("OMP_WAIT_POLICY", "PASSIVE", "threads that wait for work leave the cores to other processes"),
     Setting("RAY_AUTH_MODE", "token", "Ray's own ports are open to the network: who has no token may not use them"),
     Setting("RAY_USAGE_STATS_ENABLED", "0", "nobody is told what is run"),
