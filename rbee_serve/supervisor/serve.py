@@ -80,12 +80,12 @@ def _start(
     with stop.interrupting():
         try:
             cluster.start_ray(display.line, verbose)
+            stop.install()
+            cluster.check_resources()
+            display.step("starting Ray Serve")
+            cluster.start_serve()
         except RuntimeError as exc:
             raise StartFailed(str(exc)) from exc
-        stop.install()
-        cluster.check_resources()
-        display.step("starting Ray Serve")
-        cluster.start_serve()
         display.step("starting 1 worker" if count == 1 else f"starting {count} workers")
         cluster.deploy()
     return follow(application, cluster.status, display, stop.wait)

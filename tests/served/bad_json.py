@@ -8,7 +8,8 @@ from typing import Any
 
 from deployments.echo import EchoRequest
 
-INFER = "/workers/echo-0/v1/inference"
+WORKER = "echo-small"
+INFER = f"/workers/{WORKER}/v1/inference"
 ROOT = "/v1/inference"
 CONTENT = "what-nobody-else-may-read"
 """Stands in every prompt, and in no answer that refuses it."""
@@ -103,7 +104,7 @@ NOT_JSON = {"NaN", "Infinity", "-Infinity"}
 
 def at_the_root(body: bytes) -> bytes:
     """The body as the route that serves all workers wants it."""
-    return body.replace(b"{", b'{"worker":"echo-0",', 1)
+    return body.replace(b"{", b'{"worker":"echo-small",', 1)
 
 
 BOTH_ROUTES = [(f"{name}, worker's route", INFER, body, field) for name, body, field in JSON] + [
@@ -118,14 +119,14 @@ ROOT_NAMES: list[tuple[str, bytes, int, str]] = [
     ("null", b'{"worker":null,"prompt":"a"}', 400, "INVALID_REQUEST"),
     ("a number", b'{"worker":1,"prompt":"a"}', 400, "INVALID_REQUEST"),
     ("a boolean as model", b'{"model":true,"prompt":"a"}', 400, "INVALID_REQUEST"),
-    ("an array", b'{"worker":["echo-0"],"prompt":"a"}', 400, "INVALID_REQUEST"),
-    ("an object", b'{"worker":{"echo-0":1},"prompt":"a"}', 400, "INVALID_REQUEST"),
+    ("an array", b'{"worker":["echo-small"],"prompt":"a"}', 400, "INVALID_REQUEST"),
+    ("an object", b'{"worker":{"echo-small":1},"prompt":"a"}', 400, "INVALID_REQUEST"),
     ("5,000 digits", b'{"worker":' + b"9" * 5000 + b',"prompt":"a"}', 400, "INVALID_REQUEST"),
     ("nobody", b'{"worker":"nobody","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("empty", b'{"worker":"","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("the hub", b'{"worker":"hub","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
-    ("a path", b'{"worker":"../echo-0","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("a path", b'{"worker":"../echo-small","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("500 kB", b'{"worker":"' + b"x" * 500_000 + b'","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
-    ("worker and model that do not fit", b'{"worker":"echo-0","model":"x","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("worker and model that do not fit", b'{"worker":"echo-small","model":"x","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("an escaped lone surrogate", rb'{"worker":"\ud800","prompt":"a"}', 400, "INVALID_REQUEST"),
 ]  # fmt: skip

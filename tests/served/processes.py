@@ -17,7 +17,8 @@ def replica_processes(deployment: str) -> list[psutil.Process]:
     """The processes of all replicas of a deployment, of this test run's own Ray."""
     name = f"ray::ServeReplica:{APPLICATION}:{deployment}"
     found = []
-    for process in psutil.Process().children(recursive=True):
+    raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    for process in (process for raylet in raylets for process in raylet.children(recursive=True)):
         try:
             if " ".join(process.cmdline()).strip().split(".")[0] == name:
                 found.append(process)

@@ -1,0 +1,101 @@
+"""The ways in which Ray Serve takes HTTP requests in, and an application behind each."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import psutil
+import pytest
+
+from tests.conftest import ECHO, free_port
+from tests.raw_http import Answer, exchange
+from tests.supervised import supervisor
+
+Mode = Literal["default", "throughput", "haproxy"]
+"""Ray's own settings; those of our supervisor; those with HAProxy in front."""
+
+TOKEN = "a-token-for-haproxy"
+WORKERS: list[dict[str, Any]] = [
+    {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
+    {"id": "echo-eight", **ECHO, "capacity": 8},
+]
+"""What every door leads to; behind some there are more."""
+LIMITS = {"max_body_bytes": 1024 * 1024, "body_timeout_s": 3}
+
+
+def through(*modes: Mode) -> pytest.MarkDecorator:
+    """The test goes through each of these doors."""
+    return pytest.mark.parametrize("door", modes, indirect=True)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where an application is reached, what lets a request in, and the process that started its Ray."""
+
+    mode: Mode
+    url: str
+    headers: dict[str, str]
+    client: httpx.Client
+    owner: psutil.Process
+
+    def state(self, worker_id: str) -> str:
+        """The state of a worker."""
+        return str(self.client.get(f"/workers/{worker_id}/v1/ready").json()["state"])
+
+    def admitted(self, request: bytes) -> bytes:
+        """The raw request, with the token."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+        return request.replace(b"\r\n", b"\r\n" + lines.encode(), 1)
+
+    def exchange(self, request: bytes | Iterable[bytes]) -> Answer:
+        """The answer to a raw request, sent piece by piece with the token."""
+        pieces = iter([request] if isinstance(request, bytes) else request)
+        return exchange(self.url, itertools.chain([self.admitted(next(pieces))], pieces))
+
+    def processes(self, *names: str) -> list[psutil.Process]:
+        """The processes of its Ray that have one of those names."""
+        raylets = [child for child in self.owner.children() if child.name() == "raylet"]
+        found = [process for raylet in raylets for process in raylet.children(recursive=True)]
+        return [process for process in found if any(name in " ".join(process.cmdline()) for name in names)]
+
+
+@contextmanager
+def opened(mode: Mode, url: str, owner_pid: int, token: str | None = None) -> Iterator[Door]:
+    """The door, with a client for well-formed requests."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=10) as client:
+        yield Door(mode, url, headers, client, psutil.Process(owner_pid))
+
+
+@contextmanager
+def behind_default(folder: Path) -> Iterator[Door]:
+    """An application with Ray's own settings."""
+    with supervisor(folder, WORKERS, {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}, limits=LIMITS) as running:
+        running.until("Ctrl+C stops it")
+        with opened("default", running.url, running.process.pid) as door:
+            yield door
+
+
+@contextmanager
+def behind_haproxy(folder: Path) -> Iterator[Door]:
+    """An application behind HAProxy, whose other ports are not those that one of somebody else would take."""
+    environment = {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+    }
+    token_file = folder / "token"
+    token_file.write_text(TOKEN)
+    auth = {"token_file": str(token_file)}
+    with supervisor(folder, WORKERS, environment, limits=LIMITS, auth=auth) as running:
+        running.until("Ctrl+C stops it")
+        with opened("haproxy", running.url, running.process.pid, TOKEN) as door:
+            yield door

@@ -1,0 +1,55 @@
+"""What bad input may not disturb."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import httpx
+
+from tests.conftest import APPLICATION
+from tests.served.bad_http import MIB
+from tests.served.bad_json import INFER, WORKER
+from tests.served.doors import Door
+from tests.served.waiting import eventually
+
+INTERNAL = re.compile(
+    rb"0x[0-9a-f]{4}|Traceback|File \"|/home|/root|/tmp|/usr|\.py\b|site-packages|\bray\b|pydantic", re.I
+)
+"""Nothing like it stands in an answer."""
+NEIGHBOUR = "what-somebody-else-has-asked"
+
+
+class Ward:
+    """The processes behind a door. Their worker has one place and one in the queue, so that a request which leaves
+    anything behind is in the way of the next one."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        eventually(lambda: self._good_request().status_code == 200, 60)
+        proxies = {"haproxy": ["ray::HAProxyManager", "haproxy/bin/haproxy"]}.get(door.mode, ["ray::ProxyActor"])
+        names = [*proxies, *(f"ray::ServeReplica:{APPLICATION}:{name}" for name in ("ingress", WORKER))]
+        eventually(lambda: len(door.processes(*names)) == len(names))
+        self._processes = door.processes(*names)
+        self._memory = self._used()
+
+    def check(self) -> None:
+        """What holds after every request."""
+        began = time.monotonic()
+        good = self._good_request()
+        assert (good.status_code, good.json()["text"]) == (200, NEIGHBOUR)
+        assert time.monotonic() - began < 1
+        eventually(lambda: self._door.state(WORKER) == "idle", 2)
+        assert all(process.is_running() for process in self._processes)
+        used = self._used()
+        assert all(now - before < 32 * MIB for now, before in zip(used, self._memory, strict=True)), (
+            self._memory,
+            used,
+        )
+        self._memory = used
+
+    def _good_request(self) -> httpx.Response:
+        return self._door.client.post(INFER, json={"prompt": NEIGHBOUR, "stream": False})
+
+    def _used(self) -> list[int]:
+        return [process.memory_info().rss for process in self._processes]
