@@ -28,6 +28,8 @@ SETTINGS = (
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS",
         "1",
         "a replica that hangs does not hear that it is to stop: the default waits 15 s for it before it is replaced",
+    ),
+    Setting(
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
         "rbee_serve.ingress.ray_headers:middlewares",
         "Ray answers 500 to some headers, and cuts streams for others",
