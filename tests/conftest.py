@@ -100,6 +100,11 @@ class Served:
 
         return serve.get_deployment_handle(worker_id, APPLICATION)
 
+    def working(self, worker_id: str) -> int:
+        """Requests that run or wait in the worker's replicas, as the hub knows."""
+        snapshot = self.handle("hub").snapshot.remote().result(timeout_s=5)
+        return sum(replica.running + replica.queued for replica in snapshot.worker(worker_id).replicas)
+
 
 @pytest.fixture(scope="session")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:

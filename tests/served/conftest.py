@@ -25,7 +25,7 @@ def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield door
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ward(door: Door) -> Ward:
     """What watches over the processes behind the door."""
     return Ward(door)

@@ -13,7 +13,6 @@ from rbee_serve.client import Client
 from rbee_serve.events import End, Event, Metrics, Narration, Output, StopReason
 from rbee_serve.grammar import check_stream
 from tests.conftest import Served
-from tests.served.test_streams import running
 from tests.served.waiting import eventually
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
@@ -107,7 +106,7 @@ def test_the_engine_stops_when_the_client_leaves(served: Served) -> None:
         for chunk in answer.iter_text():
             if '"token"' in chunk:
                 break
-    eventually(lambda: running(served, "llm-0") == 0, 3)
+    eventually(lambda: served.working("llm-0") == 0, 3)
     began = time.monotonic()
     stream(served, **GREEDY)
     assert time.monotonic() - began < 30

@@ -16,11 +16,6 @@ from tests.served.waiting import eventually
 pytestmark = pytest.mark.ray
 
 
-def running(served: Served, worker_id: str) -> int:
-    snapshot = served.handle("hub").snapshot.remote().result(timeout_s=5)
-    return sum(replica.running + replica.queued for replica in snapshot.worker(worker_id).replicas)
-
-
 async def test_a_hundred_concurrent_streams_are_all_well_formed(served: Served) -> None:
     eventually(lambda: httpx.get(f"{served.base('echo-0')}/v1/ready").json()["ready"])
     url = f"{served.base('echo-0')}/v1/inference"
@@ -42,8 +37,8 @@ async def test_a_client_that_leaves_stops_the_work(served: Served) -> None:
     async with httpx.AsyncClient(timeout=30) as client, client.stream("POST", url, json=body) as answer:
         async for _ in answer.aiter_bytes():
             break
-        assert await asyncio.to_thread(running, served, "echo-0") in (0, 1)
-    await asyncio.to_thread(eventually, lambda: running(served, "echo-0") == 0, 3)
+        assert await asyncio.to_thread(served.working, "echo-0") in (0, 1)
+    await asyncio.to_thread(eventually, lambda: served.working("echo-0") == 0, 3)
 
 
 async def test_a_client_that_leaves_stops_the_work_also_where_it_wanted_one_result(served: Served) -> None:
@@ -52,7 +47,7 @@ async def test_a_client_that_leaves_stops_the_work_also_where_it_wanted_one_resu
     async with httpx.AsyncClient(timeout=1) as client:
         with pytest.raises(httpx.ReadTimeout):
             await client.post(url, json=body)
-    await asyncio.to_thread(eventually, lambda: running(served, "echo-0") == 0, 3)
+    await asyncio.to_thread(eventually, lambda: served.working("echo-0") == 0, 3)
 
 
 async def test_a_full_worker_refuses_at_once(served: Served) -> None:

@@ -14,7 +14,6 @@ from rbee_serve.grammar import check_stream
 from rbee_serve.registry import load_spec
 from rbee_serve.worker import WorkerSpec
 from tests.conftest import Served
-from tests.served.test_streams import running
 from tests.served.waiting import eventually
 
 needs = {"llm": [pytest.mark.vllm]}
@@ -86,4 +85,4 @@ def test_nothing_runs_on_when_its_client_has_left(served: Served, base: str, nam
     for _ in range(5):
         with httpx.stream("POST", f"{base}/v1/inference", json=body, timeout=120) as answer:
             next(answer.iter_bytes())
-    eventually(lambda: running(served, f"{name}-0") == 0, 5)
+    eventually(lambda: served.working(f"{name}-0") == 0, 5)
