@@ -34,6 +34,7 @@ SETTINGS = (
         "rbee_serve.ingress.ray_headers:middlewares",
         "Ray answers 500 to some headers, and cuts streams for others",
     ),
+    Setting("RAY_worker_niceness", "0", "Ray runs its workers at nice 15, behind whatever else the machine does"),
     Setting("OMP_WAIT_POLICY", "PASSIVE", "threads that wait for work leave the cores to other processes"),
     Setting("RAY_AUTH_MODE", "token", "Ray's own ports are open to the network: who has no token may not use them"),
     Setting("RAY_USAGE_STATS_ENABLED", "0", "nobody is told what is run"),
