@@ -66,8 +66,8 @@ class WorkerSpec(Generic[RequestT]):
     """Requests at once in a replica, unless the configuration says otherwise."""
     needs_model: bool = True
     """Whether `model_ref` must be given."""
-    tasks: tuple[str, ...] = ()
-    """The names that `task` may have, the default first; none if the type has just one."""
+    task: str | None = None
+    """Which of the type's tasks this is, where it has several; each is a spec of its own."""
     modules: tuple[str, ...] = ()
     """The heavy modules that `load` imports, to tell early and in one sentence when one is missing."""
     extra: str | None = None
