@@ -47,13 +47,11 @@ def load_spec(path: str) -> WorkerSpec[Any]:
         if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
             raise
         raise ConfigurationError(
-            f"type: worker type {path!r}: there is no module {exc.name}; install its package or correct the name"
+            f"type: {path!r}: there is no module {exc.name}; install its package or correct the name"
         ) from None
     spec = getattr(module, attribute, None)
     if not isinstance(spec, WorkerSpec):
-        raise ConfigurationError(
-            f"type: worker type {path!r}: {module_name} has no WorkerSpec named {attribute or '?'}"
-        )
+        raise ConfigurationError(f"type: {path!r}: {module_name} has no WorkerSpec named {attribute or '?'}")
     return spec
 
 
