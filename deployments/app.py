@@ -52,7 +52,7 @@ def _configuration(args: Any, host: str) -> ApplicationConfig:
 
 
 def _spec(worker: WorkerConfig) -> WorkerSpec[Any]:
-    return load_spec(import_path(worker.type, WORKER_TYPES))
+    return load_spec(import_path(worker.type, worker.task, WORKER_TYPES))
 
 
 def _faults(worker: WorkerConfig) -> Iterator[str]:
@@ -60,7 +60,7 @@ def _faults(worker: WorkerConfig) -> Iterator[str]:
     try:
         spec = _spec(worker)
     except ConfigurationError as exc:
-        yield f"type: {exc}"
+        yield str(exc)
         return
     if spec.needs_model and worker.model_ref is None:
         yield "model_ref: is missing; use hf:ORG/NAME, file:PATH or pkg:PACKAGE/PATH"
@@ -69,8 +69,6 @@ def _faults(worker: WorkerConfig) -> Iterator[str]:
             parse_model_ref(worker.model_ref)
         except ConfigurationError as exc:
             yield f"model_ref: {str(exc).removeprefix('model_ref: ')}"
-    if worker.task is not None and worker.task not in spec.tasks:
-        yield f"task: {worker.task!r} is unknown; a {spec.name} worker has {', '.join(spec.tasks) or 'none'}"
     if worker.backend != "auto" and worker.backend not in spec.backends:
         able = ", ".join(sorted(spec.backends))
         yield f"backend: a {spec.name} worker cannot run on {worker.backend}; it runs on {able}"
@@ -91,7 +89,7 @@ def build_app(args: dict[str, Any]) -> Any:
     host, port = _http_address()
     config = _configuration(args, host)
     base_url = config.public_url or f"http://{'127.0.0.1' if host in LOCAL_HOSTS else host}:{port}"
-    spec_paths = {worker.id: import_path(worker.type, WORKER_TYPES) for worker in config.workers}
+    spec_paths = {worker.id: import_path(worker.type, worker.task, WORKER_TYPES) for worker in config.workers}
     implementations = {worker_id: load_spec(path).name for worker_id, path in spec_paths.items()}
     quiet = {"enable_access_log": False}
 

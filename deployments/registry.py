@@ -1,5 +1,6 @@
 """The worker types that come with rbee-serve. A new one is a module beside this one and a line here, or no line at
-all: `type: "package.module:ATTRIBUTE"` in the configuration names a worker that lives anywhere."""
+all: `type: "package.module:ATTRIBUTE"` in the configuration names a worker that lives anywhere. A type with several
+tasks has a line for each, `type/task`; the first is the default."""
 
 WORKER_TYPES: dict[str, str] = {
     "echo": "deployments.echo:SPEC",

@@ -81,7 +81,7 @@ class WorkerConfig(_Config):
     type: str
     """A name from `deployments/registry.py`, or `module:ATTRIBUTE` of a `WorkerSpec` in any installed package."""
     task: str | None = None
-    """Which of the type's tasks, where it has several."""
+    """Which of the type's tasks, where it has several; the first one if left out."""
     model_ref: str | None = None
     """`hf:org/name[@revision]`, `file:PATH` or `pkg:PACKAGE/PATH`."""
     model_name: str | None = None

@@ -12,15 +12,26 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.worker import WorkerSpec
 
 
-def import_path(type_name: str, table: Mapping[str, str]) -> str:
-    """The import string `module:ATTRIBUTE` of a worker type: from `table`, or the name itself where it is one."""
-    if ":" in type_name:
+def import_path(type_name: str, task: str | None, table: Mapping[str, str]) -> str:
+    """The import string `module:ATTRIBUTE` of a worker type: from `table`, or the name itself where it is one.
+
+    The keys of `table` are types, or `type/task` where a type has several tasks; the first one counts where no task is
+    named. Raises `ConfigurationError` whose message begins with the key that is wrong.
+    """
+    tasks = [name.partition("/")[2] for name in table if name.partition("/")[0] == type_name]
+    if not tasks and ":" not in type_name:
+        known = sorted({name.partition("/")[0] for name in table})
+        near = difflib.get_close_matches(type_name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}, or 'module:ATTRIBUTE'"
+        raise ConfigurationError(f"type: worker type {type_name!r} is unknown; {hint}")
+    if task is not None and task not in tasks:
+        raise ConfigurationError(
+            f"task: {task!r} is unknown; {type_name} has {', '.join(filter(None, tasks)) or 'none'}"
+        )
+    if not tasks:
         return type_name
-    if type_name in table:
-        return table[type_name]
-    near = difflib.get_close_matches(type_name, table, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(table))}, or 'module:ATTRIBUTE'"
-    raise ConfigurationError(f"worker type {type_name!r} is unknown; {hint}")
+    chosen = task or tasks[0]
+    return table[f"{type_name}/{chosen}" if chosen else type_name]
 
 
 def load_spec(path: str) -> WorkerSpec[Any]:
@@ -36,11 +47,11 @@ def load_spec(path: str) -> WorkerSpec[Any]:
         if exc.name is None or not (module_name == exc.name or module_name.startswith(exc.name + ".")):
             raise
         raise ConfigurationError(
-            f"worker type {path!r}: there is no module {exc.name}; install its package or correct the name"
+            f"type: {path!r}: there is no module {exc.name}; install its package or correct the name"
         ) from None
     spec = getattr(module, attribute, None)
     if not isinstance(spec, WorkerSpec):
-        raise ConfigurationError(f"worker type {path!r}: {module_name} has no WorkerSpec named {attribute or '?'}")
+        raise ConfigurationError(f"type: {path!r}: {module_name} has no WorkerSpec named {attribute or '?'}")
     return spec
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -29,6 +30,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         end = {name: value for name, value in msgspec.to_builtins(self.end).items() if name != "type"}
         head = {"job_id": self.job_id, "model": self.model, "started_at": self.started_at}
         return msgspec.json.encode({**head, **self.output, **end, "metrics": self.metrics})
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A result as it is sent: JSON, or a file such as `audio/wav`."""
+
+    data: bytes
+    media_type: str = "application/json"
 
 
 async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type[OutputValue]]) -> Result:

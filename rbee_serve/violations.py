@@ -37,6 +37,7 @@ _RULES = {
     "bytes_too_long": ("length <= {max_length}", "must have at most {max_length} bytes"),
     "too_short": ("length >= {min_length}", "must have at least {min_length} items"),
     "too_long": ("length <= {max_length}", "must have at most {max_length} items"),
+    "base64": ("base64", "must be base64, or a data URL with base64"),
     "string_pattern_mismatch": ("pattern: {pattern}", "must match {pattern}"),
     "string_unicode": ("unicode", "must be text without lone surrogates"),
     "literal_error": ("one of: {expected}", "must be one of {expected}"),

@@ -11,6 +11,7 @@ from rbee_serve.backend import InferenceBackend
 from rbee_serve.config import WorkerConfig
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
+from rbee_serve.result import Document, Result
 from rbee_serve.state import LoadProgress
 from rbee_serve.step_clock import StepClock
 
@@ -65,12 +66,15 @@ class WorkerSpec(Generic[RequestT]):
     """Requests at once in a replica, unless the configuration says otherwise."""
     needs_model: bool = True
     """Whether `model_ref` must be given."""
-    tasks: tuple[str, ...] = ()
-    """The names that `task` may have, the default first; none if the type has just one."""
+    task: str | None = None
+    """Which of the type's tasks this is, where it has several; each is a spec of its own."""
     modules: tuple[str, ...] = ()
     """The heavy modules that `load` imports, to tell early and in one sentence when one is missing."""
     extra: str | None = None
     """The extra of rbee-serve that installs them."""
+    document: Callable[[RequestT, Result], Document | None] | None = None
+    """Makes the file that a request asks for instead of JSON, such as `audio/wav`; None where it asks for none. Runs in
+    a thread, for requests with `"stream": false`."""
     check: Callable[[WorkerConfig], None] | None = None
     """Looks at the worker's configuration before anything starts; raises `ConfigurationError` whose message begins with
     the key that is wrong, such as `model_ref: …`."""

@@ -9,20 +9,28 @@ from starlette.requests import ClientDisconnect, Request
 from rbee_serve.config import LimitsConfig
 from rbee_serve.errors import BodyTimeout, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 
+JSON = "application/json"
+
 # What curl sends with -d, and what a client sends that names no type at all, is read as JSON too.
-_JSON_TYPES = frozenset({"", "application/json", "application/x-www-form-urlencoded", "text/plain"})
+_JSON_TYPES = frozenset({"", JSON, "application/x-www-form-urlencoded", "text/plain"})
 
 
-async def read_json_body(request: Request, limits: LimitsConfig) -> bytes:
-    """The body's bytes. Size is counted while reading, so a missing or false `Content-Length` changes nothing.
+def media_type(request: Request) -> str:
+    """The content type in lower case without its parameters; `application/json` for all that is read as JSON.
 
-    Raises `UnsupportedMediaType`, `PayloadTooLarge`, `BodyTimeout`, or `InvalidRequest` if the client left meanwhile.
+    Raises `UnsupportedMediaType` where the body is packed.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type not in _JSON_TYPES and not media_type.endswith("+json"):
-        raise UnsupportedMediaType("send the request as Content-Type: application/json")
     if any(encoding.strip().lower() != "identity" for encoding in request.headers.getlist("content-encoding")):
         raise UnsupportedMediaType("send the body without Content-Encoding")
+    named = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return JSON if named in _JSON_TYPES or named.endswith("+json") else named
+
+
+async def read_body(request: Request, limits: LimitsConfig) -> bytes:
+    """The body's bytes. Size is counted while reading, so a missing or false `Content-Length` changes nothing.
+
+    Raises `PayloadTooLarge`, `BodyTimeout`, or `InvalidRequest` if the client left meanwhile.
+    """
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > 18 or int(declared) > limits.max_body_bytes:
         raise _too_large(limits)

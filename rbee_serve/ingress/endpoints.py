@@ -81,7 +81,7 @@ class Endpoints:
             **self._info(worker),
             "url": self._services.base_url + worker.base,
             "type": worker.spec.name,
-            "task": worker.config.task or next(iter(worker.spec.tasks), None),
+            "task": worker.spec.task,
             "outputs": [output.wire_name() for output in worker.spec.outputs],
             "capacity": worker.config.capacity or worker.spec.default_capacity,
             "replicas": [_replica(replica) for replica in self._services.state(worker).replicas],

@@ -30,10 +30,14 @@ from rbee_serve.errors import (
     WorkerUnhealthy,
 )
 from rbee_serve.events import Error, from_json, to_json
+from rbee_serve.ingress.body import JSON
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import DONE, frame
 
 logger = logging.getLogger(__name__)
+
+Message = tuple[bytes, bool] | tuple[bytes, bool, str]
+"""What a replica sends: SSE frames and whether the end is among them; or one document, True, and its content type."""
 
 SLOW_ACKNOWLEDGEMENT_S = 10.0
 """How long a replica that still pushes its state may take to note a request, when the machine is overloaded."""
@@ -48,22 +52,20 @@ _ERROR_FRAME = b'data: {"type":"error"'
 class Reply:
     """An answer whose first message is here. Close it, read or unread: closing cancels the work."""
 
-    def __init__(
-        self, worker_id: str, messages: Any, first: bytes, terminal: bool, on_close: Callable[[], object]
-    ) -> None:
+    def __init__(self, worker_id: str, messages: Any, first: Message, on_close: Callable[[], object]) -> None:
         self._worker_id = worker_id
         self._messages = messages
         self._on_close = on_close
         self._cut = False
-        self.first = first
-        self.complete = terminal
+        self.first, self.complete, *rest = first
+        self.media_type = rest[0] if rest else JSON
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The SSE frames, as they come, to the marker. A break of the border becomes an `error` event."""
         yield self.first
         try:
             while not self.complete:
-                data, self.complete = await anext(self._messages)
+                data, self.complete, *_ = await anext(self._messages)
                 yield data
         except (Exception, asyncio.CancelledError) as exc:  # a StopAsyncIteration before the end is a break too
             if isinstance(exc, asyncio.CancelledError) and not self._cut:
@@ -110,20 +112,20 @@ class Router:
 
         Raises the `WorkerError` with which the replica refused it, or `WorkerLost` if no replica noted it in time.
         """
-        body = request.model_dump_json(exclude_unset=True).encode()
-        messages = aiter(self._handles[worker_id].remote(body, correlation_id))
+        fields = request.model_dump(exclude_unset=True)
+        messages = aiter(self._handles[worker_id].remote(fields, correlation_id))
         try:
             await self._acknowledged(worker_id, messages)
-            first, terminal = await anext(messages)
+            first: Message = await anext(messages)
         except BaseException as exc:
             _cancel(messages)
             if isinstance(exc, Exception):
                 raise _translate(exc, worker_id) from exc
             raise
-        if terminal and first.startswith(_ERROR_FRAME):
-            raise _refusal(first)
+        if first[1] and first[0].startswith(_ERROR_FRAME):
+            raise _refusal(first[0])
         number = next(self._numbers)
-        reply = Reply(worker_id, messages, first, terminal, lambda: self._open.pop(number, None))
+        reply = Reply(worker_id, messages, first, lambda: self._open.pop(number, None))
         self._open[number] = reply
         return reply
 
@@ -132,7 +134,7 @@ class Router:
         for reply in list(self._open.values()):
             reply.cut()
 
-    async def _acknowledged(self, worker_id: str, messages: AsyncIterator[tuple[bytes, bool]]) -> None:
+    async def _acknowledged(self, worker_id: str, messages: AsyncIterator[Message]) -> None:
         first = asyncio.ensure_future(anext(messages))
         alive: asyncio.Future[bool] | None = None
         try:

@@ -31,7 +31,7 @@ from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import Result, collect
 from rbee_serve.state import LoadProgress, Phase, ReplicaState
 from rbee_serve.step_clock import StepClock
-from rbee_serve.validation import parse, parse_object
+from rbee_serve.validation import parse_object
 from rbee_serve.worker import Device, LoadContext
 
 logger = logging.getLogger(__name__)
@@ -72,24 +72,28 @@ class WorkerReplica:
         set_threads(self._worker)
         return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
 
-    async def respond(self, body: bytes, correlation_id: str) -> AsyncGenerator[tuple[bytes, bool], None]:
-        """The ingress's call: an acknowledgement, then SSE frames, or one JSON document if the request says so.
+    async def respond(
+        self, fields: dict[str, Any], correlation_id: str
+    ) -> AsyncGenerator[tuple[bytes, bool] | tuple[bytes, bool, str], None]:
+        """The ingress's call: an acknowledgement, then SSE frames, or one document with its content type if the request
+        says so.
 
-        `body` is a request that the ingress has validated. A request that is refused gets one `error` frame without a
-        `started` before it.
+        `fields` are those of a request that the ingress has validated. A request that is refused gets one `error` frame
+        without a `started` before it.
         """
         correlation.enter(correlation_id)
         yield ACKNOWLEDGEMENT
         service = self._ready_service()
         try:
-            request = parse(service.request_type, body)
+            request = parse_object(service.request_type, fields)
             events = service.events(request)
             if request.stream:
                 async with aclosing(frames(events)) as messages:
                     async for message in messages:
                         yield message
             else:
-                yield (await collect(events, service.spec.outputs)).to_json(), True
+                document = await service.document(request, await collect(events, service.spec.outputs))
+                yield document.data, True, document.media_type
         except WorkerError as exc:
             yield refusal(exc)
 

@@ -15,6 +15,7 @@ from rbee_serve.limits import with_limits
 from rbee_serve.replica.admission import Admission
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.request import InferenceRequest, new_id
+from rbee_serve.result import Document, Result
 from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import WorkerSpec
 
@@ -49,6 +50,15 @@ class WorkerService:
         """
         timeout_s = min(request.timeout_s or self._worker.timeout_s, self._worker.timeout_s)
         return self._bounded(timeout_s, self._admitted(request))
+
+    async def document(self, request: InferenceRequest, result: Result) -> Document:
+        """What a client gets that wants no stream: the worker type's own form, where the request asks for one, or
+        JSON."""
+        if self.spec.document is not None:
+            made = await asyncio.to_thread(self.spec.document, request, result)
+            if made is not None:
+                return made
+        return Document(result.to_json())
 
     def is_healthy(self) -> bool:
         """Whether the backend is alive, and its engine makes steps while it has work."""

@@ -34,7 +34,7 @@ def summary(
 
 def example(worker: WorkerConfig, worker_types: Mapping[str, str]) -> dict[str, object]:
     """A small request that the worker understands: the one that it was warmed up with."""
-    request = load_spec(import_path(worker.type, worker_types)).warm_up()
+    request = load_spec(import_path(worker.type, worker.task, worker_types)).warm_up()
     return dict(request.model_dump(mode="json", exclude_unset=True))
 
 

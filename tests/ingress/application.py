@@ -30,14 +30,19 @@ async def silence_s(worker_id: str) -> float:
     return 0.0
 
 
+def ready_view(worker_id: str) -> View:
+    """A view in which that worker is ready."""
+    view = View(nothing_new, (worker_id,))
+    replica = ReplicaState(worker_id=worker_id, replica_id="r", boot_id="b", phase="ready", backend="cpu")
+    view.snapshot = Snapshot(version=1, workers=(WorkerState(worker_id=worker_id, wanted=1, replicas=(replica,)),))
+    return view
+
+
 def application(token: bytes | None) -> Starlette:
     """The real routes over one worker that is ready."""
     worker = Worker(WorkerConfig(id="echo-0", type="echo"), SPEC, EchoRequest)
-    view = View(nothing_new, ("echo-0",))
-    replica = ReplicaState(worker_id="echo-0", replica_id="r", boot_id="b", phase="ready", backend="cpu")
-    view.snapshot = Snapshot(version=1, workers=(WorkerState(worker_id="echo-0", wanted=1, replicas=(replica,)),))
     router = Router({}, 1.0, silence_s)
-    services = IngressServices({"echo-0": worker}, LimitsConfig(), view, router, "http://localhost", 80)
+    services = IngressServices({"echo-0": worker}, LimitsConfig(), ready_view("echo-0"), router, "http://localhost", 80)
     app = build_ingress(services, token)
     assert isinstance(app, Starlette)
     return app

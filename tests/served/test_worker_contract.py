@@ -29,8 +29,13 @@ def spec(name: str) -> WorkerSpec[Any]:
 
 
 @pytest.fixture
-def base(served: Served, name: str) -> str:
-    url = served.base(f"{name}-0")
+def worker_id(name: str) -> str:
+    return f"{name.replace('/', '-')}-0"
+
+
+@pytest.fixture
+def base(served: Served, worker_id: str) -> str:
+    url = served.base(worker_id)
     eventually(lambda: httpx.get(f"{url}/v1/ready").json()["ready"], 240)
     return url
 
@@ -81,8 +86,8 @@ def test_it_tells_that_it_is_ready_healthy_and_what_it_is(base: str, spec: Worke
 
 
 @every_worker
-def test_nothing_runs_on_when_its_client_has_left(served: Served, base: str, name: str, body: Any) -> None:
+def test_nothing_runs_on_when_its_client_has_left(served: Served, base: str, worker_id: str, body: Any) -> None:
     for _ in range(5):
         with httpx.stream("POST", f"{base}/v1/inference", json=body, timeout=120) as answer:
             next(answer.iter_bytes())
-    eventually(lambda: served.working(f"{name}-0") == 0, 5)
+    eventually(lambda: served.working(worker_id) == 0, 5)

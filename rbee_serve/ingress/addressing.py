@@ -1,0 +1,84 @@
+"""Which worker a request is for, and what it asks of it: from the path, the query and the body to a checked request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from rbee_serve.errors import InvalidRequest, WorkerNotFound
+from rbee_serve.ingress.body import JSON, media_type, read_body
+from rbee_serve.ingress.services import IngressServices, Worker
+from rbee_serve.ingress.upload import read_upload, typed
+from rbee_serve.request import InferenceRequest
+from rbee_serve.validation import check_form, parse, parse_object
+
+T = TypeVar("T")
+
+LARGE_BODY = 1024 * 1024
+"""Bytes; a body of this size takes a few milliseconds to parse."""
+
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NAME = msgspec.json.Decoder(str | None)
+
+
+async def addressed(request: Request, services: IngressServices) -> tuple[Worker, InferenceRequest]:
+    """The ready worker that the path names, or at the root the body, and the request for it.
+
+    Raises the `WorkerError` that says what is wrong with the body, or why the worker takes no request now.
+    """
+    kind, named = media_type(request), request.path_params.get("worker_id")
+    worker = _ready(services, services.worker(named)) if named else None
+    body = await read_body(request, services.limits)
+    if kind != JSON:
+        upload = await read_upload(request, kind, body)
+        target = worker or _ready(services, _worker_of_upload(services, upload))
+        return target, parse_object(target.request_type, typed(upload, kind, target.request_type))
+    if worker is None:
+        worker, body = _worker_of_body(services, body)
+        _ready(services, worker)
+    return worker, await _unhurried(body, partial(parse, worker.request_type, body))
+
+
+def _ready(services: IngressServices, worker: Worker) -> Worker:
+    services.require_ready(worker)
+    return worker
+
+
+def _worker_of_upload(services: IngressServices, upload: dict[str, str | bytes]) -> Worker:
+    """The worker that a form or a query names; the names are taken out."""
+    names = (upload.pop("worker", None), upload.pop("model", None))
+    worker_id, model = (name if isinstance(name, str) else None for name in names)
+    return _found(services, worker_id, model)
+
+
+def _worker_of_body(services: IngressServices, body: bytes) -> tuple[Worker, bytes]:
+    """The worker that the body names, and the body without the names. What else is in it stays as it is."""
+    check_form(body)
+    try:
+        fields = _FIELDS.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise InvalidRequest.of_field("body", "json", "send a JSON object in UTF-8") from None
+    try:
+        worker_id, model = (_NAME.decode(fields.pop(name, b"null")) for name in ("worker", "model"))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest.of_field("worker", "type: string", "worker and model are strings") from None
+    return _found(services, worker_id, model), msgspec.json.encode(fields)
+
+
+def _found(services: IngressServices, worker_id: str | None, model: str | None) -> Worker:
+    if worker_id is None and model is None:
+        raise InvalidRequest.of_field("worker", "required", "name the worker, or the model, or use the worker's URL")
+    worker = services.find(worker_id, model)
+    if worker is None:
+        raise WorkerNotFound("no worker of that name or model; GET /v1/workers lists them")
+    return worker
+
+
+async def _unhurried(body: bytes, work: Callable[[], T]) -> T:
+    """`work` on a body: in a thread if that is so large that other requests would have to wait."""
+    return await asyncio.to_thread(work) if len(body) > LARGE_BODY else work()

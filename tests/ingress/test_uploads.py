@@ -1,0 +1,121 @@
+"""Requests that are files: forms, and bodies that are nothing but the file."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+
+from rbee_serve.config import LimitsConfig, WorkerConfig
+from rbee_serve.errors import InvalidRequest, UnsupportedMediaType, WorkerError
+from rbee_serve.ingress.addressing import addressed
+from rbee_serve.ingress.router import Router
+from rbee_serve.ingress.services import IngressServices, Worker
+from rbee_serve.request import InferenceRequest
+from tests.ingress.application import ready_view, silence_s
+from tests.outside_worker import SPEC, LetterRequest
+
+BOOK = b"abracadabra \x00\r\n--x"
+
+
+def services() -> IngressServices:
+    worker = Worker(WorkerConfig(id="letters", type="tests.outside_worker:SPEC"), SPEC, LetterRequest)
+    router = Router({}, 1.0, silence_s)
+    return IngressServices({"letters": worker}, LimitsConfig(), ready_view("letters"), router, "http://localhost", 80)
+
+
+async def read(request: httpx.Request, *, named: bool = True) -> InferenceRequest:
+    """What the ingress makes of a request that httpx has built."""
+    body = request.read()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "query_string": request.url.query,
+        "headers": [(name.lower(), value) for name, value in request.headers.raw],
+        "path_params": {"worker_id": "letters"} if named else {},
+    }
+    worker, found = await addressed(Request(scope, receive), services())
+    assert worker.config.id == "letters"
+    return found
+
+
+def form(files: Any = None, **data: Any) -> httpx.Request:
+    return httpx.Request("POST", "http://x/", files=files or {"book": ("b.txt", BOOK)}, data=data)
+
+
+def whole(content: bytes = BOOK, kind: str = "book/plain", **query: Any) -> httpx.Request:
+    return httpx.Request("POST", "http://x/", content=content, headers={"content-type": kind}, params=query)
+
+
+async def test_json_carries_a_file_as_base64() -> None:
+    encoded = base64.b64encode(BOOK).decode()
+    for text in (encoded, f"data:text/plain;base64,{encoded}"):
+        assert (await read(httpx.Request("POST", "http://x/", json={"book": text}))).model_dump()["book"] == BOOK
+
+
+@pytest.mark.parametrize("request_", [form(), whole(), whole(kind="application/octet-stream")])
+async def test_a_file_arrives_as_it_is(request_: httpx.Request) -> None:
+    assert (await read(request_)).model_dump()["book"] == BOOK
+
+
+@pytest.mark.parametrize(
+    "request_", [form(alphabet="12", at_least="3", as_table="true"), whole(alphabet=12, at_least=3, as_table="true")]
+)
+async def test_texts_become_what_the_fields_are_made_of(request_: httpx.Request) -> None:
+    found = (await read(request_)).model_dump(exclude_unset=True)
+    assert found == {"book": BOOK, "alphabet": "12", "at_least": 3, "as_table": True}
+
+
+@pytest.mark.parametrize(
+    "request_", [form(worker="letters"), form(model="tests.outside_worker:SPEC"), whole(worker="letters")]
+)
+async def test_at_the_root_the_worker_is_a_field_or_in_the_query(request_: httpx.Request) -> None:
+    assert (await read(request_, named=False)).model_dump(exclude_unset=True) == {"book": BOOK}
+
+
+def broken(cut: int) -> httpx.Request:
+    request = form()
+    return httpx.Request(
+        "POST", "http://x/", content=request.read()[:-cut], headers={"content-type": request.headers["content-type"]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (broken(4), "body"),
+        (broken(60), "body"),
+        (httpx.Request("POST", "http://x/", content=b"x", headers={"content-type": "multipart/form-data"}), "body"),
+        (form(at_least="many"), "at_least"),
+        (form(at_least="[" * 5000), "at_least"),
+        (form(at_least="9" * 5000), "at_least"),
+        (form(nothing="1"), "nothing"),
+        (form({"book": ("", b"")}), "book"),
+        (form([("book", BOOK), ("book", BOOK)]), "book"),
+        (form([(f"part{n}", BOOK) for n in range(65)]), "body"),
+        (form({"text": ("t", BOOK)}), "text"),
+        (form({"book": (None, "not a file")}), "book"),
+        (whole(b""), "book"),
+        (whole(at_least=1.5), "at_least"),
+        (whole(b"x" * 500_001), "book"),
+    ],
+)  # fmt: skip
+async def test_what_is_wrong_is_told_by_its_field(request_: httpx.Request, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await read(request_)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+async def test_a_content_type_that_no_file_here_has_is_refused() -> None:
+    with pytest.raises(UnsupportedMediaType, match="book"):
+        await read(whole(kind="image/png"))
+    with pytest.raises(WorkerError, match="name the worker"):
+        await read(whole(), named=False)
