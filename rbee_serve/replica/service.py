@@ -9,11 +9,12 @@ from typing import Any
 
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import InferenceTimeout, WorkerError, WorkerLost
+from rbee_serve.errors import WorkerLost
 from rbee_serve.events import Error, Event, Progress, Started
 from rbee_serve.limits import with_limits
 from rbee_serve.replica.admission import Admission
 from rbee_serve.replica.event_stream import ordered
+from rbee_serve.replica.time_limit import TimeLimit
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import Document, Result
 from rbee_serve.step_clock import StepClock
@@ -40,7 +41,7 @@ class WorkerService:
         self.request_type: type[InferenceRequest] = with_limits(spec.request, worker.limits)
         self.admission = Admission(worker.capacity or spec.default_capacity, worker.queue, on_change)
         self._worker = worker
-        self._limits: set[_Limit] = set()
+        self._limits: set[TimeLimit] = set()
 
     def events(self, request: InferenceRequest) -> AsyncGenerator[Event[Any], None]:
         """Every event of a request: `started`, its position while it waits, then the backend's, and the end.
@@ -91,7 +92,7 @@ class WorkerService:
     ) -> AsyncGenerator[Event[Any], None]:
         """`events`, until `timeout_s` seconds from now, or until the worker is given up. What is late is stopped; the
         client is told in the way that is left: by an exception before the first event, by an `Error` event after it."""
-        limit = _Limit(timeout_s)
+        limit = TimeLimit(timeout_s)
         self._limits.add(limit)
         begun = False
         try:
@@ -111,48 +112,3 @@ class WorkerService:
         finally:
             limit.close()
             self._limits.discard(limit)
-
-
-class _Limit:
-    """How long one request may go on, and with which error it ends then.
-
-    A `with` block is cut off with `TimeoutError` when the limit is reached in it, as by `asyncio.timeout_at`, but one
-    timer serves all blocks of a request: entering one for each event costs a tenth of a microsecond instead of three.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._reach)
-        self._inside: asyncio.Task[Any] | None = None
-        self._cancelling = 0
-        self._reached = self._cut = False
-        self.error: WorkerError = InferenceTimeout(
-            f"the work was not done in {timeout_s:g} s; ask for less, or allow more with timeout_s"
-        )
-
-    def end_now(self, error: WorkerError) -> None:
-        """The request ends now, with `error`."""
-        self.error = error
-        self._reach()
-
-    def close(self) -> None:
-        """The request is over."""
-        self._timer.cancel()
-
-    def _reach(self) -> None:
-        self._reached = True
-        if self._inside is not None and not self._cut:
-            self._cut = True
-            self._inside.cancel()
-
-    def __enter__(self) -> None:
-        if self._reached:
-            raise TimeoutError
-        task = asyncio.current_task()
-        assert task is not None
-        self._inside, self._cancelling = task, task.cancelling()
-
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
-        task, self._inside = self._inside, None
-        # A task that somebody else has cancelled meanwhile stays cancelled.
-        if self._cut and task is not None and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise TimeoutError from exc

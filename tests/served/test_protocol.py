@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import threading
 from typing import Any
@@ -122,6 +123,24 @@ def test_a_worker_type_from_outside_the_package_has_everything(served: Served) -
     assert [event.value.count for event in events if isinstance(event, Output)] == [2, 1, 1]
     assert httpx.get(f"{served.base('echo-outside')}/info").json()["implementation"] == "rbee-serve/letters"
     assert httpx.get(f"{served.base('echo-outside')}/health").json() == {"status": "healthy", "vram_bytes": 26}
+
+
+def test_a_file_can_be_sent_as_it_is_and_one_can_be_the_answer(served: Served) -> None:
+    url = f"{served.base('echo-outside')}/v1/inference"
+    book = b"abracadabra " * 30_000
+    form = {"alphabet": "ar", "stream": "false", "as_table": "true"}
+    answers = [
+        httpx.post(url, files={"book": ("book.txt", book)}, data=form, timeout=30),
+        httpx.post(url, content=book, headers={"content-type": "book/plain"}, params=form, timeout=30),
+        httpx.post(
+            url,
+            json={"book": base64.b64encode(book).decode(), "alphabet": "ar", "stream": False, "as_table": True},
+            timeout=30,
+        ),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.text) == (200, "a,150000\nr,60000\n")
+        assert answer.headers["content-type"].startswith("text/csv")
 
 
 def test_bad_input_reports_every_field(served: Served) -> None:
