@@ -17,7 +17,7 @@ from tests.conftest import Served
 from tests.served.test_streams import running
 from tests.served.waiting import eventually
 
-needs = {"llm": [pytest.mark.vllm]}
+needs = {"embedding": [pytest.mark.model], "llm": [pytest.mark.vllm]}
 every_worker = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=needs.get(name, [])) for name in sorted(WORKER_TYPES)]
 )
