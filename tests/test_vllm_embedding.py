@@ -48,12 +48,11 @@ async def answers(engine: dict[str, Any], *requests: dict[str, Any]) -> list[Any
 
 
 def cosine(one: Any, other: Any) -> float:
-    dot, first, second = (sum(x * y for x, y in zip(*pair, strict=True)) for pair in (one_other(one, other)))
-    return float(dot / (first * second) ** 0.5)
+    return float(dot(one, other) / (dot(one, one) * dot(other, other)) ** 0.5)
 
 
-def one_other(one: Any, other: Any) -> list[tuple[Any, Any]]:
-    return [(one, other), (one, one), (other, other)]
+def dot(one: Any, other: Any) -> float:
+    return sum(x * y for x, y in zip(one, other, strict=True))
 
 
 async def test_vllm_gives_the_vectors_of_sentence_transformers_and_keeps_the_same_rules() -> None:
