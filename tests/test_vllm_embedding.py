@@ -52,7 +52,7 @@ def cosine(one: Any, other: Any) -> float:
 
 
 def dot(one: Any, other: Any) -> float:
-    return sum(x * y for x, y in zip(one, other, strict=True))
+    return float(sum(x * y for x, y in zip(one, other, strict=True)))
 
 
 async def test_vllm_gives_the_vectors_of_sentence_transformers_and_keeps_the_same_rules() -> None:
