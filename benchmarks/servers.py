@@ -102,6 +102,24 @@ def vllm_server(stack: ExitStack, folder: Path, options: Sequence[str], probe: d
     return _started(stack, folder, "vllm", [*command, *options], Target(port, "/v1/completions"), probe, settings)
 
 
+def infinity(
+    stack: ExitStack,
+    folder: Path,
+    environment: Path,
+    model: Path,
+    probe: dict[str, Any],
+    settings: Mapping[str, str] | None = None,
+) -> Server:
+    """infinity-emb with its torch engine, from a virtual environment of its own: it wants transformers 4. `probe` names
+    the model as it is served."""
+    port = free_port()
+    command = [str(environment / "bin" / "infinity_emb"), "v2", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--model-id", str(model), "--served-model-name", str(probe["model"]), "--engine", "torch"]
+    command += ["--device", "cpu", "--batch-size", "32", "--no-bettertransformer", "--no-model-warmup"]
+    settings = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", **(settings or {})}
+    return _started(stack, folder, "infinity", command, Target(port, "/embeddings"), probe, settings)
+
+
 def _started(
     stack: ExitStack,
     folder: Path,

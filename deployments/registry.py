@@ -4,5 +4,6 @@ tasks has a line for each, `type/task`; the first is the default."""
 
 WORKER_TYPES: dict[str, str] = {
     "echo": "deployments.echo:SPEC",
+    "embedding": "deployments.embedding:SPEC",
     "llm": "deployments.llm:SPEC",
 }

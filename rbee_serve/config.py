@@ -7,13 +7,14 @@ anywhere is an error that names its path. Below this module nobody looks into a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rbee_serve.errors import ConfigurationError
 
 Backend = Literal["auto", "cuda", "cpu", "metal"]
+OptionsT = TypeVar("OptionsT", bound=BaseModel)
 WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,256}$")]
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -170,10 +171,20 @@ class ApplicationConfig(_Config):
 
 def parse_application(args: Any) -> ApplicationConfig:
     """`args:` as a model. Raises `ConfigurationError` with one line for each thing that is wrong, by path."""
+    return _parse(ApplicationConfig, args, ())
+
+
+def parse_engine(options_type: type[OptionsT], worker: WorkerConfig) -> OptionsT:
+    """A worker's `engine:` as a model, for engines whose options are ours to check. Raises `ConfigurationError` as
+    `parse_application` does."""
+    return _parse(options_type, worker.engine, ("engine",))
+
+
+def _parse(model: type[OptionsT], values: Any, root: tuple[str, ...]) -> OptionsT:
     try:
-        return ApplicationConfig.model_validate(args)
+        return model.model_validate(values)
     except ValidationError as exc:
-        lines = [f"{_path(error['loc'])}: {_sentence(error)}" for error in exc.errors(include_url=False)]
+        lines = [f"{_path((*root, *error['loc']))}: {_sentence(error)}" for error in exc.errors(include_url=False)]
         raise ConfigurationError("\n".join(lines)) from None
 
 

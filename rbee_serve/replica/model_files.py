@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_ref import HubModel, parse_model_ref
 from rbee_serve.replica.gguf_conversion import FloatType, converted_gguf
@@ -84,13 +85,18 @@ def prepare(
     return files.path
 
 
-def check_local(ref: str) -> None:
-    """Look at the files of a model that is on this machine, as `prepare` would, without loading or converting any.
+def check_local(worker: WorkerConfig) -> None:
+    """Look at the files of a worker's model that is on this machine, as `prepare` would, without loading or converting
+    any; for the `check` of worker types.
 
-    Raises `ConfigurationError`. A model of a hub is not looked for.
+    Raises `ConfigurationError` that begins with `model_ref: `. A model of a hub is not looked for.
     """
-    if not isinstance(parse_model_ref(ref), HubModel):
-        _check_headers(resolve(ref, lambda progress: None))
+    if worker.model_ref is None or isinstance(parse_model_ref(worker.model_ref), HubModel):
+        return
+    try:
+        _check_headers(resolve(worker.model_ref, lambda progress: None))
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"model_ref: {str(exc).removeprefix('model_ref: ')}") from exc
 
 
 def weights_bytes(path: Path) -> int:
@@ -135,7 +141,7 @@ def _check_headers(files: ModelFiles) -> None:
 def _check_shards(folder: Path, weights: list[Path]) -> None:
     """Whether all files are there that an index names: a download that was cut short leaves some out."""
     for index in sorted(folder.rglob("*.safetensors.index.json")):
-        names = _json(index).get("weight_map")
+        names = read_json(index).get("weight_map")
         if not isinstance(names, dict):
             raise ConfigurationError(f"{index} has no weight_map")
         for name in sorted({str(name) for name in names.values()}):
@@ -145,12 +151,13 @@ def _check_shards(folder: Path, weights: list[Path]) -> None:
 
 def _warn_of_code(folder: Path) -> None:
     config = folder / "config.json"
-    if config.is_file() and "auto_map" in _json(config):
+    if config.is_file() and "auto_map" in read_json(config):
         # Most such models are known to the engine by now; one that is not fails there, with its own name.
         logger.warning("%s brings code of its own (auto_map), which is not run", folder)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in one of a model's files. Raises `ConfigurationError` where there is none."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise ConfigurationError(f"{path} is longer than {MAX_JSON_BYTES} bytes")

