@@ -22,4 +22,4 @@ def test_millions_of_values_are_refused_before_they_are_read(values: bytes) -> N
         seconds = time.monotonic() - began
     assert answer.status == 400
     assert json.loads(answer.body)["errors"][0]["constraint"] == "values <= 100000"
-    assert seconds < 2
+    assert seconds < 20  # to read them would take minutes
