@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -85,11 +86,14 @@ def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, Mode
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """Layers above the transformer lie in folders of their own, and may be pickles where it is not."""
-    for file in sorted(folder.glob("*/*")):
-        if file.suffix in PICKLES and not any(file.parent.glob("*.safetensors")):
+    """The layers above the transformer lie in folders of their own, and may be pickles where it is not."""
+    modules = folder / "modules.json"
+    for module in json.loads(modules.read_bytes()) if modules.is_file() else ():
+        files = sorted((folder / str(module["path"])).glob("*"))
+        pickled = next((file for file in files if file.suffix in PICKLES), None)
+        if pickled and not any(file.suffix == ".safetensors" for file in files):
             raise ConfigurationError(
-                f"{file} may be a pickle, which can run any code when it is read, so it is never loaded; use a model"
+                f"{pickled} may be a pickle, which can run any code when it is read, so it is never loaded; use a model"
                 " in safetensors form"
             )
 
