@@ -15,11 +15,11 @@ from pydantic import BeforeValidator, Field
 
 from deployments import sentence_transformers_engine, vllm_embedding_engine
 from deployments.embedding_engine import EmbeddingEngine, ModelCard, Tokens, Vector
-from rbee_serve import correlation
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, Violation
-from rbee_serve.events import End, Event, Metrics, Narration, Output, StopReason
+from rbee_serve.events import End, Event, Metrics, Output, StopReason
+from rbee_serve.narration import narrate
 from rbee_serve.outputs import EmbeddingOutput
 from rbee_serve.replica.memory import MemoryGauge, memory_gauge
 from rbee_serve.replica.model_files import check_local
@@ -73,7 +73,9 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
         texts = await loop.run_in_executor(self._reader, self._read, prompt, request.input, request.truncate)
         self._check_lengths(texts)
         tokens_in = sum(map(len, texts))
-        yield self._narrate(request, f"Embedding {len(texts)} texts of {tokens_in} tokens in all")
+        yield narrate(
+            request, "embedding-worker", "embed", f"Embedding {len(texts)} texts of {tokens_in} tokens in all"
+        )
         async with aclosing(self._engine.embed(texts)) as vectors:
             i = 0
             async for vector in vectors:
@@ -132,16 +134,6 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
         ]
         if faults:
             raise RequestTooLong.because(faults)
-
-    def _narrate(self, request: EmbeddingRequest, human: str) -> Narration:
-        return Narration(
-            actor="embedding-worker",
-            action="embed",
-            target=request.job_id or "request",
-            human=human,
-            correlation_id=correlation.current(),
-            job_id=request.job_id,
-        )
 
     def is_healthy(self) -> bool:
         """Whether the engine is."""

@@ -20,20 +20,12 @@ Vector = Any
 class EmbeddingEngine(Protocol):
     """A loaded model that turns tokens into vectors."""
 
-    @property
-    def tokenizer(self) -> Any:
-        """The model's tokenizer, as transformers has it."""
-        ...
-
-    @property
-    def max_tokens(self) -> int:
-        """The longest text that the model takes, in tokens."""
-        ...
-
-    @property
-    def dimensions(self) -> int:
-        """The length of its vectors."""
-        ...
+    tokenizer: Any
+    """The model's tokenizer, as transformers has it."""
+    max_tokens: int
+    """The longest text that the model takes, in tokens."""
+    dimensions: int
+    """The length of its vectors."""
 
     def embed(self, texts: Sequence[Tokens]) -> AsyncGenerator[Vector, None]:
         """The vector of each text, in order. Closing the generator stops the work."""

@@ -13,11 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.vllm_engine import EngineStatistics, check_engine, engine_options, start_engine
 from deployments.vllm_terms import fold_seed, split_text, stop_reason
-from rbee_serve import correlation
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, WorkerLost
-from rbee_serve.events import End, Event, Metrics, Narration, Output
+from rbee_serve.events import End, Event, Metrics, Output
+from rbee_serve.narration import narrate
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.replica.gguf_conversion import ELEMENT_BYTES
 from rbee_serve.replica.memory import MemoryGauge, memory_gauge
@@ -125,7 +125,7 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
         the last token. Raises `RequestTooLong`, `InvalidRequest`, or `WorkerLost` when the engine has died."""
         prompt = await self._tokens(request)
         self._check_length(len(prompt), request.max_tokens)
-        yield self._narrate(request, "prefill", f"Reading a prompt of {len(prompt)} tokens")
+        yield narrate(request, "llm-worker", "prefill", f"Reading a prompt of {len(prompt)} tokens")
         began = time.monotonic()
         first_at: float | None = None
         count = 0
@@ -148,7 +148,9 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
             raise WorkerLost("the inference engine died with the request on it; it is being replaced") from exc
         seconds = time.monotonic() - began
         reason, matched = stop_reason(last.finish_reason, last.stop_reason)
-        yield self._narrate(request, "complete", f"Generated {count} tokens in {seconds:.1f} s ({reason.value})")
+        yield narrate(
+            request, "llm-worker", "complete", f"Generated {count} tokens in {seconds:.1f} s ({reason.value})"
+        )
         yield Metrics(self._metrics(len(prompt), count, seconds, (first_at or began) - began))
         yield End(
             tokens_out=count,
@@ -223,16 +225,6 @@ class LlmBackend(InferenceBackend[LlmRequest, TokenOutput]):
             "tokens_in": tokens_in,
             "tokens_out": tokens_out,
         }
-
-    def _narrate(self, request: LlmRequest, action: str, human: str) -> Narration:
-        return Narration(
-            actor="llm-worker",
-            action=action,
-            target=request.job_id or "request",
-            human=human,
-            correlation_id=correlation.current(),
-            job_id=request.job_id,
-        )
 
     def is_healthy(self) -> bool:
         """False once the engine's process is dead."""

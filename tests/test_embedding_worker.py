@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import math
 import shutil
 import struct
@@ -245,6 +246,9 @@ def test_a_layer_that_is_a_pickle_is_refused(tmp_path: Path) -> None:
     model = Path(shutil.copytree(folder(), tmp_path / "model", copy_function=shutil.copyfile))
     (model / "2_Dense").mkdir()
     (model / "2_Dense" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    modules = json.loads((model / "modules.json").read_text())
+    modules[2] |= {"path": "2_Dense", "type": "sentence_transformers.models.Dense"}
+    (model / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(ConfigurationError, match=r"2_Dense/pytorch_model\.bin may be a pickle"):
         loaded(f"file:{model}")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import insort
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,9 +22,6 @@ from rbee_serve.step_clock import StepClock
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
-
-LIKE = 2
-"""The longest item of a batch is at most this many times the shortest: what is shorter would be mostly padding."""
 
 
 @dataclass(order=True, slots=True)
@@ -43,9 +40,12 @@ class Batcher(Generic[ItemT, ResultT]):
     """Gathers the items of all requests into batches for `run`, which a thread of its own calls with one batch at a
     time and which returns a result for each item.
 
-    `size` says how long an item is (tokens, pixels); a batch takes as much room as its longest item times their number,
-    and that is at most `budget`, unless a single item is larger. Requests that wait share the model alike: of each as
-    many tokens are taken as of the others, so that a request of one item does not wait behind all of one with hundreds.
+    `size` says how long an item is, such as its tokens. All items of a batch are padded to the longest: so long times
+    their number is at most `budget`, unless a single item is longer. `overhead` is what a batch costs beside its items,
+    in the same unit: items of different lengths go together where the padding costs less than another batch would.
+
+    Requests that wait share the model alike: of each as much is taken as of the others, so that a request of one item
+    does not wait behind all of one with hundreds.
 
     Where `run` raises, the batch is halved until the item is alone that it fails on: only that one's request fails.
     """
@@ -54,12 +54,15 @@ class Batcher(Generic[ItemT, ResultT]):
         self,
         run: Callable[[list[ItemT]], Iterable[ResultT]],
         size: Callable[[ItemT], int],
+        *,
         budget: int,
+        overhead: int,
         steps: StepClock,
     ) -> None:
         self._run = run
         self._size = size
         self._budget = budget
+        self._overhead = overhead
         self._steps = steps
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._numbers = count()
@@ -118,21 +121,35 @@ class Batcher(Generic[ItemT, ResultT]):
                     entry.result.set_result(outcome)
 
     def _take(self) -> list[_Entry[ItemT, ResultT]]:
-        """The next batch: the item whose turn it is, and others of like size by their turns."""
-        taken: list[_Entry[ItemT, ResultT]] = []
-        left: list[_Entry[ItemT, ResultT]] = []
-        shortest = longest = self._waiting[0].size
+        """The next batch: the item whose turn it is, and those of like size among the next ones."""
+        candidates: list[_Entry[ItemT, ResultT]] = []
+        room = self._budget
         for entry in self._waiting:
-            low, high = min(shortest, entry.size), max(longest, entry.size)
-            if not taken or (high <= LIKE * low and high * (len(taken) + 1) <= self._budget):
-                taken.append(entry)
-                shortest, longest = low, high
-            else:
-                left.append(entry)
+            room -= entry.size
+            if candidates and room < 0:
+                break
+            candidates.append(entry)
+        first = self._waiting[0]
+        taken = next(batch for batch in self._cut(candidates) if first in batch)
         requests = len({entry.request for entry in self._waiting})
         self._now += sum(entry.size for entry in taken) / requests
-        self._waiting = left
+        numbers = {entry.number for entry in taken}
+        self._waiting = [entry for entry in self._waiting if entry.number not in numbers]
         return taken
+
+    def _cut(self, entries: list[_Entry[ItemT, ResultT]]) -> Iterator[list[_Entry[ItemT, ResultT]]]:
+        """`entries` in batches of like sizes, the shortest first."""
+        batch: list[_Entry[ItemT, ResultT]] = []
+        padding = 0
+        for entry in sorted(entries, key=lambda entry: entry.size):
+            more = len(batch) * (entry.size - batch[-1].size) if batch else 0
+            if padding + more > self._overhead or (len(batch) + 1) * entry.size > self._budget:
+                if batch:
+                    yield batch
+                batch, padding, more = [], 0, 0
+            batch.append(entry)
+            padding += more
+        yield batch
 
     def _outcomes(self, items: list[ItemT]) -> list[ResultT | Exception]:
         """Runs in the thread."""

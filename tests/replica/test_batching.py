@@ -17,13 +17,13 @@ from rbee_serve.step_clock import StepClock
 class Model:
     """Upper-cases texts, notes each batch, and works on none before its gate is open."""
 
-    def __init__(self, budget: int = 1000, clock: StepClock | None = None) -> None:
+    def __init__(self, budget: int = 1000, overhead: int = 10, clock: StepClock | None = None) -> None:
         self.batches: list[list[str]] = []
         self.threads: set[int] = set()
         self.gate = threading.Event()
         self.gate.set()
         self.begun = threading.Event()
-        self.batcher = Batcher(self.run, len, budget, clock or StepClock(math.inf))
+        self.batcher = Batcher(self.run, len, budget=budget, overhead=overhead, steps=clock or StepClock(math.inf))
 
     def run(self, texts: list[str]) -> Iterable[str]:
         self.begun.set()
@@ -74,11 +74,22 @@ async def test_results_come_in_the_order_of_the_request_though_short_and_long_it
     model = Model()
     asked = ["a" * size for size in (40, 3, 39, 2, 38, 4, 1)]
     assert await model.ask(*asked) == [text.upper() for text in asked]
-    assert [sorted(map(len, batch)) for batch in model.batches] == [[38, 39, 40], [2, 3, 4], [1]]
+    assert [sorted(map(len, batch)) for batch in model.batches] == [[38, 39, 40], [1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("overhead", "batches"), [(0, [[10, 10], [20], [30]]), (20, [[10, 10, 20], [30]]), (50, [[10, 10, 20, 30]])]
+)
+async def test_items_are_batched_where_padding_them_costs_less_than_another_batch(
+    overhead: int, batches: list[list[int]]
+) -> None:
+    model = Model(overhead=overhead)
+    await model.ask(*("a" * size for size in (10, 10, 20, 30)))
+    assert [sorted(map(len, batch)) for batch in model.batches] == batches
 
 
 async def test_a_batch_takes_no_more_room_than_the_budget_padding_included() -> None:
-    model = Model(budget=60)
+    model = Model(budget=60, overhead=1000)
     await model.ask(*("a" * size for size in (10, 20, 15, 12, 18, 11, 100)))
     rooms = [len(batch) * max(map(len, batch)) for batch in model.batches]
     assert sum(map(len, model.batches)) == 7
@@ -174,6 +185,6 @@ async def test_each_batch_is_a_step_and_steps_are_expected_only_while_one_is_wor
 
 
 async def test_a_model_that_gives_too_few_results_is_an_error_and_not_a_wait_for_ever() -> None:
-    batcher: Batcher[str, str] = Batcher(lambda texts: [], len, 10, StepClock(math.inf))
+    batcher: Batcher[str, str] = Batcher(lambda texts: [], len, budget=10, overhead=1, steps=StepClock(math.inf))
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         await anext(batcher.results(["a"]))
