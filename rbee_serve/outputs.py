@@ -8,7 +8,8 @@ package: nothing else in the library knows the list.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Self
+from itertools import chain
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -52,3 +53,23 @@ class EmbeddingOutput(OutputValue, frozen=True, kw_only=True, tag="embedding"):
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
         """The vectors, in the order of the texts."""
         return {"embeddings": [value.embedding for value in values], "dim": values[0].dim if values else 0}
+
+
+class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="audio"):
+    """A piece of one continuous signal, mono. `samples` are numbers in [-1, 1]; where `encoding` says so they are bytes
+    instead, little-endian, which are base64 on the wire. `sample_rate` is in samples per second."""
+
+    samples: list[float] | bytes
+    sample_rate: int
+    encoding: Literal["f32le", "pcm_s16le"] | None = None
+    i: int
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """The whole signal, in the form of its pieces."""
+        if not values:
+            return {"samples": []}
+        first, parts = values[0], [value.samples for value in values]
+        samples = b"".join(parts) if first.encoding else list(chain.from_iterable(parts))  # type: ignore[arg-type]
+        form = {} if first.encoding is None else {"encoding": first.encoding}
+        return {"samples": samples, "sample_rate": first.sample_rate, **form}

@@ -1,0 +1,138 @@
+"""Samples as numbers, bytes and files, and one signal out of many pieces."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from deployments.audio_encoding import MP3_RATES, SampleFormat, Signal, chunk, encode_file, faded, media_type
+from rbee_serve.events import Output, from_json, to_json
+from rbee_serve.outputs import AudioChunkOutput
+
+RATE = 24000
+
+
+def tone(seconds: float, rate: int = RATE) -> Any:
+    """Speech-like: two partials that swell and fade."""
+    t = np.arange(round(seconds * rate)) / rate
+    sound = (0.4 * np.sin(2 * np.pi * 220 * t) + 0.2 * np.sin(2 * np.pi * 660 * t)) * np.sin(2 * np.pi * 0.7 * t)
+    return sound.astype(np.float32)
+
+
+def through(signal: Signal, pieces: list[Any]) -> Any:
+    parts = [part for piece in pieces for part in signal.feed(piece)] + list(signal.rest())
+    return np.concatenate(parts)
+
+
+def test_numbers_are_short_and_nearer_than_16_bits() -> None:
+    sound = tone(1)
+    value = chunk(sound, RATE, "f32", 3)
+    assert isinstance(value.samples, list)
+    assert np.abs(np.array(value.samples) - sound).max() <= 0.5e-5 + 1e-9
+    wire = to_json(Output(value))
+    assert len(wire) < 9.5 * RATE
+    assert msgspec.json.decode(wire)["i"] == 3
+    assert "encoding" not in msgspec.json.decode(wire)
+    assert from_json(wire, AudioChunkOutput) == Output(value)
+
+
+@pytest.mark.parametrize(("form", "dtype", "scale"), [("f32le", "<f4", 1), ("pcm_s16le", "<i2", 32767)])
+def test_bytes_are_base64_on_the_wire_and_come_back(form: Any, dtype: str, scale: int) -> None:
+    sound = tone(0.5)
+    wire = to_json(Output(chunk(sound, RATE, form, 0)))
+    assert msgspec.json.decode(wire)["encoding"] == form
+    event = from_json(wire, AudioChunkOutput)
+    assert isinstance(event, Output)
+    back = np.frombuffer(event.value.samples, dtype) / scale
+    assert np.abs(back - sound).max() <= (0 if scale == 1 else 0.5 / scale + 1e-7)
+
+
+def test_chunks_join_to_one_signal_in_their_own_form() -> None:
+    sound = tone(0.2)
+    forms: tuple[SampleFormat, ...] = ("f32", "f32le", "pcm_s16le")
+    for form in forms:
+        values = [chunk(part, RATE, form, i) for i, part in enumerate(np.array_split(sound, 3))]
+        whole = chunk(sound, RATE, form, 0)
+        encoding = {"encoding": form} if whole.encoding else {}
+        assert AudioChunkOutput.join(values) == {"samples": whole.samples, "sample_rate": RATE, **encoding}
+    assert AudioChunkOutput.join([]) == {"samples": []}
+
+
+def test_a_signal_is_cut_into_chunks_of_a_second_and_loses_nothing() -> None:
+    pieces = [tone(2.5), tone(0.3), tone(1.0)]
+    signal = Signal(RATE, RATE, 600)
+    assert [len(part) for part in signal.feed(pieces[0])] == [24000, 24000, 12000]
+    assert np.array_equal(through(Signal(RATE, RATE, 600), pieces), np.concatenate(pieces))
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+def test_another_rate_is_one_continuous_signal_too(rate: int) -> None:
+    sound = tone(3)
+    resampled = through(Signal(RATE, rate, 600), np.array_split(sound, 7))
+    assert np.abs(resampled - soxr.resample(sound, RATE, rate)).max() < 1e-5
+    assert len(resampled) == 3 * rate
+
+
+@pytest.mark.parametrize("rate", [RATE, 16000])
+@pytest.mark.parametrize("most_s", [0.0101, 1.0, 2.34567])
+def test_the_length_is_capped_exactly_and_fades_out(rate: int, most_s: float) -> None:
+    signal = Signal(RATE, rate, most_s)
+    sound = through(signal, [tone(1.3)] * 3)
+    assert len(sound) == signal.samples == round(most_s * rate)
+    assert signal.full
+    assert sound[-1] == 0
+
+
+def test_what_is_no_number_or_too_loud_is_mended() -> None:
+    wild = np.array([np.nan, np.inf, -np.inf, 3, -3, 0.5], np.float32)
+    assert through(Signal(RATE, RATE, 1), [wild]).tolist() == [0, 0, 0, 1, -1, 0.5]
+
+
+def test_a_faded_piece_begins_and_ends_in_silence_and_is_a_copy() -> None:
+    loud = np.ones(1000, np.float32)
+    quiet = faded(loud, RATE)
+    assert quiet[0] == quiet[-1] == 0
+    assert quiet[500] == loud[0] == 1
+    assert faded(loud[:1], RATE).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "error"), [("wav", "audio/wav", 1e-4), ("flac", "audio/flac", 1e-4), ("ogg", "audio/ogg", 0.1),
+                                ("mp3", "audio/mpeg", 0.1)]
+)  # fmt: skip
+def test_a_file_decodes_to_the_same_signal(form: Any, kind: str, error: float) -> None:
+    sound = tone(4)
+    data = encode_file((part.tobytes() for part in np.array_split(sound, 5)), RATE, form)
+    back, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    assert (rate, len(back), media_type(form)) == (RATE, len(sound), kind)
+    assert np.abs(back - sound).max() < error
+
+
+def test_every_rate_that_is_named_for_mp3_can_be_written() -> None:
+    for rate in MP3_RATES:
+        data = encode_file([tone(0.5, rate).tobytes()], rate, "mp3")
+        assert soundfile.read(io.BytesIO(data))[1] == rate
+
+
+def test_ten_minutes_of_ogg_in_one_piece_are_written_in_blocks() -> None:
+    # In a process of its own: without blocks it is killed.
+    program = """
+import numpy, resource
+from deployments.audio_encoding import encode_file
+sound = (0.1 * numpy.random.default_rng(0).standard_normal(60 * 24000)).astype("<f4").tobytes()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(len(encode_file([sound] * 10, 24000, "ogg")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    size, grown_kb = map(int, done.stdout.split())
+    assert size > 1_000_000
+    assert grown_kb < 40_000, "memory beyond the file itself"

@@ -1,0 +1,149 @@
+"""The engine `transformers` on tiny models with random weights: sounds like noise, by the code path of real ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments import audio_generate, transformers_speech
+from deployments.audio_generate import SpeechBackend, SpeechRequest
+from deployments.speech_engine import Order, Piece
+from deployments.transformers_speech import MOST_CHARACTERS, sentences
+from rbee_serve.config import WorkerConfig
+from rbee_serve.errors import ConfigurationError, InvalidRequest
+from rbee_serve.events import End, Output, Progress
+from rbee_serve.step_clock import StepClock
+from rbee_serve.worker import Device, LoadContext
+from tests.audio.tiny_sounds import save_tiny_musicgen, save_tiny_vits
+
+pytest.importorskip("transformers")
+RATE = 16000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread_and_no_hub() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def vits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("vits")
+    save_tiny_vits(folder)
+    return folder
+
+
+def context(folder: Path, steps: StepClock | None = None, **engine: Any) -> LoadContext:
+    worker = WorkerConfig(
+        id="speech-0", type="audio", task="generate", model_ref=f"file:{folder}",
+        engine={"name": "transformers", **engine},
+    )  # fmt: skip
+    audio_generate.check(worker)
+    return LoadContext(worker, Device("cpu"), lambda progress: None, steps or StepClock(20))
+
+
+@pytest.fixture(scope="module")
+def backend(vits: Path) -> Iterator[SpeechBackend]:
+    made = audio_generate.load(context(vits))
+    yield made
+    made.close()
+
+
+async def sound(backend: SpeechBackend, **fields: Any) -> tuple[Any, list[Any]]:
+    request = SpeechRequest(**{"prompt": "hello there. and again!", "format": "f32le", "seed": 5, **fields})
+    events = [event async for event in backend.execute(request)]
+    parts: list[Any] = [event.value.samples for event in events if isinstance(event, Output)]
+    return np.frombuffer(b"".join(parts), "<f4"), events
+
+
+async def test_it_speaks_sentence_by_sentence_without_a_click_between(backend: SpeechBackend) -> None:
+    samples, events = await sound(backend)
+    first = next(event for event in events if isinstance(event, Output)).value
+    seam = len(first.samples) // 4
+    assert first.sample_rate == RATE
+    assert samples[0] == samples[seam - 1] == samples[seam] == samples[-1] == 0
+    assert [event for event in events if isinstance(event, Progress)] == [Progress(step=n, total=2) for n in (1, 2)]
+    assert isinstance(events[-1], End)
+
+
+async def test_seed_speed_and_voice_count(backend: SpeechBackend) -> None:
+    same, _ = await sound(backend)
+    again, _ = await sound(backend)
+    assert np.array_equal(same, again)
+    for change in ({"seed": 6}, {"voice": "2"}, {"speed": 2.0}):
+        other, _ = await sound(backend, **change)
+        assert not np.array_equal(same, other)
+    assert len((await sound(backend, speed=4.0))[0]) < 0.7 * len(same)
+
+
+async def test_every_speaker_is_a_voice_and_others_are_refused(backend: SpeechBackend) -> None:
+    with pytest.raises(InvalidRequest, match="known are 0, 1, 2"):
+        await sound(backend, voice="3")
+
+
+async def test_a_text_in_letters_that_the_model_does_not_know_is_refused(backend: SpeechBackend) -> None:
+    with pytest.raises(InvalidRequest, match="nothing that this voice can say"):
+        await sound(backend, prompt="你好。")
+    assert len((await sound(backend, prompt="你好。hello."))[0])
+
+
+def test_voices_can_be_named_in_the_configuration(vits: Path, tmp_path: Path) -> None:
+    array = tmp_path / "cy.npy"
+    np.save(array, np.zeros((1, 8), np.float32))
+    engine = transformers_speech.load(context(vits, voices={"anna": {"speaker_id": 1}, "bo": {"speaker_id": 2}}))
+    assert engine.voices == ("anna", "bo")
+    assert engine._voices["anna"] == {"speaker_id": 1}
+    engine = transformers_speech.load(context(vits, voices={"cy": {"speaker_embeddings": f"file:{array}"}}))
+    assert engine._voices["cy"]["speaker_embeddings"].shape == (1, 8)
+    array.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ConfigurationError, match=r"engine\.voices: .*cy\.npy is not an array"):
+        transformers_speech.load(context(vits, voices={"cy": {"speaker_embeddings": f"file:{array}"}}))
+
+
+def test_wrong_options_are_told_by_name(vits: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"engine\.dtype: "):
+        context(vits, dtype="int3")
+    with pytest.raises(ConfigurationError, match=r"engine\.trust_remote_code: unknown key"):
+        context(vits, trust_remote_code=True)
+
+
+def order(prompt: str, seconds: float, cancelled: Any = lambda: False) -> Order:
+    return Order(prompt, None, 1.0, 5, seconds, True, cancelled)
+
+
+def test_music_is_made_whole_as_long_as_asked_and_stops_between_tokens(tmp_path: Path) -> None:
+    save_tiny_musicgen(tmp_path)
+    steps = StepClock(20)
+    engine = transformers_speech.load(context(tmp_path, steps))
+    assert (engine.sample_rate, engine.voices, engine.has_speed) == (RATE, (), False)
+    pieces = list(engine.speak(order("a slow song. a slow song", 0.2)))
+    assert [(piece.done, piece.total) for piece in pieces] == [(1, 1)]
+    assert 0.2 * RATE <= len(pieces[0].samples) <= 0.25 * RATE
+    asked = 0
+
+    def cancelled() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > 5
+
+    with pytest.raises(InterruptedError):
+        list(engine.speak(order("a slow song", 1.0, cancelled)))
+    assert asked == 6
+    assert isinstance(pieces[0], Piece)
+
+
+def test_sentences_are_found_in_any_language_and_none_is_long() -> None:
+    assert sentences("One. Two!  Three?\nFour… 五。六。") == ["One.", "Two!", "Three?", "Four…", "五。", "六。"]
+    assert sentences("... !!! \n\n —") == []
+    assert all(len(sentence) <= MOST_CHARACTERS for sentence in sentences("word " * 1000 + "x" * 1000))
