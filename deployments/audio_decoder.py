@@ -1,5 +1,4 @@
-"""A process that decodes audio files, so that one which crashes a decoder, or keeps it busy for ever, costs that process
-and nothing else.
+"""A process that decodes audio files: one that crashes a decoder, or keeps it busy for ever, costs that process only.
 
 It is asked on its standard input, answers on its standard output, and ends when nobody can ask any more.
 """
@@ -16,7 +15,7 @@ import struct
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import IO, TYPE_CHECKING, Any
 
 from deployments.audio_files import decode, kind_of, refused
 from rbee_serve.errors import InvalidRequest
@@ -40,8 +39,8 @@ _SAMPLES, _REFUSAL = b"S", b"R"
 
 
 class AudioDecoder:
-    """`audio_files.decode` in a process of its own, which is started when it is first needed and ends with this one. May be used
-    from any thread; one file is decoded at a time."""
+    """`audio_files.decode` in a process of its own, which is started when it is first needed and ends with this one.
+    May be used from any thread; one file is decoded at a time."""
 
     def __init__(self, max_s: float) -> None:
         self._max_s = max_s
@@ -101,14 +100,14 @@ class AudioDecoder:
             self._process = None
 
 
-def _exactly(file: BinaryIO, size: int) -> bytes:
+def _exactly(file: IO[bytes], size: int) -> bytes:
     data = file.read(size)
     if len(data) < size:
         raise EOFError
     return data
 
 
-def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """What the decoder's process does: answer files with samples, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the server, whose end is ours
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -118,13 +117,12 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         data = _exactly(requests, size)
         signal.alarm(LIMIT_S)  # not caught, so it ends a decoder that never comes back
         try:
-            kind, answer = _SAMPLES, memoryview(decode(data, max_s)).cast("B")
+            kind, answer = _SAMPLES, decode(data, max_s).tobytes()
         except InvalidRequest as exc:
             violation = exc.violations[0]
-            kind, answer = _REFUSAL, memoryview(json.dumps([violation.constraint, violation.message]).encode())
+            kind, answer = _REFUSAL, json.dumps([violation.constraint, violation.message]).encode()
         signal.alarm(0)
-        answers.write(_ANSWER.pack(kind, len(answer)))
-        answers.write(answer)
+        answers.write(_ANSWER.pack(kind, len(answer)) + answer)
         answers.flush()
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deployments.vllm_engine import EngineStatistics, check_engine, engine_options, memory_gauge, start_engine
+from deployments.vllm_engine import EngineStatistics, check_engine, engine_options, start_engine
 from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve import correlation
 from rbee_serve.backend import InferenceBackend
@@ -20,7 +20,7 @@ from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
 from rbee_serve.events import End, Event, Metrics, Narration, Output
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.replica.gguf_conversion import ELEMENT_BYTES
-from rbee_serve.replica.memory import MemoryGauge
+from rbee_serve.replica.memory import MemoryGauge, memory_gauge
 from rbee_serve.replica.model_files import check_local, prepare
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.step_clock import StepClock
@@ -271,11 +271,7 @@ def load(context: LoadContext) -> LlmBackend:
 
 def check(worker: WorkerConfig) -> None:
     """Look at the model's files and the engine's options before anything starts."""
-    if worker.model_ref is not None:
-        try:
-            check_local(worker.model_ref)
-        except ConfigurationError as exc:
-            raise ConfigurationError(f"model_ref: {str(exc).removeprefix('model_ref: ')}") from exc
+    check_local(worker)
     check_engine(worker)
 
 

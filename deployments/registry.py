@@ -3,6 +3,7 @@ all: `type: "package.module:ATTRIBUTE"` in the configuration names a worker that
 tasks has a line for each, `type/task`; the first is the default."""
 
 WORKER_TYPES: dict[str, str] = {
+    "audio/transcribe": "deployments.audio_transcribe:SPEC",
     "echo": "deployments.echo:SPEC",
     "llm": "deployments.llm:SPEC",
 }

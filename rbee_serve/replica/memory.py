@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import psutil
 
+from rbee_serve.worker import Device
+
 
 def process_tree_bytes(pid: int | None = None) -> int:
     """Resident bytes of a process and its descendants; shared pages count once for each process."""
@@ -61,3 +63,11 @@ class MemoryGauge:
         if now - self._measured_at > self._max_age_s:
             self._bytes, self._measured_at = self._measure(), now
         return self._bytes
+
+
+def memory_gauge(device: Device) -> MemoryGauge:
+    """Bytes that a model in this process, or in those that it started, holds: on the device where the driver tells,
+    else in RAM."""
+    if device.backend == "cuda":
+        return MemoryGauge(lambda: cuda_tree_bytes(device.indices))
+    return MemoryGauge(process_tree_bytes)

@@ -155,6 +155,7 @@ def test_no_flipped_bit_ends_the_decoder(name: str, decoder: AudioDecoder) -> No
     whole, chance = encoded(name, seconds=0.5), random.Random(name)
     decoder.decode(whole)
     pid, answers = decoder.pid, {"samples": 0, "refused": 0}
+    fields: set[str] = set()
     for _ in range(FLIPPED_FILES):
         data = bytearray(whole)
         for _ in range(chance.choice((1, 3, 20))):
@@ -165,12 +166,12 @@ def test_no_flipped_bit_ends_the_decoder(name: str, decoder: AudioDecoder) -> No
             samples = decoder.decode(bytes(data))
         except InvalidRequest as exc:
             answers["refused"] += 1
-            assert exc.violations[0].field == "audio"
+            fields.update(violation.field for violation in exc.violations)
         else:
             answers["samples"] += 1
             assert 0 < len(samples) <= MAX_S * SAMPLE_RATE
             assert np.isfinite(samples).all()
-    assert decoder.pid == pid
+    assert (decoder.pid, fields) == (pid, {"audio"})
     assert sum(answers.values()) == FLIPPED_FILES
     assert len(decoder.decode(whole)) > 0
 
@@ -199,7 +200,7 @@ def test_a_decoder_that_never_comes_back_is_ended() -> None:
     child = os.fork()
     if child == 0:
         audio_decoder.LIMIT_S = 1
-        audio_decoder.decode = lambda data, max_s: time.sleep(60)  # type: ignore[assignment]
+        vars(audio_decoder)["decode"] = lambda data, max_s: time.sleep(60)
         audio_decoder.serve(io.BytesIO(request), answers)
         os._exit(0)
     _, status = os.waitpid(child, 0)

@@ -61,6 +61,13 @@ async def test_json_carries_a_file_as_base64() -> None:
         assert (await read(httpx.Request("POST", "http://x/", json={"book": text}))).model_dump()["book"] == BOOK
 
 
+def test_a_request_with_a_file_can_be_written_as_json() -> None:
+    request = LetterRequest(book=BOOK)
+    assert LetterRequest.model_validate_json(request.model_dump_json(exclude_unset=True)) == request
+    assert request.model_dump(exclude_unset=True) == {"book": BOOK}
+    assert LetterRequest(text="a").model_dump(mode="json")["book"] is None
+
+
 @pytest.mark.parametrize("request_", [form(), whole(), whole(kind="application/octet-stream")])
 async def test_a_file_arrives_as_it_is(request_: httpx.Request) -> None:
     assert (await read(request_)).model_dump()["book"] == BOOK
