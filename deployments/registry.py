@@ -3,6 +3,7 @@ all: `type: "package.module:ATTRIBUTE"` in the configuration names a worker that
 tasks has a line for each, `type/task`; the first is the default."""
 
 WORKER_TYPES: dict[str, str] = {
+    "audio/transcribe": "deployments.audio_transcribe:SPEC",
     "audio/generate": "deployments.audio_generate:SPEC",
     "echo": "deployments.echo:SPEC",
     "embedding": "deployments.embedding:SPEC",

@@ -31,7 +31,9 @@ class Content:
         """Base64, or a data URL of it, in JSON; bytes in Python."""
         decoded = handler(source)
         return core_schema.json_or_python_schema(
-            json_schema=core_schema.no_info_before_validator_function(_decoded, decoded), python_schema=decoded
+            json_schema=core_schema.no_info_before_validator_function(_decoded, decoded),
+            python_schema=decoded,
+            serialization=core_schema.plain_serializer_function_ser_schema(_encoded, when_used="json-unless-none"),
         )
 
 
@@ -46,6 +48,10 @@ def _decoded(text: Any) -> Any:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise _not_base64() from None
+
+
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _not_base64() -> PydanticCustomError:

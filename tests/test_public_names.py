@@ -23,7 +23,10 @@ PUBLIC = {
     },
     "rbee_serve.grammar": {"GrammarError", "StreamGrammar", "check_stream"},
     "rbee_serve.limits": {"with_limits"},
-    "rbee_serve.outputs": {"AudioChunkOutput", "EmbeddingOutput", "OutputValue", "TokenOutput"},
+    "rbee_serve.outputs": {
+        "AudioChunkOutput", "EmbeddingOutput", "OutputValue", "RecordingOutput", "SegmentOutput", "TimedWord",
+        "TokenOutput",
+    },
     "rbee_serve.request": {"InferenceRequest", "new_id"},
     "rbee_serve.sse": {
         "DONE", "Decoder", "EventTooLarge", "KEEP_ALIVE", "MARKER", "MAX_EVENT_BYTES", "MEDIA_TYPE", "frame",

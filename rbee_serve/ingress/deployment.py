@@ -38,7 +38,7 @@ class Ingress:
             worker.id: Worker(worker, specs[worker.id], with_limits(specs[worker.id].request, worker.limits))
             for worker in config.workers
         }
-        router = Router(handles, config.limits.acknowledge_timeout_s, hub.silence_s.remote)
+        router = Router(handles, config.limits.acknowledge_timeout_s, hub.silence_s.remote, view.is_fresh)
         self._services = IngressServices(workers, config.limits, view, router, base_url, port)
         self._token = config.auth.token()
         self._following = asyncio.get_running_loop().create_task(view.follow(router.cut))

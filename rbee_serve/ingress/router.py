@@ -94,10 +94,13 @@ class Router:
         handles: Mapping[str, DeploymentHandle[Any]],
         acknowledge_timeout_s: float,
         silence_s: Callable[[str], Awaitable[float]],
+        is_fresh: Callable[[str], bool],
     ) -> None:
-        """`silence_s(worker_id)` asks the hub how long ago a replica of the worker last showed life."""
+        """`silence_s(worker_id)` asks the hub how long ago a replica of the worker last showed life; `is_fresh` tells
+        whether one has just come up, so that Serve may need a moment to find it."""
         self._acknowledge_timeout_s = acknowledge_timeout_s
         self._silence_s = silence_s
+        self._is_fresh = is_fresh
         self._open: dict[int, Reply] = {}
         self._numbers = itertools.count()
         self._handles = {
@@ -155,9 +158,9 @@ class Router:
                         await waiting
 
     async def _shows_life(self, worker_id: str) -> bool:
-        """Whether a replica has pushed its state since the request went out."""
+        """Whether a replica has pushed its state since the request went out, or has just come up."""
         try:
-            return await self._silence_s(worker_id) < self._acknowledge_timeout_s * _DOUBT
+            return self._is_fresh(worker_id) or await self._silence_s(worker_id) < self._acknowledge_timeout_s * _DOUBT
         except Exception:  # a hub that is away cannot vouch for anybody
             return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
@@ -20,6 +21,10 @@ RETRY_S = 0.5
 """The pause after a question that the hub did not answer."""
 
 
+FRESH_S = 5.0
+"""So long after a replica has come up, Serve may not yet have told its handles of it."""
+
+
 class View:
     """The latest snapshot. It is never waited for: while the hub is away, the last one stays in force."""
 
@@ -28,6 +33,8 @@ class View:
         self._changed = asyncio.Event()
         workers = tuple(WorkerState(worker_id=worker_id, wanted=1) for worker_id in worker_ids)
         self.snapshot = Snapshot(version=0, workers=workers)
+        self._up_at: dict[str, float] = {}
+        """When each serving replica was first seen, by its boot."""
 
     async def follow(self, cut: Callable[[], None]) -> None:
         """Ask the hub for the next snapshot, for ever. `cut` is called when running requests are to be ended."""
@@ -41,9 +48,21 @@ class View:
                 continue
             if latest.cutting and not self.snapshot.cutting:
                 cut()
-            self.snapshot = latest
+            self._take(latest)
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def _take(self, snapshot: Snapshot) -> None:
+        now = time.monotonic()
+        boots = [replica.boot_id for worker in snapshot.workers for replica in worker.serving]
+        self._up_at = {boot_id: self._up_at.get(boot_id, now) for boot_id in boots}
+        self.snapshot = snapshot
+
+    def is_fresh(self, worker_id: str) -> bool:
+        """Whether a replica of the worker has just come up."""
+        now = time.monotonic()
+        boots = (replica.boot_id for replica in self.worker(worker_id).serving)
+        return any(now - self._up_at.get(boot_id, now) < FRESH_S for boot_id in boots)
 
     def worker(self, worker_id: str) -> WorkerState:
         """The state of a configured worker."""

@@ -1,8 +1,8 @@
 """A model from the Hugging Face Hub, into the usual Hugging Face cache.
 
-Only what is loaded is fetched: safetensors, or the one GGUF, with configuration and tokenizer; never a pickle, and
-nothing twice. Where the Hub cannot be reached, a copy in the cache serves as well. Every exception of
-`huggingface_hub` becomes a sentence here and nowhere else.
+Only what is loaded is fetched: safetensors, or the one GGUF, or a CTranslate2 model, with configuration and tokenizer;
+never a pickle, and nothing twice. Where the Hub cannot be reached, a copy in the cache serves as well. Every exception
+of `huggingface_hub` becomes a sentence here and nowhere else.
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ def wanted_files(model: HubModel, sizes: Mapping[str, int]) -> list[str]:
                 f"model_ref: hf:{model.repo} has {len(weights)} GGUF files, such as {min(weights)}; download the one"
                 " that you want and write file:PATH"
             )
+    if not weights:
+        weights = [
+            name for name in sizes if name == "model.bin"
+        ]  # CTranslate2's; its header is read before its content
     if not weights:
         raise ConfigurationError(
             f"model_ref: hf:{model.repo} has neither safetensors nor GGUF weights; pickles (.bin, .pt, .ckpt) are"

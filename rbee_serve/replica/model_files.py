@@ -1,17 +1,17 @@
-"""From a `model_ref` to a local folder that vLLM and transformers load.
+"""From a `model_ref` to a local folder that an engine loads.
 
-    resolve   reference -> files on this machine (downloaded if need be), of a format that is accepted
+    resolve   reference -> files on this machine (downloaded if need be), of a format that is known
     prepare   resolve, then check the header of every weights file, then convert a GGUF
 
-Accepted are safetensors and GGUF. A pickle runs code when it is read, so it is refused whatever its name; code that
-comes with a model is never run.
+Known are safetensors and GGUF, for vLLM and transformers, and CTranslate2. A pickle runs code when it is read, so it is
+refused whatever its name; code that comes with a model is never run.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from typing import Any, Literal
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_ref import HubModel, parse_model_ref
+from rbee_serve.replica.ctranslate2_header import read_ctranslate2_header
 from rbee_serve.replica.gguf_conversion import FloatType, converted_gguf
 from rbee_serve.replica.gguf_header import read_gguf_header
 from rbee_serve.replica.hub_download import download
@@ -30,16 +31,20 @@ logger = logging.getLogger(__name__)
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 """Suffixes of files that torch would unpickle."""
 
+Format = Literal["safetensors", "gguf", "ctranslate2"]
+TORCH_FORMATS: tuple[Format, ...] = ("safetensors", "gguf")
+"""What `prepare` makes into a folder for vLLM and transformers."""
+CTRANSLATE2_WEIGHTS = "model.bin"
+
 MAX_JSON_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model on this machine. `path` is the folder of a safetensors model, the file of a GGUF; `bytes_on_disk` counts
-    its weights."""
+    """A model on this machine. `path` is its folder, or the file of a GGUF; `bytes_on_disk` counts its weights."""
 
     path: Path
-    format: Literal["safetensors", "gguf"]
+    format: Format
     bytes_on_disk: int
 
 
@@ -60,32 +65,38 @@ def resolve(ref: str, report: Callable[[LoadProgress], None]) -> ModelFiles:
         return ModelFiles(ggufs[0], "gguf", ggufs[0].stat().st_size)
     if ggufs:
         raise ConfigurationError(f"{path} has {len(ggufs)} GGUF files, such as {ggufs[0].name}; name one of them")
+    if (weights := path / CTRANSLATE2_WEIGHTS).is_file():
+        return ModelFiles(path, "ctranslate2", weights.stat().st_size)
     if pickled := next((file for file in sorted(path.rglob("*")) if file.suffix in PICKLES), None):
         raise _pickle(pickled)
-    raise ConfigurationError(f"{path} has no weights: neither *.safetensors nor *.gguf")
+    raise ConfigurationError(f"{path} has no weights: neither *.safetensors, *.gguf nor model.bin")
 
 
 def prepare(
     ref: str,
     report: Callable[[LoadProgress], None],
     *,
+    formats: Collection[Format] = TORCH_FORMATS,
     cache_dir: Path | None = None,
     dtype: FloatType = "float32",
 ) -> Path:
-    """A local folder that vLLM and transformers load: `resolve`, with every header checked and a GGUF converted.
+    """A local folder that an engine loads: `resolve`, with every header checked and a GGUF converted.
 
-    `dtype` is what a GGUF is dequantised to; `cache_dir` is where that is kept (`default_cache_dir()` if None). Raises
-    `ConfigurationError` and `InsufficientResources` with a sentence for the operator.
+    `formats` are those that the engine takes; `dtype` is what a GGUF is dequantised to, `cache_dir` where that is kept
+    (`default_cache_dir()` if None). Raises `ConfigurationError` and `InsufficientResources` with a sentence for the
+    operator.
     """
     files = resolve(ref, report)
+    if files.format != "gguf":  # its conversion reads it
+        _check_headers(files)
+    _check_format(files, formats)
     if files.format == "gguf":
         return converted_gguf(files.path, report, cache_dir=cache_dir, dtype=dtype)
-    _check_headers(files)
     _warn_of_code(files.path)
     return files.path
 
 
-def check_local(worker: WorkerConfig) -> None:
+def check_local(worker: WorkerConfig, formats: Collection[Format] = TORCH_FORMATS) -> None:
     """Look at the files of a worker's model that is on this machine, as `prepare` would, without loading or converting
     any; for the `check` of worker types.
 
@@ -94,7 +105,9 @@ def check_local(worker: WorkerConfig) -> None:
     if worker.model_ref is None or isinstance(parse_model_ref(worker.model_ref), HubModel):
         return
     try:
-        _check_headers(resolve(worker.model_ref, lambda progress: None))
+        files = resolve(worker.model_ref, lambda progress: None)
+        _check_headers(files)
+        _check_format(files, formats)
     except ConfigurationError as exc:
         raise ConfigurationError(f"model_ref: {str(exc).removeprefix('model_ref: ')}") from exc
 
@@ -128,9 +141,17 @@ def _pickle(path: Path) -> ConfigurationError:
     )
 
 
+def _check_format(files: ModelFiles, formats: Collection[Format]) -> None:
+    if files.format not in formats:
+        raise ConfigurationError(f"{files.path} is a {files.format} model; this engine takes {' or '.join(formats)}")
+
+
 def _check_headers(files: ModelFiles) -> None:
     if files.format == "gguf":
         read_gguf_header(files.path)
+        return
+    if files.format == "ctranslate2":
+        read_ctranslate2_header(files.path / CTRANSLATE2_WEIGHTS)
         return
     weights = _weights(files.path)
     for file in weights:

@@ -9,7 +9,9 @@ from itertools import zip_longest
 from pathlib import Path
 
 from rbee_serve.config import ApplicationConfig, WorkerConfig
+from rbee_serve.content import content_fields
 from rbee_serve.registry import import_path, load_spec
+from rbee_serve.request import InferenceRequest
 from rbee_serve.supervisor.readiness import WorkerInfo, WorkerReadiness
 
 
@@ -32,16 +34,22 @@ def summary(
     return lines
 
 
-def example(worker: WorkerConfig, worker_types: Mapping[str, str]) -> dict[str, object]:
+def example(worker: WorkerConfig, worker_types: Mapping[str, str]) -> InferenceRequest:
     """A small request that the worker understands: the one that it was warmed up with."""
-    request = load_spec(import_path(worker.type, worker.task, worker_types)).warm_up()
-    return dict(request.model_dump(mode="json", exclude_unset=True))
+    request: InferenceRequest = load_spec(import_path(worker.type, worker.task, worker_types)).warm_up()
+    return request
 
 
-def request_line(url: str, body: Mapping[str, object], token_file: Path | None) -> str:
-    """A curl command. The token itself is not in it."""
+def request_line(url: str, request: InferenceRequest, token_file: Path | None) -> str:
+    """A curl command. The token itself is not in it, nor is the content of a file, which is to be the reader's own."""
     token = f' -H "Authorization: Bearer $(head -n 1 {shlex.quote(str(token_file))})"' if token_file else ""
-    return f"curl -N{token} {url}/v1/inference -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+    fields = request.model_dump(mode="json", exclude_unset=True)
+    if files := content_fields(type(request)).keys() & fields.keys():
+        parts = (f"{name}=@FILE" if name in files else f"{name}={value}" for name, value in fields.items())
+        body = " ".join(f"-F {shlex.quote(part)}" for part in parts)
+    else:
+        body = f"-d {shlex.quote(json.dumps(fields, ensure_ascii=False))}"
+    return f"curl -N{token} {url}/v1/inference {body}"
 
 
 def columns(rows: Iterable[Sequence[str]]) -> list[str]:

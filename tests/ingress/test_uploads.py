@@ -23,7 +23,7 @@ BOOK = b"abracadabra \x00\r\n--x"
 
 def services() -> IngressServices:
     worker = Worker(WorkerConfig(id="letters", type="tests.outside_worker:SPEC"), SPEC, LetterRequest)
-    router = Router({}, 1.0, silence_s)
+    router = Router({}, 1.0, silence_s, lambda worker_id: False)
     return IngressServices({"letters": worker}, LimitsConfig(), ready_view("letters"), router, "http://localhost", 80)
 
 
@@ -59,6 +59,13 @@ async def test_json_carries_a_file_as_base64() -> None:
     encoded = base64.b64encode(BOOK).decode()
     for text in (encoded, f"data:text/plain;base64,{encoded}"):
         assert (await read(httpx.Request("POST", "http://x/", json={"book": text}))).model_dump()["book"] == BOOK
+
+
+def test_a_request_with_a_file_can_be_written_as_json() -> None:
+    request = LetterRequest(book=BOOK)
+    assert LetterRequest.model_validate_json(request.model_dump_json(exclude_unset=True)) == request
+    assert request.model_dump(exclude_unset=True) == {"book": BOOK}
+    assert LetterRequest(text="a").model_dump(mode="json")["book"] is None
 
 
 @pytest.mark.parametrize("request_", [form(), whole(), whole(kind="application/octet-stream")])

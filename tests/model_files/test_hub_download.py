@@ -171,6 +171,8 @@ def test_offline_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ),
         (["model.Q4_1.gguf", "config.json"], ["model.Q4_1.gguf", "config.json"]),
         (["model.safetensors", "model.gguf"], ["model.safetensors"]),
+        (["model.bin", "vocabulary.txt", "README.md"], ["model.bin", "vocabulary.txt"]),
+        (["model.safetensors", "model.bin"], ["model.safetensors"]),
     ],
 )
 def test_nothing_is_fetched_twice(files: list[str], wanted: list[str]) -> None:

@@ -1,13 +1,14 @@
 import json
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.replica.model_files import ModelFiles, prepare, resolve, weights_bytes
+from rbee_serve.replica.model_files import TORCH_FORMATS, Format, ModelFiles, prepare, resolve, weights_bytes
 from rbee_serve.state import LoadProgress
-from tests.model_files.tiny_models import GOOD_SAFETENSORS, gguf_bytes, model_folder
+from tests.model_files.tiny_models import GOOD_SAFETENSORS, ctranslate2_bytes, gguf_bytes, model_folder
 
 
 def quiet(progress: LoadProgress) -> None:
@@ -47,7 +48,7 @@ def test_pickles_are_refused_in_a_folder_and_by_name(tmp_path: Path, name: str) 
             prepare(ref, quiet)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf"])
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "model.bin"])
 def test_a_pickle_in_disguise_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x80\x02}q\x00." * 20)
     with pytest.raises(ConfigurationError, match=name):
@@ -62,6 +63,21 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, name: str, why: str)
     (tmp_path / name).write_bytes(b"words")
     with pytest.raises(ConfigurationError, match=why):
         resolve(f"file:{tmp_path / name}", quiet)
+
+
+def test_a_ctranslate2_model_is_for_engines_that_take_it(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(ctranslate2_bytes())
+    assert resolve(f"file:{tmp_path}", quiet) == ModelFiles(tmp_path, "ctranslate2", len(ctranslate2_bytes()))
+    assert prepare(f"file:{tmp_path}", quiet, formats=["ctranslate2"]) == tmp_path
+    refused: list[Collection[Format]] = [TORCH_FORMATS, ["gguf"]]
+    for formats in refused:
+        with pytest.raises(
+            ConfigurationError, match=f"is a ctranslate2 model; this engine takes {' or '.join(formats)}"
+        ):
+            prepare(f"file:{tmp_path}", quiet, formats=formats)
+    model_folder(tmp_path / "other")
+    with pytest.raises(ConfigurationError, match="is a safetensors model; this engine takes ctranslate2"):
+        prepare(f"file:{tmp_path / 'other'}", quiet, formats=["ctranslate2"])
 
 
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,3 +60,22 @@ def model_folder(folder: Path, config: str = "{}") -> Path:
     (folder / "config.json").write_text(config)
     (folder / "model.safetensors").write_bytes(GOOD_SAFETENSORS)
     return folder
+
+
+def ctranslate2_bytes(
+    version: int = 6,
+    layout: bytes = b"TinySpec\0",
+    dims: tuple[int, ...] = (2, 3),
+    kind: int = 4,
+    alias: str = "weight",
+) -> bytes:
+    """A CTranslate2 model of one variable, `weight`, which has another name too."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<H", len(value)) + value
+
+    data = bytes(math.prod(dims) * 2)
+    shape = struct.pack(f"<B{len(dims)}I", len(dims), *dims)
+    variable = text(b"weight\0") + shape + struct.pack("<BI", kind, len(data)) + data
+    names = struct.pack("<I", 1) + text(b"projection\0") + text(alias.encode() + b"\0")
+    return struct.pack("<I", version) + text(layout) + struct.pack("<II", 3, 1) + variable + names

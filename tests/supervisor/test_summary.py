@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from deployments.echo import EchoRequest
 from rbee_serve.supervisor.readiness import ApplicationClient
 from rbee_serve.supervisor.summary import request_line, summary
+from tests.outside_worker import LetterRequest
 from tests.supervisor.application import broken, running, up
 
 
@@ -44,4 +46,9 @@ def test_the_token_is_read_from_its_file_and_not_shown(tmp_path: Path) -> None:
 
 
 def test_a_quote_in_the_request_survives_the_shell() -> None:
-    assert shlex.split(request_line("http://x", {"prompt": "it's"}, None))[-1] == '{"prompt": "it\'s"}'
+    assert shlex.split(request_line("http://x", EchoRequest(prompt="it's"), None))[-1] == '{"prompt": "it\'s"}'
+
+
+def test_a_file_in_the_request_is_one_of_the_readers_own() -> None:
+    line = request_line("http://x", LetterRequest(book=b"abc", alphabet="a b"), None)
+    assert line == "curl -N http://x/v1/inference -F book=@FILE -F 'alphabet=a b'"

