@@ -4,10 +4,10 @@
 # make check     ruff, mypy, import rules
 # make format    what ruff can set right
 # make pin       requirements/constraints*.txt anew
-# make install   into .venv;  EXTRAS=gpu,demo,dev  on a machine with NVIDIA GPUs
+# make install   into .venv;  EXTRAS=gpu,audio,demo,dev  on a machine with NVIDIA GPUs
 
 PYTHON ?= python3
-EXTRAS ?= cpu,demo,dev
+EXTRAS ?= cpu,audio,demo,dev
 CONFIG ?= serve_config.yaml
 
 comma := ,
@@ -46,7 +46,7 @@ format: $(STAMP)
 
 # The newest versions that fit together, pinned. The CPU build of torch is written without its +cpu, which the other
 # build does not have; `==` accepts both.
-PIN := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --no-annotate --no-header --extra demo --extra dev
+PIN := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --no-annotate --no-header --extra audio --extra demo --extra dev
 pin: $(STAMP)
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
 	  $(PIN) --extra cpu --override requirements/overrides.txt | sed 's/+cpu$$//' > requirements/constraints.txt

@@ -47,6 +47,13 @@ PRETENDED_GPUS = 4
 
 DEVICE: dict[str, Any] = {"type": "tests.device_worker:SPEC", "cpus": 0}
 ECHO: dict[str, Any] = {"type": "echo", "cpus": 0}
+SPEECH: dict[str, Any] = {
+    "id": "audio-generate-0",
+    "type": "audio",
+    "task": "generate",
+    "model_name": "hibari",
+    "cpus": 0,
+}
 LLM: dict[str, Any] = {
     "id": "llm-0",
     "type": "llm",
@@ -117,6 +124,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "echo-slow", **ECHO, "engine": {"load_until": str(release)}},
         {"id": "echo-broken", **ECHO, "engine": {"load_error": "this model has no weights; give another model_ref"}},
         {"id": "echo-outside", **ECHO, "type": "tests.outside_worker:SPEC"},
+        SPEECH,
         {"id": "gpu-one", **DEVICE, "gpus": 1},
         {"id": "gpu-pair", **DEVICE, "gpus": 2},
         {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
