@@ -27,6 +27,7 @@ from rbee_serve.client_calls import Call, Fields, Patience, StreamReader, Unauth
 from rbee_serve.errors import InferenceTimeout, WorkerLost
 from rbee_serve.events import Event
 from rbee_serve.outputs import OutputValue
+from rbee_serve.result import Document
 from rbee_serve.state import LoadProgress
 
 __all__ = ["AsyncClient", "Client", "Unauthorized"]
@@ -47,8 +48,8 @@ def _translated() -> Iterator[None]:
 
 class _Base(ABC):
     """What both clients are made of. `timeout` is the longest silence in seconds, also within a stream, where the
-    server sends something at least every 10 s; only `infer` waits without an end, as the server is silent until the
-    result is there. `outputs` are the output classes to expect beside `TokenOutput`."""
+    server sends something at least every 10 s; only `infer` and `document` wait without an end, as the server is silent
+    until the result is there. `outputs` are the output classes to expect beside `TokenOutput`."""
 
     def __init__(
         self,
@@ -107,6 +108,12 @@ class Client(_Base):
         """The result of one inference as one object: joined outputs, the numbers of `end`, and metrics."""
         return self._ask(calls.inference(worker, request, fields, stream=False))
 
+    def document(self, worker: str | None, request: Fields = None, /, **fields: Any) -> Document:
+        """The result of one inference as a file, such as `audio/wav`: its bytes and their content type."""
+        call = calls.inference(worker, request, fields, stream=False)
+        response = self._send(call)
+        return call.document(response.status_code, response.content, response.headers.get("content-type", ""))
+
     def ready(self, worker: str | None = None) -> dict[str, Any]:
         """Whether the worker is ready, or all are. Being not ready is an answer and not an error."""
         return self._ask(calls.ready(worker))
@@ -143,9 +150,12 @@ class Client(_Base):
             time.sleep(pause)
 
     def _ask(self, call: Call) -> dict[str, Any]:
-        with _translated():
-            response = self._http.request(**self._arguments(call))
+        response = self._send(call)
         return call.answer(response.status_code, response.content)
+
+    def _send(self, call: Call) -> httpx.Response:
+        with _translated():
+            return self._http.request(**self._arguments(call))
 
     def _read(self, call: Call, reader: StreamReader[T]) -> Generator[T, None, None]:
         with _translated(), self._http.stream(**self._arguments(call)) as response:
@@ -189,6 +199,12 @@ class AsyncClient(_Base):
         """See `Client.infer`."""
         return await self._ask(calls.inference(worker, request, fields, stream=False))
 
+    async def document(self, worker: str | None, request: Fields = None, /, **fields: Any) -> Document:
+        """See `Client.document`."""
+        call = calls.inference(worker, request, fields, stream=False)
+        response = await self._send(call)
+        return call.document(response.status_code, response.content, response.headers.get("content-type", ""))
+
     async def ready(self, worker: str | None = None) -> dict[str, Any]:
         """See `Client.ready`."""
         return await self._ask(calls.ready(worker))
@@ -225,9 +241,12 @@ class AsyncClient(_Base):
             await asyncio.sleep(pause)
 
     async def _ask(self, call: Call) -> dict[str, Any]:
-        with _translated():
-            response = await self._http.request(**self._arguments(call))
+        response = await self._send(call)
         return call.answer(response.status_code, response.content)
+
+    async def _send(self, call: Call) -> httpx.Response:
+        with _translated():
+            return await self._http.request(**self._arguments(call))
 
     async def _read(self, call: Call, reader: StreamReader[T]) -> AsyncGenerator[T, None]:
         with _translated():

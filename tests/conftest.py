@@ -77,7 +77,14 @@ TRANSCRIBE: dict[str, Any] = {
     "threads": 1,
     "hang_timeout_s": 120,
 }
-MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE]}
+SPEECH: dict[str, Any] = {
+    "id": "audio-generate-0",
+    "type": "audio",
+    "task": "generate",
+    "model_name": "hibari",
+    "cpus": 0,
+}
+MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH]}
 """Workers that are served only where a test with the mark is selected."""
 
 

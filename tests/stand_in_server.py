@@ -26,6 +26,7 @@ TOKEN = "s3cret"
 STARTED = Started(job_id="job-1", model="m", started_at="2026-01-01T00:00:00.000+00:00")
 TOKENS = [Output(TokenOutput(t=text, i=i)) for i, text in enumerate(["Hé", "", "🐝\n"])]
 END = End(tokens_out=3, decode_time_ms=1, stop_reason=StopReason.EOS)
+FILE = b"RIFF\x00\xff not really a sound"
 LOST = Error(code="WORKER_LOST", message="gone", retriable=True)
 
 
@@ -70,6 +71,10 @@ def bodies(worker: str) -> list[bytes]:
 
 async def inference(request: Request) -> Response:
     server_state.body = msgspec.json.decode(await request.body())
+    if not server_state.body["stream"] and request.path_params.get("worker") == "speaks":
+        return Response(FILE, media_type="audio/wav")
+    if not server_state.body["stream"] and request.path_params.get("worker") == "loading":
+        return refusal(WorkerLoading("wait"))
     if not server_state.body["stream"]:
         return JSONResponse({"text": "Hello", "stop_reason": "EOS"})
     worker = request.path_params.get("worker", "good")

@@ -21,8 +21,9 @@ from rbee_serve.errors import (
     WorkerUnhealthy,
 )
 from rbee_serve.request import InferenceRequest
+from rbee_serve.result import Document
 from rbee_serve.state import LoadProgress
-from tests.stand_in_server import END, LOST, PATCH, STARTED, TOKEN, TOKENS, PatchOutput, Server, serving
+from tests.stand_in_server import END, FILE, LOST, PATCH, STARTED, TOKEN, TOKENS, PatchOutput, Server, serving
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +142,19 @@ def test_a_request_is_a_dict_or_a_model_or_fields_or_several_of_them(client: Any
 
 def test_infer_gives_the_result(client: Any) -> None:
     assert client.infer("good", prompt="a") == {"text": "Hello", "stop_reason": "EOS"}
+
+
+def test_a_document_is_its_bytes_and_their_type(client: Any, server: Server) -> None:
+    assert client.document("speaks", prompt="a", format="wav") == Document(FILE, "audio/wav")
+    assert server.body == {"prompt": "a", "format": "wav", "stream": False}
+    assert client.document("good", prompt="a").media_type == "application/json"
+    with pytest.raises(WorkerLoading):
+        client.document("loading", prompt="a")
+
+
+def test_a_file_where_an_object_was_asked_for_says_how_to_ask(client: Any) -> None:
+    with pytest.raises(InternalError, match=r"ask with document\(\)"):
+        client.infer("speaks", prompt="a")
 
 
 def test_a_refusal_is_raised_with_every_violation(client: Any) -> None:
