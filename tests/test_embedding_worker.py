@@ -269,3 +269,29 @@ def test_a_model_that_reads_texts_in_its_own_way_is_refused(tmp_path: Path) -> N
     loaded(f"file:{model}")
     with pytest.raises(ConfigurationError, match="choose another model"):
         loaded(f"file:{model}", prompts={"query": "Represent this sentence for retrieval: "})
+
+
+async def test_a_decoder_that_is_padded_on_the_left_and_read_at_its_last_token_gives_the_library_s_vectors(
+    tmp_path: Path,
+) -> None:
+    """In the manner of Qwen3-Embedding, with weights by chance."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 30522, "max_position_embeddings": 64}
+    Qwen3Model(Qwen3Config(**sizes, **heads)).save_pretrained(tmp_path / "decoder")
+    AutoTokenizer.from_pretrained(folder(), padding_side="left").save_pretrained(tmp_path / "decoder")
+    library = SentenceTransformer(
+        modules=[Transformer(str(tmp_path / "decoder")), Pooling(32, pooling_mode="lasttoken")],
+        prompts={"query": "Find what answers: "},
+        device="cpu",
+    )
+    library.save(str(tmp_path / "model"))
+    backend = loaded(f"file:{tmp_path}/model", is_matryoshka=True)
+    texts = ["one", "one two three", "one two three four five six seven"]
+    found = await embedded(backend, *texts, input_type="query")
+    expected = library.encode(texts, prompt_name="query", batch_size=1)
+    assert min(cosine(vector, wanted) for vector, wanted in zip(found, expected, strict=True)) >= 0.99999
+    assert len((await embedded(backend, "one", dimensions=7))[0]) == 7
