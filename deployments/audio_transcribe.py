@@ -118,7 +118,7 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
     def _listen(
         self, samples: Samples, wish: Wish, left: threading.Event
     ) -> Generator[RecordingOutput | SegmentOutput, None, None]:
-        """The work in the engine's thread. Others work there between two outputs, so it is said anew whose turn it is."""
+        """The work in the engine's thread, where others take turns between two outputs: each time it is said whose it is."""
         self._windows.left = left
         heard = self._engine.transcribe(samples, wish)
         yield RecordingOutput(
