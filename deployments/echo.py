@@ -22,7 +22,7 @@ from rbee_serve.backend import InferenceBackend
 from rbee_serve.errors import InsufficientVram, InternalError, WorkerUnhealthy, error_from_code
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, StopReason
 from rbee_serve.outputs import TokenOutput
-from rbee_serve.replica.memory import process_tree_bytes
+from rbee_serve.replica.memory import MemoryGauge, process_tree_bytes
 from rbee_serve.request import InferenceRequest
 from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import LoadContext, WorkerSpec
@@ -62,6 +62,7 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
         self.active = 0
         self._steps = steps
         self._healthy = True
+        self._memory = MemoryGauge(process_tree_bytes)
 
     async def execute(self, request: EchoRequest) -> AsyncGenerator[Event[TokenOutput], None]:
         """The words of the prompt as tokens; joined they are the prompt."""
@@ -125,7 +126,7 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
 
     def memory_bytes(self) -> int:
         """The process's own memory: there is no model."""
-        return process_tree_bytes()
+        return self._memory()
 
 
 def load(context: LoadContext) -> EchoBackend:

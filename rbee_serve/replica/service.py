@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from rbee_serve.backend import InferenceBackend
@@ -98,7 +98,7 @@ class WorkerService:
             async with aclosing(events):
                 while True:
                     # Around each event and not around all: no timeout may be in force while the reader is busy.
-                    async with limit.timeout():
+                    with limit:
                         event = await anext(events, None)
                     if event is None:
                         return
@@ -109,27 +109,50 @@ class WorkerService:
                 raise limit.error from exc
             yield Error.from_exception(limit.error)
         finally:
+            limit.close()
             self._limits.discard(limit)
 
 
 class _Limit:
-    """How long one request may go on, and with which error it ends then."""
+    """How long one request may go on, and with which error it ends then.
+
+    A `with` block is cut off with `TimeoutError` when the limit is reached in it, as by `asyncio.timeout_at`, but one
+    timer serves all blocks of a request: entering one for each event costs a tenth of a microsecond instead of three.
+    """
 
     def __init__(self, timeout_s: float) -> None:
-        self._deadline = asyncio.get_running_loop().time() + timeout_s
-        self._timeout: asyncio.Timeout | None = None
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._reach)
+        self._inside: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+        self._reached = self._cut = False
         self.error: WorkerError = InferenceTimeout(
             f"the work was not done in {timeout_s:g} s; ask for less, or allow more with timeout_s"
         )
 
-    def timeout(self) -> asyncio.Timeout:
-        """A timeout for the next step."""
-        self._timeout = asyncio.timeout_at(self._deadline)
-        return self._timeout
-
     def end_now(self, error: WorkerError) -> None:
         """The request ends now, with `error`."""
-        self.error, self._deadline = error, 0.0
-        if self._timeout is not None:
-            with suppress(RuntimeError):  # it is between two steps: the next one ends at once
-                self._timeout.reschedule(0.0)
+        self.error = error
+        self._reach()
+
+    def close(self) -> None:
+        """The request is over."""
+        self._timer.cancel()
+
+    def _reach(self) -> None:
+        self._reached = True
+        if self._inside is not None and not self._cut:
+            self._cut = True
+            self._inside.cancel()
+
+    def __enter__(self) -> None:
+        if self._reached:
+            raise TimeoutError
+        task = asyncio.current_task()
+        assert task is not None
+        self._inside, self._cancelling = task, task.cancelling()
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: object) -> None:
+        task, self._inside = self._inside, None
+        # A task that somebody else has cancelled meanwhile stays cancelled.
+        if self._cut and task is not None and task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from exc

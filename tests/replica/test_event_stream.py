@@ -141,6 +141,31 @@ async def test_the_first_event_leaves_at_once_and_what_is_queued_leaves_together
     assert terminal
 
 
+async def test_a_stream_that_is_behind_gathers_more_and_one_that_is_not_holds_nothing_back() -> None:
+    released = asyncio.Event()
+
+    async def work() -> AsyncGenerator[Event[Any], None]:
+        for i in range(1000):
+            if i == 500:
+                await released.wait()
+            yield token(i)
+            await asyncio.sleep(0 if i < 500 else 0.001)
+            if i == 520:
+                break
+        yield END
+
+    counts = []
+    async for data, _ in frames(ordered(STARTED, work())):
+        counts.append(data.count(b"data: "))
+        if sum(counts) == 501:  # all that the backend has given so far
+            released.set()
+        for _ in range(3 if sum(counts) < 400 else 0):
+            await asyncio.sleep(0)
+    assert counts[0] == 1
+    assert max(counts[:20]) > 3 * counts[1]
+    assert counts[-10:-1] == [1] * 9
+
+
 async def test_a_large_backlog_is_cut_and_slows_the_backend_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "BACKLOG_BYTES", 50_000)
     made = 0

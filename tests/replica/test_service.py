@@ -67,6 +67,25 @@ async def test_a_deadline_in_mid_stream_is_an_error_event_and_stops_the_work() -
     assert (worker.backend.active, worker.admission.running) == (0, 0)  # type: ignore[attr-defined]
 
 
+async def test_a_reader_that_leaves_at_the_moment_of_the_end_stays_cancelled() -> None:
+    worker = service()
+    reading = asyncio.create_task(read(worker, delay_s=60))
+    await asyncio.sleep(0.01)
+    worker.give_up()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert (worker.backend.active, worker.admission.running) == (0, 0)  # type: ignore[attr-defined]
+
+
+async def test_a_deadline_that_passes_while_the_reader_is_busy_ends_the_next_step() -> None:
+    worker = service()
+    async with aclosing(worker.events(EchoRequest(prompt="a", repeat=1000, timeout_s=0.05))) as events:
+        assert isinstance(await anext(events), Started)
+        await asyncio.sleep(0.1)  # nobody may interrupt this
+        assert [type(event) async for event in events] == [Error]
+
+
 async def test_a_deadline_before_the_first_event_is_raised() -> None:
     worker = service()
     with pytest.raises(InferenceTimeout):

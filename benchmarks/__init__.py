@@ -1,0 +1,1 @@
+"""Programs that compare rbee-serve with its peers; README.md says how to run them."""

@@ -1,0 +1,160 @@
+"""How two servers are compared on a machine that is small, shared and noisy.
+
+The sides take turns in mirrored blocks, A B B A, so that a drift of the machine meets both alike. Each block gives one
+ratio; what is reported is the median of the ratios, and an interval for it by resampling blocks. A side that is listed
+twice is the control: its ratio to itself says how small a difference can be claimed.
+"""
+
+from __future__ import annotations
+
+import csv
+import random
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+DRAWS = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one turn of one side gave for one measure. `cpu_us` is the server's CPU time for each unit of work, in
+    microseconds, over all of its processes."""
+
+    value: float
+    cpu_us: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A reading, and when it was taken: each block has two passes, the second in the opposite order."""
+
+    block: int
+    order: int
+    side: str
+    measure: str
+    value: float
+    cpu_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """`side` against `against`: a ratio of the two, or for times a difference. `goal` is the least ratio, or the
+    largest difference; None where there is none."""
+
+    measure: str
+    side: str
+    against: str
+    goal: float | None = None
+    kind: Literal["ratio", "difference"] = "ratio"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """The median over blocks, with the interval that holds it."""
+
+    low: float
+    median: float
+    high: float
+
+
+Turn = Callable[[], Mapping[str, Reading]]
+"""Measures one side once: readings by the name of the measure."""
+
+
+def run_blocks(sides: Mapping[str, Turn], blocks: int, tell: Callable[[Row], None] = lambda row: None) -> list[Row]:
+    """Let the sides take turns: in each block once in the given order and once in the opposite one."""
+    rows = []
+    names = list(sides)
+    for block in range(blocks):
+        for order, side in enumerate(names + names[::-1]):
+            for measure, reading in sides[side]().items():
+                row = Row(block, order, side, measure, reading.value, reading.cpu_us)
+                tell(row)
+                rows.append(row)
+    return rows
+
+
+def paired(rows: Iterable[Row], comparison: Comparison) -> list[float]:
+    """One ratio or difference for each block: of the means of what the two sides gave in it."""
+    values: dict[tuple[int, str], list[float]] = {}
+    for row in rows:
+        if row.measure == comparison.measure:
+            values.setdefault((row.block, row.side), []).append(row.value)
+    results = []
+    for block in sorted({block for block, _ in values}):
+        ours, theirs = (statistics.fmean(values[block, side]) for side in (comparison.side, comparison.against))
+        results.append(ours / theirs if comparison.kind == "ratio" else ours - theirs)
+    return results
+
+
+def estimate(values: Sequence[float], draws: int = DRAWS, level: float = LEVEL) -> Estimate:
+    """The median of `values` and its bootstrap interval. The same values give the same interval."""
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(draws))
+    outside = (1 - level) / 2
+    return Estimate(
+        medians[int(outside * draws)], statistics.median(values), medians[min(draws - 1, int((1 - outside) * draws))]
+    )
+
+
+def side_table(rows: Sequence[Row]) -> str:
+    """For each measure and side: the median reading, and the median CPU time for each unit of work."""
+    lines = []
+    for measure in dict.fromkeys(row.measure for row in rows):
+        for side in dict.fromkeys(row.side for row in rows):
+            taken = [row for row in rows if (row.measure, row.side) == (measure, side)]
+            if taken:
+                value, cpu_us = (statistics.median(getattr(row, name) for row in taken) for name in ("value", "cpu_us"))
+                lines.append([measure, side, f"{value:,.1f}", "" if cpu_us != cpu_us else f"{cpu_us:,.1f}"])
+    return table(["measure", "side", "median", "server CPU µs per unit"], lines)
+
+
+def comparison_table(rows: Sequence[Row], comparisons: Iterable[Comparison]) -> str:
+    """For each comparison: the median over blocks, its interval, and whether the goal is reached."""
+    lines = []
+    for comparison in comparisons:
+        found = estimate(paired(rows, comparison))
+        digits = "+.1f" if comparison.kind == "difference" else ".2f"
+        lines.append(
+            [
+                comparison.measure,
+                f"{comparison.side} / {comparison.against}"
+                if comparison.kind == "ratio"
+                else f"{comparison.side} - {comparison.against}",
+                f"{found.median:{digits}}",
+                f"{found.low:{digits}} … {found.high:{digits}}",
+                _goal(comparison, found),
+            ]
+        )
+    return table(["measure", "compared", "median", "95 % interval", "goal"], lines)
+
+
+def _goal(comparison: Comparison, found: Estimate) -> str:
+    if comparison.goal is None:
+        return "none"
+    if comparison.kind == "difference":
+        return f"≤ {comparison.goal:+g} {'reached' if found.median <= comparison.goal else 'missed'}"
+    return f"≥ {comparison.goal:g} {'reached' if found.median >= comparison.goal else 'missed'}"
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, its columns aligned for a terminal."""
+    cells = [list(head), *map(list, lines)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
+    cells.insert(1, ["-" * width for width in widths])
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells
+    )
+
+
+def save(rows: Iterable[Row], path: Path) -> None:
+    """Write the rows as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(field.name for field in fields(Row))
+        writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows)

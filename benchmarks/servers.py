@@ -1,0 +1,129 @@
+"""The servers that are compared: started once, put to sleep while another one is measured."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from benchmarks.load import LoadError, Target
+from benchmarks.processes import ProcessTree
+
+ROOT = Path(__file__).resolve().parents[1]
+START_S = 400.0
+SETTLE_S = 1.0
+"""Seconds after waking before a server is measured."""
+
+
+class Server:
+    """A server that answers requests at `target`; `probe` is one that it must answer with 200."""
+
+    def __init__(self, tree: ProcessTree, target: Target, probe: dict[str, Any]) -> None:
+        self.tree = tree
+        self.target = target
+        self._probe = probe
+
+    def wait_until_it_answers(self, within_s: float = START_S) -> None:
+        """Return when the probe has been answered. Raises `LoadError` if the server ends or takes too long."""
+        deadline = time.monotonic() + within_s
+        url = f"http://127.0.0.1:{self.target.port}{self.target.path}"
+        while not self._answers(url):
+            if not self.tree.running:
+                raise LoadError(f"the server ended:\n{self.tree.log.read_text()[-2000:]}")
+            if time.monotonic() > deadline:
+                raise LoadError(f"{url} did not answer; the server said:\n{self.tree.log.read_text()[-2000:]}")
+            time.sleep(0.2)
+
+    def _answers(self, url: str) -> bool:
+        try:
+            return httpx.post(url, json=self._probe, headers=dict(self.target.headers), timeout=30).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """While the block runs the server is awake and has answered; afterwards it sleeps."""
+        self.tree.wake()
+        self.wait_until_it_answers(60)
+        time.sleep(SETTLE_S)
+        try:
+            yield
+        finally:
+            self.tree.sleep()
+
+
+def ours(
+    stack: ExitStack,
+    folder: Path,
+    worker: Mapping[str, Any],
+    probe: dict[str, Any],
+    settings: Mapping[str, str] | None = None,
+    name: str = "rbee-serve",
+) -> Server:
+    """`rbee-serve serve` with one worker. `settings` are environment variables beside it."""
+    port = free_port()
+    token = folder / f"{name}.token"
+    token.write_text("benchmark")
+    config = folder / f"{name}.yaml"
+    arguments = {"workers": [dict(worker)], "auth": {"token_file": str(token)}}
+    application = {
+        "name": "rbee",
+        "route_prefix": "/",
+        "import_path": "deployments.app:build_app",
+        "args": arguments,
+    }
+    document = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
+    config.write_text(yaml.safe_dump(document))
+    target = Target(port, f"/workers/{worker['id']}/v1/inference", {"Authorization": "Bearer benchmark"})
+    command = [sys.executable, "-m", "rbee_serve.supervisor", "serve", str(config)]
+    return _started(stack, folder, name, command, target, probe, settings)
+
+
+def peer(stack: ExitStack, folder: Path, module: str, probe: dict[str, Any]) -> Server:
+    """A module of `benchmarks/peers/`."""
+    port = free_port()
+    command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--port", str(port)]
+    return _started(stack, folder, module, command, Target(port, "/v1/inference"), probe)
+
+
+def vllm_server(stack: ExitStack, folder: Path, options: Sequence[str], probe: dict[str, Any]) -> Server:
+    """vLLM's own OpenAI server."""
+    port = free_port()
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
+    settings = {"VLLM_NO_USAGE_STATS": "1"}
+    return _started(stack, folder, "vllm", [*command, *options], Target(port, "/v1/completions"), probe, settings)
+
+
+def _started(
+    stack: ExitStack,
+    folder: Path,
+    name: str,
+    command: Sequence[str],
+    target: Target,
+    probe: dict[str, Any],
+    settings: Mapping[str, str] | None = None,
+) -> Server:
+    """The server, answering, then asleep; it ends with `stack`."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_", "OMP_"))}
+    environment |= {"PYTHONPATH": str(ROOT), **(settings or {})}
+    tree = ProcessTree(command, environment, folder / f"{name}.log")
+    stack.callback(tree.end)
+    server = Server(tree, target, probe)
+    server.wait_until_it_answers()
+    tree.sleep()
+    return server
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
