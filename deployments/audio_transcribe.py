@@ -118,7 +118,8 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
     def _listen(
         self, samples: Samples, wish: Wish, left: threading.Event
     ) -> Generator[RecordingOutput | SegmentOutput, None, None]:
-        """The work in the engine's thread. Others work there between two outputs: whose turn it is, is said anew."""
+        """The work in the engine's thread. Others take turns there between two outputs, so each time it is said whose
+        turn it is."""
         self._windows.left = left
         heard = self._engine.transcribe(samples, wish)
         yield RecordingOutput(

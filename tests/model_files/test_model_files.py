@@ -1,12 +1,11 @@
 import json
 import logging
-from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.replica.model_files import TORCH_FORMATS, Format, ModelFiles, prepare, resolve, weights_bytes
+from rbee_serve.replica.model_files import ModelFiles, prepare, resolve, weights_bytes
 from rbee_serve.state import LoadProgress
 from tests.model_files.tiny_models import GOOD_SAFETENSORS, ctranslate2_bytes, gguf_bytes, model_folder
 
@@ -69,12 +68,8 @@ def test_a_ctranslate2_model_is_for_engines_that_take_it(tmp_path: Path) -> None
     (tmp_path / "model.bin").write_bytes(ctranslate2_bytes())
     assert resolve(f"file:{tmp_path}", quiet) == ModelFiles(tmp_path, "ctranslate2", len(ctranslate2_bytes()))
     assert prepare(f"file:{tmp_path}", quiet, formats=["ctranslate2"]) == tmp_path
-    refused: list[Collection[Format]] = [TORCH_FORMATS, ["gguf"]]
-    for formats in refused:
-        with pytest.raises(
-            ConfigurationError, match=f"is a ctranslate2 model; this engine takes {' or '.join(formats)}"
-        ):
-            prepare(f"file:{tmp_path}", quiet, formats=formats)
+    with pytest.raises(ConfigurationError, match="is a ctranslate2 model; this engine takes safetensors or gguf"):
+        prepare(f"file:{tmp_path}", quiet)
     model_folder(tmp_path / "other")
     with pytest.raises(ConfigurationError, match="is a safetensors model; this engine takes ctranslate2"):
         prepare(f"file:{tmp_path / 'other'}", quiet, formats=["ctranslate2"])

@@ -1,0 +1,79 @@
+"""Recordings over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from rbee_serve.events import End, Output
+from rbee_serve.grammar import check_stream
+from rbee_serve.outputs import RecordingOutput, SegmentOutput
+from tests.audio.sounds import encoded, wav
+from tests.audio.speech import WORDS, speech_file, words_of
+from tests.conftest import Served
+from tests.served.waiting import eventually
+
+pytestmark = [pytest.mark.ray, pytest.mark.model]
+
+
+@pytest.fixture(scope="module")
+def url(served: Served) -> str:
+    base = served.base("audio-transcribe-0")
+    eventually(lambda: httpx.get(f"{base}/v1/ready").json()["ready"], 240)
+    return f"{base}/v1/inference"
+
+
+def asked(url: str, **how: Any) -> httpx.Response:
+    return httpx.post(url, timeout=120, **how)
+
+
+def test_the_three_ways_of_sending_a_file_give_the_same_text(url: str) -> None:
+    file = speech_file()
+    answers = [
+        asked(url, json={"audio": base64.b64encode(file).decode(), "stream": False, "temperature": 0}),
+        asked(url, files={"audio": ("speech.wav", file)}, data={"stream": "false", "temperature": "0"}),
+        asked(url, content=file, headers={"content-type": "audio/wav"}, params={"stream": "false", "temperature": "0"}),
+    ]
+    results = [answer.json() for answer in answers]
+    assert [words_of(result["text"]) for result in results] == [WORDS] * 3
+    assert results[0]["segments"] == results[1]["segments"] == results[2]["segments"]
+    assert (results[0]["language"], results[0]["stop_reason"]) == ("en", "COMPLETE")
+    assert results[0]["metrics"]["audio_seconds"] == results[0]["duration"]
+
+
+def test_segments_are_streamed(url: str) -> None:
+    body = {"audio": base64.b64encode(speech_file()).decode(), "timestamps": "word"}
+    events = check_stream(asked(url, json=body).content, SegmentOutput, RecordingOutput)
+    segments = [e.value for e in events if isinstance(e, Output) and isinstance(e.value, SegmentOutput)]
+    assert words_of("".join(segment.t for segment in segments)) == WORDS
+    assert [words_of(word.t)[0] for segment in segments for word in segment.words] == WORDS
+    assert isinstance(events[-1], End)
+
+
+@pytest.mark.parametrize(
+    ("audio", "fields", "field"),
+    [
+        (b"\x00\x01", {}, "audio"),
+        (wav(b""), {}, "audio"),
+        (wav(bytes(32_000))[:-9000], {}, "audio"),
+        (encoded("opus")[:-200], {}, "audio"),
+        (wav(bytes(32_000)), {"language": "de"}, "language"),
+        (wav(bytes(32_000)), {"translate": True}, "translate"),
+        (wav(bytes(32_000)), {"prompt": "<|endoftext|>"}, "prompt"),
+        (wav(bytes(32_000)), {"temperature": 1.5}, "temperature"),
+    ],
+    ids=["no audio", "empty", "cut WAV", "cut OGG", "language", "translate", "control token", "bound"],
+)
+def test_what_is_wrong_is_told_by_its_field_and_shows_no_content(
+    url: str, audio: bytes, fields: Any, field: str
+) -> None:
+    answer = asked(url, json={"audio": base64.b64encode(audio).decode(), **fields})
+    assert answer.status_code == 400
+    (error,) = answer.json()["errors"]
+    assert error["field"] == field
+    assert "value" not in error or field == "temperature"
+    assert len(json.dumps(error)) < 400
