@@ -32,7 +32,8 @@ def spec(name: str) -> WorkerSpec[Any]:
 @pytest.fixture
 def base(served: Served, name: str) -> str:
     url = served.base(f"{name}-0")
-    eventually(lambda: httpx.get(f"{url}/v1/ready").json()["ready"], 240)
+    with httpx.Client() as client:  # one for all polls: making one costs 30 ms, and the model loads meanwhile
+        eventually(lambda: client.get(f"{url}/v1/ready").json()["ready"], 240)
     return url
 
 
