@@ -37,7 +37,8 @@ def worker_id(name: str) -> str:
 @pytest.fixture
 def base(served: Served, worker_id: str) -> str:
     url = served.base(worker_id)
-    eventually(lambda: httpx.get(f"{url}/v1/ready").json()["ready"], 240)
+    with httpx.Client() as client:  # one for all polls: making one costs 30 ms, and the model loads meanwhile
+        eventually(lambda: client.get(f"{url}/v1/ready").json()["ready"], 240)
     return url
 
 
