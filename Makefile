@@ -3,6 +3,7 @@
 # make test-fast those that need neither Ray nor a model
 # make check     ruff, mypy, import rules
 # make format    what ruff can set right
+# make bench     what the serving layer costs, against its peers (8 minutes; benchmarks/README.md)
 # make pin       requirements/constraints*.txt anew
 # make install   into .venv;  EXTRAS=gpu,demo,dev  on a machine with NVIDIA GPUs
 
@@ -16,7 +17,7 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 TOO_OLD := install: $(PYTHON) is older than 3.11. Install Python 3.11 or newer and name it: make install PYTHON=python3.11
 
-.PHONY: install serve test test-fast check format pin clean
+.PHONY: install serve test test-fast check format bench pin clean
 
 install: $(STAMP)
 
@@ -43,6 +44,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.echo
 
 # The newest versions that fit together, pinned. The CPU build of torch is written without its +cpu, which the other
 # build does not have; `==` accepts both.
