@@ -4,6 +4,7 @@
 # make reuse     how much of its code each worker type shares
 # make check     ruff, mypy, import rules
 # make format    what ruff can set right
+# make bench     what the serving layer costs, against its peers (8 minutes; benchmarks/README.md)
 # make pin       requirements/constraints*.txt anew
 # make install   into .venv;  EXTRAS=gpu,embedding,audio,demo,dev  on a machine with NVIDIA GPUs
 
@@ -17,7 +18,7 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 TOO_OLD := install: $(PYTHON) is older than 3.11. Install Python 3.11 or newer and name it: make install PYTHON=python3.11
 
-.PHONY: install serve test test-fast reuse check format pin clean
+.PHONY: install serve test test-fast reuse bench check format pin clean
 
 install: $(STAMP)
 
@@ -52,6 +53,9 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.echo
 
 # The newest versions that fit together, pinned. The CPU build of torch is written without its +cpu, which the other
 # build does not have; `==` accepts both.

@@ -57,6 +57,7 @@ def _turn(server: Server, reader: StreamReader, options: argparse.Namespace) -> 
         watch = Stopwatch(server.tree)
         time.sleep(options.idle)
         readings["idle, % of a core"] = Reading(100 * watch.cpu_s() / watch.wall_s())
+        readings["other programs, % of a core"] = Reading(watch.others_percent())
         watch = Stopwatch(server.tree)
         answered = requests(server.target, body, CLIENTS, options.seconds)
         readings["requests/s"] = Reading(answered.per_s, 1e6 * watch.cpu_s() / answered.count)

@@ -13,6 +13,7 @@ import json
 import random
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -40,6 +41,7 @@ ENGINE: dict[str, Any] = {
     "max_num_batched_tokens": 2048,
     "kv_cache_memory_bytes": 1024**3,
     "enforce_eager": True,
+    "distributed_executor_backend": "uni",
 }
 
 
@@ -93,6 +95,10 @@ def _turn(
 ) -> dict[str, Reading]:
     readings = {}
     with server.awake():
+        watch = Stopwatch(server.tree)
+        time.sleep(1.0)
+        readings["idle, % of a core"] = Reading(100 * watch.cpu_s() / watch.wall_s())
+        readings["other programs, % of a core"] = Reading(watch.others_percent())
         for clients in options.clients:
             count = clients * (options.rounds if clients == 1 else 1)
             bodies = [json.dumps(body(prompt)).encode() for prompt in itertools.islice(prompts, count)]

@@ -90,6 +90,7 @@ class Stopwatch:
     def __init__(self, tree: ProcessTree) -> None:
         self._tree = tree
         self._cpu = tree.cpu_s()
+        self._busy = _busy_s()
         self._began = time.monotonic()
 
     def cpu_by_name(self) -> Counter[str]:
@@ -100,6 +101,16 @@ class Stopwatch:
         """All together."""
         return float(sum(self.cpu_by_name().values()))
 
+    def others_percent(self) -> float:
+        """What all other programs used meanwhile, in percent of a core."""
+        return 100 * (_busy_s() - self._busy - self.cpu_s()) / self.wall_s()
+
     def wall_s(self) -> float:
         """Seconds on the clock."""
         return time.monotonic() - self._began
+
+
+def _busy_s() -> float:
+    """CPU seconds that the machine has worked so far."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq)

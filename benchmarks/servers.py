@@ -18,7 +18,7 @@ from benchmarks.load import LoadError, Target
 from benchmarks.processes import ProcessTree
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 400.0
+START_S = 700.0
 SETTLE_S = 1.0
 """Seconds after waking before a server is measured."""
 
