@@ -15,12 +15,11 @@ import msgspec
 
 from rbee_serve.errors import (
     InternalError,
-    Violation,
     WorkerError,
     WorkerLoading,
     WorkerLost,
     WorkerUnhealthy,
-    error_from_code,
+    error_from_json,
 )
 from rbee_serve.events import Event, from_json
 from rbee_serve.outputs import OutputValue
@@ -119,18 +118,7 @@ def error_of(status: int, body: bytes) -> Exception:
         # Not rbee-serve: a proxy in between, or something else on that port.
         answered = f"the server answered {status} without saying why"
         return WorkerLost(answered) if status in _NOT_THERE else InternalError(answered)
-    error = error_from_code(str(fields["code"]), str(fields["message"]))
-    error.violations = tuple(_violations(fields.get("errors")))
-    if isinstance(url := fields.get("progress_url"), str):
-        error.progress_url = url
-    return error
-
-
-def _violations(listed: Any) -> Iterator[Violation]:
-    for told in listed if isinstance(listed, list) else ():
-        if isinstance(told, dict):
-            field, constraint, message = (str(told.get(name, "")) for name in ("field", "constraint", "message"))
-            yield Violation(field, constraint, message, told.get("value"), "value" in told)
+    return error_from_json(fields)
 
 
 def _json_object(body: bytes) -> dict[str, Any] | None:

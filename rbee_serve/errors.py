@@ -29,7 +29,7 @@ exception never becomes a message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -216,3 +216,19 @@ def error_from_code(code: str, message: str) -> WorkerError:
         if error_type.code == code:
             return error_type(message)
     return InternalError(message)
+
+
+def error_from_json(fields: Mapping[str, Any]) -> WorkerError:
+    """The error that `WorkerError.to_json` made `fields` of; what is not as it should be there is left out."""
+    error = error_from_code(str(fields.get("code")), str(fields.get("message")))
+    error.violations = tuple(_violations(fields.get("errors")))
+    if isinstance(url := fields.get("progress_url"), str):
+        error.progress_url = url
+    return error
+
+
+def _violations(listed: Any) -> Iterator[Violation]:
+    for told in listed if isinstance(listed, list) else ():
+        if isinstance(told, dict):
+            field, constraint, message = (str(told.get(name, "")) for name in ("field", "constraint", "message"))
+            yield Violation(field, constraint, message, told.get("value"), "value" in told)

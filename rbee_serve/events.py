@@ -127,7 +127,8 @@ _encoder = msgspec.json.Encoder()
 def to_json(event: Event[Any]) -> bytes:
     """The event as JSON on one line. A non-finite number becomes `null`."""
     if type(event) is Output:
-        return _encoder.encode(event.value)
+        value: OutputValue = event.value
+        return value.to_json()
     if type(event) is Metrics:
         return _encoder.encode({"type": "metrics", **event.values})
     return _encoder.encode(event)

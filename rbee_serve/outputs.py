@@ -7,11 +7,15 @@ package: nothing else in the library knows the list.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Literal, Self
 
 import msgspec
+
+from rbee_serve.number_text import number_text
+
+_encoder = msgspec.json.Encoder()
 
 
 class OutputValue(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="output"):
@@ -26,6 +30,10 @@ class OutputValue(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
         """What the outputs of one request are together, as the fields of a JSON result."""
         return {"outputs": [msgspec.to_builtins(value) for value in values]}
+
+    def to_json(self) -> bytes:
+        """The JSON of the event."""
+        return _encoder.encode(self)
 
 
 class TokenOutput(OutputValue, frozen=True, kw_only=True, tag="token"):
@@ -56,23 +64,31 @@ class EmbeddingOutput(OutputValue, frozen=True, kw_only=True, tag="embedding"):
 
 
 class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="audio"):
-    """A piece of one continuous signal, mono. `samples` are numbers in [-1, 1]; where `encoding` says so they are bytes
-    instead, little-endian, which are base64 on the wire. `sample_rate` is in samples per second."""
+    """A piece of one continuous signal, mono, of `sample_rate` samples per second.
 
-    samples: list[float] | bytes
+    `samples` are little-endian bytes: float32 in [-1, 1], or what `encoding` says. On the wire they are base64 where
+    there is an `encoding`, and else a list of numbers, which is what a client reads there.
+    """
+
+    samples: bytes | list[float]
     sample_rate: int
     encoding: Literal["f32le", "pcm_s16le"] | None = None
     i: int
+
+    def to_json(self) -> bytes:
+        """See `OutputValue.to_json`."""
+        return _encoder.encode({"type": "audio", **self.join([self]), "i": self.i})
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
         """The whole signal, in the form of its pieces."""
         if not values:
             return {"samples": []}
-        first, parts = values[0], [value.samples for value in values]
-        samples = b"".join(parts) if first.encoding else list(chain.from_iterable(parts))  # type: ignore[arg-type]
-        form = {} if first.encoding is None else {"encoding": first.encoding}
-        return {"samples": samples, "sample_rate": first.sample_rate, **form}
+        rate, encoding = values[0].sample_rate, values[0].encoding
+        data = b"".join(_bytes(value.samples) for value in values)
+        if encoding is None:
+            return {"samples": msgspec.Raw(number_text(data)), "sample_rate": rate}
+        return {"samples": data, "sample_rate": rate, "encoding": encoding}
 
 
 class TimedWord(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,3 +135,7 @@ class RecordingOutput(OutputValue, frozen=True, kw_only=True, tag="recording"):
 
 def _plain(value: OutputValue) -> dict[str, Any]:
     return {name: part for name, part in msgspec.to_builtins(value).items() if name != "type"}
+
+
+def _bytes(samples: bytes | list[float]) -> bytes:
+    return samples if isinstance(samples, bytes) else array("f", samples).tobytes()

@@ -17,6 +17,7 @@ from rbee_serve.errors import (
     WorkerError,
     WorkerLoading,
     error_from_code,
+    error_from_json,
 )
 from rbee_serve.events import (
     End,
@@ -199,6 +200,15 @@ def test_an_error_is_found_by_its_code(error_type: type[WorkerError]) -> None:
 
 def test_an_unknown_code_is_an_internal_error() -> None:
     assert type(error_from_code("NO_SUCH", "why")).__name__ == "InternalError"
+
+
+def test_an_error_comes_back_from_its_json_with_all_that_it_carries() -> None:
+    error = InvalidRequest.because([Violation("voice", "one of: a", "no such voice", "b", has_value=True)])
+    error.progress_url = "/p"
+    found = error_from_json(error.to_json())
+    assert (type(found), found.message) == (InvalidRequest, error.message)
+    assert (found.violations, found.progress_url) == (error.violations, "/p")
+    assert error_from_json({"errors": [1, {}]}).violations == (Violation("", "", ""),)
 
 
 def test_an_invalid_request_tells_every_violation() -> None:

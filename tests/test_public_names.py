@@ -15,7 +15,7 @@ PUBLIC = {
         "BodyTimeout", "ConfigurationError", "CudaError", "InferenceTimeout", "InsufficientResources",
         "InsufficientVram", "InternalError", "InvalidRequest", "MethodNotAllowed", "PayloadTooLarge", "RequestTooLong",
         "RouteNotFound", "UnsupportedMediaType", "Violation", "WorkerError", "WorkerLoading", "WorkerLost",
-        "WorkerNotFound", "WorkerStopping", "WorkerUnhealthy", "error_from_code",
+        "WorkerNotFound", "WorkerStopping", "WorkerUnhealthy", "error_from_code", "error_from_json",
     },
     "rbee_serve.events": {
         "End", "Error", "Event", "Metrics", "Narration", "Output", "Progress", "Started", "StopReason", "from_json",

@@ -17,6 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -28,8 +29,9 @@ from rbee_serve.errors import (
     WorkerLost,
     WorkerStopping,
     WorkerUnhealthy,
+    error_from_json,
 )
-from rbee_serve.events import Error, from_json, to_json
+from rbee_serve.events import Error, to_json
 from rbee_serve.ingress.body import JSON
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import DONE, frame
@@ -175,9 +177,7 @@ def _cancel(messages: Any) -> None:
 
 
 def _refusal(message: bytes) -> WorkerError:
-    event = from_json(message.removeprefix(b"data: ").partition(b"\n")[0])
-    assert isinstance(event, Error)
-    return event.to_exception()
+    return error_from_json(msgspec.json.decode(message.removeprefix(b"data: ").partition(b"\n")[0]))
 
 
 def _translate(error: BaseException, worker_id: str) -> WorkerError:

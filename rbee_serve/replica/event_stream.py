@@ -14,6 +14,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any, cast
 
+import msgspec
+
 from rbee_serve.errors import InternalError, WorkerError
 from rbee_serve.events import End, Error, Event, Started, to_json
 from rbee_serve.grammar import GrammarError, StreamGrammar
@@ -170,4 +172,4 @@ class _Outbox:
 
 def refusal(error: WorkerError) -> tuple[bytes, bool]:
     """The one message that a request gets which is not even started: the ingress answers it with an HTTP status."""
-    return frame(to_json(Error.from_exception(error))), True
+    return frame(msgspec.json.encode({"type": "error", **error.to_json()})), True

@@ -1,0 +1,176 @@
+"""P7: what the serving layer adds to speech.
+
+hibari behind `rbee-serve serve`, and hibari's own stream in a process of its own, say the same texts with the same
+seed, so both make the same sound. Measured are the time to the first audio and the seconds of sound in a second, for a
+stream of PCM and for one of numbers.
+
+    python -m benchmarks.speech --save benchmarks/raw/speech.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import itertools
+import json
+import multiprocessing
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import LoadError, Target
+from benchmarks.method import Comparison, Reading, Row, comparison_table, run_blocks, save, side_table
+from benchmarks.processes import Stopwatch
+from benchmarks.servers import Server, ours
+
+OURS, LIBRARY = "rbee-serve", "hibari"
+FORMATS = {"pcm": "pcm_s16le", "numbers": "f32"}
+RATE = 24_000
+SENTENCES = 5
+WORDS = (
+    "the a of and in to was it that for on with as his they at be this from have or by one had not but what "
+    "all were when we there can an your which their said if do will each about how up out them then she many "
+    "some so these would other into has more her two like him see time could no make than first been its who "
+    "now people made over down only"
+).split()
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    worker = {"id": "speech-0", "type": "audio", "task": "generate", "cpus": 1, "threads": 1}
+    texts = list(itertools.islice(_texts(), options.requests))
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        client = stack.enter_context(_process())
+        library = stack.enter_context(_process())
+        library.submit(speak, "Hello.").result()
+        server = ours(stack, folder, worker, {"prompt": "Hello.", "stream": False})
+        turns = {
+            LIBRARY: partial(_library_turn, library, texts),
+            OURS: partial(_turn, server, client, texts),
+        }
+        rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks, _tell)
+    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, _comparisons())}")
+    if options.save:
+        save(rows, options.save)
+
+
+def _comparisons() -> Iterator[Comparison]:
+    for name in FORMATS:
+        first, speed = f"first audio, ms, {name}", f"audio s/s, {name}"
+        yield Comparison(first, f"{OURS} again", OURS, kind="difference")
+        yield Comparison(first, OURS, LIBRARY, 15.0, "difference")
+        yield Comparison(speed, f"{OURS} again", OURS)
+        yield Comparison(speed, OURS, LIBRARY, 0.95)
+
+
+def _turn(server: Server, client: ProcessPoolExecutor, texts: list[str]) -> dict[str, Reading]:
+    readings: dict[str, Reading] = {}
+    with server.awake():
+        for name, form in FORMATS.items():
+            watch = Stopwatch(server.tree)
+            seen = [client.submit(listen, server.target, text, form).result() for text in texts]
+            readings |= _readings(name, seen, watch.cpu_s())
+    return readings
+
+
+def _library_turn(library: ProcessPoolExecutor, texts: list[str]) -> dict[str, Reading]:
+    """The same numbers for both forms: the library knows none."""
+    answers = [library.submit(speak, text).result() for text in texts]
+    readings: dict[str, Reading] = {}
+    for name in FORMATS:
+        readings |= _readings(name, [answer[:3] for answer in answers], sum(answer[3] for answer in answers))
+    return readings
+
+
+def _readings(name: str, seen: list[tuple[float, float, float]], cpu_s: float) -> dict[str, Reading]:
+    """From the seconds to the first audio, the seconds in all, and the seconds of sound, of each request."""
+    firsts, walls, sounds = zip(*seen, strict=True)
+    return {
+        f"first audio, ms, {name}": Reading(1e3 * statistics.median(firsts)),
+        f"audio s/s, {name}": Reading(sum(sounds) / sum(walls), 1e6 * cpu_s / sum(sounds)),
+    }
+
+
+def listen(target: Target, text: str, form: str) -> tuple[float, float, float]:
+    """Read one stream. A frame is taken apart only when all have come."""
+    connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=120)
+    body = json.dumps({"prompt": text, "format": form, "seed": 1})
+    headers = {"Content-Type": "application/json", **target.headers}
+    began = time.perf_counter()
+    connection.request("POST", target.path, body, headers)
+    answer = connection.getresponse()
+    data = bytearray()
+    first_s = 0.0
+    while part := answer.read1(1 << 20):
+        data += part
+        if not first_s and (begin := data.find(b'data: {"type":"audio"')) >= 0 and data.find(b"\n\n", begin) > 0:
+            first_s = time.perf_counter() - began
+    wall_s = time.perf_counter() - began
+    connection.close()
+    if answer.status != 200 or not data.endswith(b"data: [DONE]\n\n"):
+        raise LoadError(f"{answer.status}: {bytes(data[-300:])!r}")
+    frames = [frame for frame in bytes(data).split(b"\n\n") if frame.startswith(b'data: {"type":"audio"')]
+    return first_s, wall_s, sum(map(_seconds, frames))
+
+
+def _seconds(frame: bytes) -> float:
+    samples: str | list[float] = json.loads(frame.removeprefix(b"data: "))["samples"]
+    return (len(base64.b64decode(samples)) // 2 if isinstance(samples, str) else len(samples)) / RATE
+
+
+_voices: list[Any] = []
+
+
+def speak(text: str) -> tuple[float, float, float, float]:
+    """The bare library's stream, and the CPU seconds that it took. Runs in a process that keeps the model."""
+    if not _voices:
+        from hibari import Hibari
+
+        _voices.append(Hibari(threads=1))
+    cpu, began = time.process_time(), time.perf_counter()
+    first_s, samples = 0.0, 0
+    for part in _voices[0].stream(text, seed=1):
+        first_s = first_s or time.perf_counter() - began
+        samples += len(part)
+    return first_s, time.perf_counter() - began, samples / RATE, time.process_time() - cpu
+
+
+def _texts() -> Iterator[str]:
+    """Texts of some sentences of eight to sixteen words."""
+    words = random.Random(0)
+    while True:
+        sentences = (" ".join(words.choices(WORDS, k=words.randint(8, 16))) for _ in range(SENTENCES))
+        yield " ".join(f"{sentence.capitalize()}." for sentence in sentences)
+
+
+def _process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _tell(row: Row) -> None:
+    print(
+        f"{row.block} {row.side:18} {row.measure:24} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--requests", type=int, default=10, help="texts in one turn")
+    parser.add_argument("--save", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
