@@ -32,7 +32,7 @@ from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import LoadContext, WorkerSpec
 
 if TYPE_CHECKING:
-    from deployments.audio_files import Samples
+    from deployments.audio_decoder import Samples
 
 ENGINES = {
     "faster-whisper": "deployments.faster_whisper_engine",

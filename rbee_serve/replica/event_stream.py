@@ -156,7 +156,6 @@ class _Outbox:
         self._emptied.set()
         return chunk, self._complete and not self._frames
 
-
     async def _catch_up(self) -> None:
         """Let this stream and those beside it go on for a few turns of the loop, if the last message held several
         frames: the border is slower than the backends then, and its cost is by the message."""
