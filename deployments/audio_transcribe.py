@@ -32,7 +32,7 @@ from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import LoadContext, WorkerSpec
 
 if TYPE_CHECKING:
-    from deployments.audio_files import Samples
+    from deployments.audio_decoder import Samples
 
 ENGINES = {
     "faster-whisper": "deployments.faster_whisper_engine",
@@ -41,7 +41,7 @@ ENGINES = {
 """Modules by the `name` of the engine in the configuration; the first one is the default."""
 
 MAX_AUDIO_S = 1800.0
-"""Seconds of the longest recording, unless `engine.max_audio_s` says otherwise. An hour's spectrogram takes 1 GB."""
+"""Seconds of the longest recording, unless `engine.max_audio_s` says otherwise. They take up to 0.5 GB."""
 
 
 class TranscribeRequest(InferenceRequest):

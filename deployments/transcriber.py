@@ -11,7 +11,7 @@ from rbee_serve.outputs import SegmentOutput
 from rbee_serve.step_clock import StepClock
 
 if TYPE_CHECKING:
-    from deployments.audio_files import Samples
+    from deployments.audio_decoder import Samples
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from rbee_serve.replica.room import require_room, weights_memory_bytes
 from rbee_serve.worker import LoadContext
 
 if TYPE_CHECKING:
-    from deployments.audio_files import Samples
+    from deployments.audio_decoder import Samples
 
 FORMATS: tuple[Format, ...] = ("safetensors",)
 DTYPES = ("float16", "bfloat16", "float32")

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from deployments.audio_transcribe import SPEC, TranscribeBackend, TranscribeRequest, check, load, warm_up
+from deployments.faster_whisper_engine import blockwise_features
+from deployments.transcriber import Windows
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, Started
@@ -177,6 +179,17 @@ async def test_two_requests_take_turns(backend: TranscribeBackend, steps: StepCl
     await asyncio.gather(long, read("short", speech_file()))
     assert order == ["short", "long"]
     assert steps.last_progress_age_s is None
+
+
+@pytest.mark.parametrize("samples", [1, 399, 400, 16_000, 60 * 16_000 - 160, 60 * 16_000, 150 * 16_000 + 7])
+def test_a_spectrum_made_in_blocks_is_that_of_the_library(samples: int) -> None:
+    from faster_whisper.feature_extractor import FeatureExtractor
+
+    sound = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    ours, theirs = (make()(sound) for make in (blockwise_features(Windows(StepClock(20))), FeatureExtractor))
+    assert ours.shape == theirs.shape
+    assert ours.dtype == theirs.dtype
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize(
