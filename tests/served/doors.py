@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,14 @@ import pytest
 
 from tests.conftest import ECHO, free_port
 from tests.raw_http import Answer, exchange
+from tests.served.waiting import eventually
 from tests.supervised import supervisor
 
 Mode = Literal["default", "throughput", "haproxy"]
 """Ray's own settings; those of our supervisor; those with HAProxy in front."""
 
+HAPROXY = "haproxy/bin/haproxy"
+"""What its process is called."""
 TOKEN = "a-token-for-haproxy"
 WORKERS: list[dict[str, Any]] = [
     {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
@@ -58,11 +62,11 @@ class Door:
         pieces = iter([request] if isinstance(request, bytes) else request)
         return exchange(self.url, itertools.chain([self.admitted(next(pieces))], pieces))
 
-    def processes(self, *names: str) -> list[psutil.Process]:
-        """The processes of its Ray that have one of those names."""
+    def process(self, name: str) -> psutil.Process:
+        """The process of its Ray that has that name; the youngest, as HAProxy's predecessors linger."""
         raylets = [child for child in self.owner.children() if child.name() == "raylet"]
         found = [process for raylet in raylets for process in raylet.children(recursive=True)]
-        return [process for process in found if any(name in " ".join(process.cmdline()) for name in names)]
+        return max((p for p in found if name in " ".join(p.cmdline())), key=psutil.Process.create_time)
 
 
 @contextmanager
@@ -98,4 +102,6 @@ def behind_haproxy(folder: Path) -> Iterator[Door]:
     with supervisor(folder, WORKERS, environment, limits=LIMITS, auth=auth) as running:
         running.until("Ctrl+C stops it")
         with opened("haproxy", running.url, running.process.pid, TOKEN) as door:
+            # It is replaced whenever an ingress joins: wait until that is over.
+            eventually(lambda: time.time() - door.process(HAPROXY).create_time() > 3)
             yield door

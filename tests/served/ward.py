@@ -10,7 +10,7 @@ import httpx
 from tests.conftest import APPLICATION
 from tests.served.bad_http import MIB
 from tests.served.bad_json import INFER, WORKER
-from tests.served.doors import Door
+from tests.served.doors import HAPROXY, Door
 from tests.served.waiting import eventually
 
 INTERNAL = re.compile(
@@ -27,10 +27,9 @@ class Ward:
     def __init__(self, door: Door) -> None:
         self._door = door
         eventually(lambda: self._good_request().status_code == 200, 60)
-        proxies = {"haproxy": ["ray::HAProxyManager", "haproxy/bin/haproxy"]}.get(door.mode, ["ray::ProxyActor"])
-        names = [*proxies, *(f"ray::ServeReplica:{APPLICATION}:{name}" for name in ("ingress", WORKER))]
-        eventually(lambda: len(door.processes(*names)) == len(names))
-        self._processes = door.processes(*names)
+        proxies = [HAPROXY, "ray::HAProxyManager"] if door.mode == "haproxy" else ["ray::ProxyActor"]
+        replicas = [f"ray::ServeReplica:{APPLICATION}:{name}" for name in ("ingress", WORKER)]
+        self._processes = [door.process(name) for name in [*proxies, *replicas]]
         self._memory = self._used()
 
     def check(self) -> None:
