@@ -93,7 +93,7 @@ def load(context: LoadContext, options: dict[str, Any], windows: Windows) -> Fas
 
 
 def watched_model(windows: Windows) -> Any:
-    """`WhisperModel`, which tells when it begins a window: it encodes each once, whether there is speech in it or not."""
+    """`WhisperModel`, which tells when it begins a window: it encodes each one once, be there speech in it or not."""
     base: Any = importlib.import_module("faster_whisper").WhisperModel
 
     class WatchedModel(base):  # type: ignore[misc]
