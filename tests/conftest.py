@@ -6,7 +6,7 @@ import importlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,9 @@ SPEECH: dict[str, Any] = {
     "model_name": "hibari",
     "cpus": 0,
 }
+NOT_AWAITED = ("echo-slow", "echo-broken")
+"""Workers that load until a test lets them go on, or fail."""
+
 MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH]}
 """Workers that are served only where a test with the mark is selected."""
 
@@ -122,6 +125,16 @@ class Served:
     def base(self, worker_id: str) -> str:
         """The base URL of a worker."""
         return f"{self.url}/workers/{worker_id}"
+
+    def wait_until_ready(self, worker_ids: Iterable[str], within_s: float = 300.0) -> None:
+        """Return when these workers take requests."""
+        wanted, missing = set(worker_ids), {""}
+        deadline = time.monotonic() + within_s
+        while missing:
+            states = self.client.get("/v1/ready").json()["workers"]
+            missing = wanted - {state["id"] for state in states if state["ready"]}
+            assert time.monotonic() < deadline, f"not ready within {within_s} s: {missing}"
+            time.sleep(0.1)
 
     def handle(self, worker_id: str) -> Any:
         """The deployment handle of a worker."""
@@ -183,6 +196,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             wait_until_it_answers(f"http://127.0.0.1:{port}/health")
             running = Served(f"http://127.0.0.1:{port}", hive, release)
             with running.client:
+                running.wait_until_ready(worker["id"] for worker in workers if worker["id"] not in NOT_AWAITED)
                 yield running
             serve.shutdown()
         finally:

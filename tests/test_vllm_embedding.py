@@ -40,9 +40,10 @@ async def answers(engine: dict[str, Any], *requests: dict[str, Any]) -> list[Any
             async for event in work:
                 if isinstance(event, Output):
                     break
+        found.append(await answer({"input": TEXTS}))
         assert context.steps.last_progress_age_s is None
         assert backend.is_healthy()
-        return [*found, await answer({"input": TEXTS})]
+        return found
     finally:
         backend.close()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
@@ -46,7 +47,13 @@ SLOW_ACKNOWLEDGEMENT_S = 10.0
 
 _DOUBT = 0.75
 """The part of the time for an acknowledgement after which the hub is asked about the worker: its answer is there when
-the time is over."""
+the time is over. A replica that was silent for as long is gone: it pushes its state twice a second."""
+
+PATIENCE_S = 1.5
+"""The same for a replica that has shown life since the request went out, or that has just come up: Serve may still have
+to find it, and a machine that starts models is busy. The hub is asked again and again."""
+
+ASK_AGAIN_S = 0.5
 
 _ERROR_FRAME = b'data: {"type":"error"'
 
@@ -140,30 +147,31 @@ class Router:
             reply.cut()
 
     async def _acknowledged(self, worker_id: str, messages: AsyncIterator[Message]) -> None:
+        doubt_s = self._acknowledge_timeout_s * _DOUBT
+        give_up_at = time.monotonic() + SLOW_ACKNOWLEDGEMENT_S
         first = asyncio.ensure_future(anext(messages))
-        alive: asyncio.Future[bool] | None = None
         try:
-            await asyncio.wait([first], timeout=self._acknowledge_timeout_s * _DOUBT)
-            if not first.done():
-                alive = asyncio.ensure_future(self._shows_life(worker_id))
-                await asyncio.wait([first], timeout=self._acknowledge_timeout_s * (1 - _DOUBT))
-                if not first.done() and alive.done() and alive.result():
-                    await asyncio.wait([first], timeout=SLOW_ACKNOWLEDGEMENT_S)
+            await asyncio.wait([first], timeout=doubt_s)
+            silence_s = PATIENCE_S if self._is_fresh(worker_id) else doubt_s
+            while not first.done() and time.monotonic() < give_up_at and await self._lives(worker_id, silence_s):
+                await asyncio.wait([first], timeout=ASK_AGAIN_S)
+                silence_s = PATIENCE_S
             if not first.done():
                 raise WorkerLost(f"worker {worker_id} does not answer; it is being replaced, try again in a moment")
             first.result()
         finally:
-            for waiting in (first, alive):
-                if waiting is not None and not waiting.done():
-                    waiting.cancel()
-                    with suppress(BaseException):
-                        await waiting
+            if not first.done():
+                first.cancel()
+                with suppress(BaseException):
+                    await first
 
-    async def _shows_life(self, worker_id: str) -> bool:
-        """Whether a replica has pushed its state since the request went out, or has just come up."""
+    async def _lives(self, worker_id: str, silence_s: float) -> bool:
+        """Whether the hub has heard of a replica of the worker within the last `silence_s` seconds. A hub that does not
+        answer in time cannot vouch for anybody."""
         try:
-            return self._is_fresh(worker_id) or await self._silence_s(worker_id) < self._acknowledge_timeout_s * _DOUBT
-        except Exception:  # a hub that is away cannot vouch for anybody
+            async with asyncio.timeout(silence_s * (1 - _DOUBT) / _DOUBT):
+                return await self._silence_s(worker_id) < silence_s
+        except Exception:
             return False
 
 

@@ -149,12 +149,12 @@ METHODS = [
     case("no HTTP at all", b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, BY_PROXY),
 ]
 
+FORM = b"Content-Type: multipart/form-data; boundary=x"
 TYPES = [
     *(
         case(line.decode(), whole(INFER, gzip.compress(GOOD), *line.split(b"\n")), 415, "UNSUPPORTED_MEDIA_TYPE")
         for line in [
             b"Content-Type: image/png",
-            b"Content-Type: multipart/form-data; boundary=x",
             b"Content-Type: application/octet-stream",
             b"Content-Type: application/jsonp",
             b"Content-Type: json",
@@ -168,6 +168,8 @@ TYPES = [
             b"Content-Encoding: x",
         ]
     ),
+    case("a form that ends early", whole(INFER, b"--x\r\n", FORM), 400, "INVALID_REQUEST"),
+    case("JSON that is said to be a form", whole(INFER, GOOD, FORM), 400, "INVALID_REQUEST"),
     case("gzip that is not declared", whole(INFER, gzip.compress(GOOD)), 400, "INVALID_REQUEST"),
     case("a gzip bomb that is not declared", whole(INFER, gzip.compress(bytes(100 * MIB))), 400, "INVALID_REQUEST"),
     case("a charset that is not UTF-8", whole(INFER, GOOD, b"Content-Type: application/json; charset=utf-16")),

@@ -1,0 +1,98 @@
+"""How long the ingress waits for a replica to note a request, and what makes it give up."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from rbee_serve.errors import WorkerLost
+from rbee_serve.ingress import router as module
+from rbee_serve.ingress.router import Router
+from rbee_serve.request import InferenceRequest
+
+ACKNOWLEDGE_S = 0.2
+
+
+class Replica:
+    """A deployment handle whose replica notes a request after `delay_s` seconds and then answers it."""
+
+    def __init__(self, delay_s: float) -> None:
+        self._delay_s = delay_s
+
+    def options(self, **options: Any) -> Replica:
+        return self
+
+    async def remote(self, fields: dict[str, Any], correlation_id: str) -> AsyncGenerator[tuple[bytes, bool], None]:
+        await asyncio.sleep(self._delay_s)
+        yield b"", False
+        yield b"data: [DONE]\n\n", True
+
+
+async def outcome(delay_s: float, silence_s: Callable[[], Awaitable[float]], *, fresh: bool = False) -> Any:
+    """What came of a request, and after how many seconds."""
+
+    async def asked(worker_id: str) -> float:
+        return await silence_s()
+
+    handles: dict[str, Any] = {"echo-0": Replica(delay_s)}
+    router = Router(handles, ACKNOWLEDGE_S, asked, lambda worker_id: fresh)
+    began = time.monotonic()
+    try:
+        (await router.send("echo-0", InferenceRequest(), "corr")).close()
+    except WorkerLost:
+        return "lost", time.monotonic() - began
+    return "answered", time.monotonic() - began
+
+
+async def lively() -> float:
+    return 0.1
+
+
+async def silent() -> float:
+    return 1.0
+
+
+async def gone() -> float:
+    return math.inf
+
+
+async def hanging() -> float:
+    await asyncio.sleep(60)
+    return 0.0
+
+
+@pytest.mark.parametrize("silence_s", [silent, gone, hanging])
+async def test_a_replica_that_nobody_has_heard_of_is_given_up_in_time(silence_s: Any) -> None:
+    found, took_s = await outcome(30, silence_s)
+    assert found == "lost"
+    assert took_s < ACKNOWLEDGE_S + 0.5
+
+
+async def test_a_slow_replica_that_shows_life_is_waited_for() -> None:
+    assert (await outcome(3 * ACKNOWLEDGE_S, lively))[0] == "answered"
+
+
+async def test_one_that_has_just_come_up_may_have_been_silent_for_longer() -> None:
+    assert (await outcome(2 * ACKNOWLEDGE_S, silent, fresh=True))[0] == "answered"
+    assert (await outcome(30, gone, fresh=True))[0] == "lost"
+
+
+async def test_one_that_falls_silent_while_it_is_waited_for_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ASK_AGAIN_S", 0.05)
+    silences = iter([0.1, 1.0, 1.4, 1.6])
+
+    async def growing() -> float:
+        return next(silences)
+
+    assert (await outcome(30, growing))[0] == "lost"
+    assert next(silences, None) is None
+
+
+async def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SLOW_ACKNOWLEDGEMENT_S", 0.5)
+    assert (await outcome(30, lively))[0] == "lost"
