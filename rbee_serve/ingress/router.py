@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -46,14 +47,16 @@ SLOW_ACKNOWLEDGEMENT_S = 10.0
 """How long a replica that still pushes its state may take to note a request, when the machine is overloaded."""
 
 _DOUBT = 0.75
-"""The part of the time for an acknowledgement after which the hub is asked about the worker: its answer is there when
-the time is over. A replica that was silent for as long is gone: it pushes its state twice a second."""
+"""The part of the time for an acknowledgement after which a replica that was silent for as long counts as gone. It
+pushes its state to the hub twice a second; the hub's answer is there when the time is over."""
 
 PATIENCE_S = 1.5
-"""The same for a replica that has shown life since the request went out, or that has just come up: Serve may still have
-to find it, and a machine that starts models is busy. The hub is asked again and again."""
+"""The longest silence of a replica that has shown life since the request went out, or that has just come up: Serve may
+still have to find it, and a machine that starts models is busy."""
 
 ASK_AGAIN_S = 0.5
+HUB_ANSWERS_S = 0.5
+"""A hub that takes longer cannot vouch for anybody."""
 
 _ERROR_FRAME = b'data: {"type":"error"'
 
@@ -61,9 +64,17 @@ _ERROR_FRAME = b'data: {"type":"error"'
 class Reply:
     """An answer whose first message is here. Close it, read or unread: closing cancels the work."""
 
-    def __init__(self, worker_id: str, messages: Any, first: Message, on_close: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        messages: Any,
+        first: Message,
+        on_message: Callable[[], object],
+        on_close: Callable[[], object],
+    ) -> None:
         self._worker_id = worker_id
         self._messages = messages
+        self._on_message = on_message
         self._on_close = on_close
         self._cut = False
         self.first, self.complete, *rest = first
@@ -75,6 +86,7 @@ class Reply:
         try:
             while not self.complete:
                 data, self.complete, *_ = await anext(self._messages)
+                self._on_message()
                 yield data
         except (Exception, asyncio.CancelledError) as exc:  # a StopAsyncIteration before the end is a break too
             if isinstance(exc, asyncio.CancelledError) and not self._cut:
@@ -111,6 +123,10 @@ class Router:
         self._silence_s = silence_s
         self._is_fresh = is_fresh
         self._open: dict[int, Reply] = {}
+        self._heard_at: dict[str, float] = {}
+        """When a replica of a worker last sent anything."""
+        self._questions: dict[str, asyncio.Future[float]] = {}
+        """What the hub has been asked and has not answered yet: hundreds of requests that wait ask once."""
         self._numbers = itertools.count()
         self._handles = {
             worker_id: handle.options(
@@ -137,7 +153,7 @@ class Router:
         if first[1] and first[0].startswith(_ERROR_FRAME):
             raise _refusal(first[0])
         number = next(self._numbers)
-        reply = Reply(worker_id, messages, first, lambda: self._open.pop(number, None))
+        reply = Reply(worker_id, messages, first, lambda: self._hear(worker_id), lambda: self._open.pop(number, None))
         self._open[number] = reply
         return reply
 
@@ -159,20 +175,32 @@ class Router:
             if not first.done():
                 raise WorkerLost(f"worker {worker_id} does not answer; it is being replaced, try again in a moment")
             first.result()
+            self._hear(worker_id)
         finally:
             if not first.done():
                 first.cancel()
                 with suppress(BaseException):
                     await first
 
+    def _hear(self, worker_id: str) -> None:
+        self._heard_at[worker_id] = time.monotonic()
+
     async def _lives(self, worker_id: str, silence_s: float) -> bool:
-        """Whether the hub has heard of a replica of the worker within the last `silence_s` seconds. A hub that does not
-        answer in time cannot vouch for anybody."""
+        """Whether a replica of the worker has sent anything, here or to the hub, within `silence_s` seconds."""
+        if time.monotonic() - self._heard_at.get(worker_id, -silence_s) < silence_s:
+            return True
+        question = self._questions.get(worker_id)
+        if question is None:
+            question = self._questions[worker_id] = asyncio.create_task(self._ask(worker_id))
+            question.add_done_callback(lambda answered: self._questions.pop(worker_id))
+        await asyncio.wait([question], timeout=HUB_ANSWERS_S)
+        return question.done() and not question.cancelled() and question.result() < silence_s
+
+    async def _ask(self, worker_id: str) -> float:
         try:
-            async with asyncio.timeout(silence_s * (1 - _DOUBT) / _DOUBT):
-                return await self._silence_s(worker_id) < silence_s
+            return await self._silence_s(worker_id)
         except Exception:
-            return False
+            return math.inf
 
 
 def _stopping() -> WorkerError:
