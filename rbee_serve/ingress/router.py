@@ -43,8 +43,9 @@ logger = logging.getLogger(__name__)
 Message = tuple[bytes, bool] | tuple[bytes, bool, str]
 """What a replica sends: SSE frames and whether the end is among them; or one document, True, and its content type."""
 
-SLOW_ACKNOWLEDGEMENT_S = 10.0
-"""How long a replica that still pushes its state may take to note a request, when the machine is overloaded."""
+SLOW_ACKNOWLEDGEMENT_S = 30.0
+"""How long a replica that shows life may take to note a request: Ray needs several milliseconds for each one of the
+hundreds that may have come before it."""
 
 _DOUBT = 0.75
 """The part of the time for an acknowledgement after which a replica that was silent for as long counts as gone. It
@@ -55,8 +56,9 @@ PATIENCE_S = 1.5
 still have to find it, and a machine that starts models is busy."""
 
 ASK_AGAIN_S = 0.5
-HUB_ANSWERS_S = 0.5
-"""A hub that takes longer cannot vouch for anybody."""
+HUB_ANSWERS_S = 5.0
+"""A hub that takes longer cannot vouch for anybody. Its answer comes the way of all others, behind hundreds of requests
+if there are so many; one that is idle takes milliseconds."""
 
 _ERROR_FRAME = b'data: {"type":"error"'
 

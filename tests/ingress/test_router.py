@@ -71,7 +71,10 @@ async def broken() -> float:
 
 
 @pytest.mark.parametrize("silence_s", [silent, gone, hanging, broken])
-async def test_a_replica_that_nobody_has_heard_of_is_given_up_in_time(silence_s: Any) -> None:
+async def test_a_replica_that_nobody_has_heard_of_is_given_up_in_time(
+    silence_s: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "HUB_ANSWERS_S", 0.5)
     found, took_s = await outcome(30, silence_s)
     assert found == "lost"
     assert took_s < ACKNOWLEDGE_S + 1
