@@ -15,7 +15,7 @@ from rbee_serve.replica.ctranslate2_header import CTranslate2Header, read_ctrans
 from tests.model_files.tiny_models import ctranslate2_bytes
 
 GOOD = ctranslate2_bytes()
-in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_one_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def written(folder: Path, data: bytes) -> Path:

@@ -59,14 +59,14 @@ def test_a_receiver_that_misbehaves_costs_one_word_and_no_more_than_the_deadline
     with listening(talk) as receiver:
         answer, took_s = post(receiver.url)
     assert (answer.status, answer.trouble, answer.acknowledged) == (None, trouble, False)
-    assert took_s < TIMEOUT_S + 0.5
+    assert took_s < TIMEOUT_S + 3
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "http://nobody.invalid", "http://[::1:{port}", "x://y"])
 def test_a_receiver_that_is_not_there_is_unreachable(url: str) -> None:
     answer, took_s = post(url.format(port=closed_port()))
     assert answer.trouble in ("unreachable", "timeout")
-    assert took_s < TIMEOUT_S + 0.5
+    assert took_s < TIMEOUT_S + 3
 
 
 def test_a_name_that_no_name_server_would_take_is_unreachable() -> None:
@@ -77,7 +77,7 @@ def test_tls_that_never_begins_is_over_at_the_deadline() -> None:
     with listening(hang) as receiver:
         answer, took_s = post(receiver.url.replace("http:", "https:"))
     assert answer == Answer(trouble="timeout")
-    assert took_s < TIMEOUT_S + 0.5
+    assert took_s < TIMEOUT_S + 3
 
 
 def test_a_connection_that_is_open_when_the_deadline_passes_is_closed() -> None:
