@@ -30,9 +30,8 @@ $(STAMP): pyproject.toml scripts/install.py $(wildcard requirements/*.txt)
 serve: $(STAMP)
 	@exec $(BIN)/rbee-serve serve $(CONFIG)
 
-# On the way it records which lines the contract tests execute, for make reuse.
 test: $(STAMP)
-	$(BIN)/pytest -p tests.executed_lines
+	$(BIN)/pytest
 
 test-fast: $(STAMP)
 	$(BIN)/pytest -m 'not ray and not vllm and not model and not gpu'

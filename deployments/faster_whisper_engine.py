@@ -123,7 +123,7 @@ def blockwise_features(windows: Windows) -> Any:
             frames = (len(padded) - size) // hop
             spectrum = np.empty((len(self.mel_filters), frames), np.float32)
             for at in range(0, frames, BLOCK_FRAMES):
-                windows.begin()
+                windows.step()
                 until = min(at + BLOCK_FRAMES, frames)
                 part = padded[at * hop : (until - 1) * hop + size]
                 fourier = self.stft(part, size, hop, window=window, center=False, return_complex=True)

@@ -63,6 +63,10 @@ class Windows:
 
     def begin(self) -> None:
         """A window begins, so the one before has been a step. Raises `ClientLeft`."""
+        self.step()
+
+    def step(self) -> None:
+        """Something else of bounded length is done, such as a part of the spectrum. Raises `ClientLeft`."""
         self._steps.step()
         if self.left.is_set():
             raise ClientLeft

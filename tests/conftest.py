@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import random
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +33,19 @@ APPLICATION = "rbee"
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago, and that the system gives to nobody who does not ask for it."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Remember which models the selected tests need to be served: they take up to a minute to load."""
+    """Put last what breaks the application that tests share, and remember which models the selected ones need to be
+    served: they take up to a minute to load."""
+    items.sort(key=lambda item: item.get_closest_marker("disruptive") is not None)
     marks = {mark.name for item in items if "served" in item.fixturenames for mark in item.iter_markers()}  # type: ignore[attr-defined]
     config.stash[NEEDED_MODELS] = [worker for mark, workers in MODELS.items() if mark in marks for worker in workers]
 

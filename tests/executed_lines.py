@@ -1,10 +1,10 @@
 """Records which lines of the library run while the contract tests of each worker type do; `make reuse` counts them.
 
-    pytest -p tests.executed_lines
+    pytest -p tests.executed_lines tests/served/test_worker_contract.py
 
 Ray calls `trace` in every process that it starts. What a worker starts by itself, such as an engine of vLLM, is not
-traced. The contract tests come before all others that use the application, so a worker has only loaded its model and
-answered them when it is asked what it ran; after that nothing is traced any more.
+traced. The contract tests run alone, so a worker has only loaded its model and answered them when it is asked what it
+ran.
 """
 
 from __future__ import annotations
@@ -64,11 +64,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Put the contract tests before all others that use the application."""
-    items = session.items
-    first = next((n for n, item in enumerate(items) if "served" in getattr(item, "fixturenames", ())), 0)
-    items[first:] = sorted(items[first:], key=lambda item: _worker_type(item) is None)
-    if any(map(_worker_type, items)):
+    """Have Ray's processes traced if there is a reason: it slows them."""
+    if any(map(_worker_type, session.items)):
         os.environ[SETUP_HOOK] = f"{__name__}.{trace.__name__}"
 
 

@@ -21,7 +21,7 @@ from tests.served.measured import measured, timed
 from tests.served.processes import replica_process
 from tests.served.waiting import eventually
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.disruptive]
 
 SLOW = {"prompt": "word", "repeat": 100_000, "tokens_per_sec": 50}
 QUICK = {"prompt": "a good request", "stream": False}
@@ -155,7 +155,7 @@ async def test_a_worker_that_is_full_refuses_at_once_and_disturbs_nobody(served:
         before = [(await quick("echo-0"))[0] for _ in range(50)]
         held = [
             asyncio.create_task(client.post(f"{served.base('echo-small')}/v1/inference", json=body))
-            for body in ({**QUICK, "delay_s": 6}, QUICK)
+            for body in ({**QUICK, "delay_s": 10}, QUICK)
         ]
         await asyncio.sleep(1)
         refusals, during = [], []

@@ -23,7 +23,7 @@ from tests.served.measured import measured
 from tests.served.processes import replica_process
 from tests.served.waiting import eventually
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.disruptive]
 
 STAGES = ["starting", "starting_engine", "loading_to_vram", "preparing_engine", "warming_up", "ready"]
 ENDLESS = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
