@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -189,7 +189,7 @@ class _Connection:
         if not data:
             raise LoadError("a stream broke off")
         if not self._parts and not _OK.startswith(data[: len(_OK)]):
-            raise LoadError(f"a stream was refused: {data[:500]!r}")
+            raise LoadError(f"a stream was refused: {self._whole(data)!r}")
         if self._load.keep or not self._parts:
             self._parts.append(data)
         if self._sent_at is not None and self._load.first in data:
@@ -201,6 +201,14 @@ class _Connection:
             if self._load.keep:
                 seen.answers.append(b"".join(self._parts))
         return self._counter.complete
+
+    def _whole(self, data: bytes) -> bytes:
+        """An answer that says no, as far as it comes within a second."""
+        self.socket.settimeout(1)
+        with suppress(OSError):
+            while len(data) < 500 and (more := self.socket.recv(_BUFFER)):
+                data += more
+        return data[:500]
 
 
 def read_streams(load: StreamLoad) -> Streams:
