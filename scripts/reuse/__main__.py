@@ -2,10 +2,10 @@
 
     make reuse
 
-Own is all code of the modules that make up the type, executed or not. What a family of types has in common is told
-apart and counts against each of them. Shared is the code of `rbee_serve` that ran in the ingress, in the hub and in
-the worker's replica, as `tests/executed_lines.py` has recorded it. Exits with 1 if a type shares less than its bound,
-or was not recorded.
+Own is all code of the modules that make up the type, executed or not. What a family of types has in common, such as the
+vLLM engine of `llm` and `embedding`, was written once for all of them, so each type bears an equal part of it. Shared
+is the code of `rbee_serve` that ran in the ingress, in the hub and in the worker's replica, as
+`tests/executed_lines.py` has recorded it. Exits with 1 if a type shares less than its bound, or was not recorded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ LEAST = 80
 
 @dataclass(frozen=True)
 class Row:
-    """Lines of code of one worker type: of its own, of a family of types, and shared by all."""
+    """Lines of code of one worker type: of its own, its part of what a family of types has in common, and shared by
+    all."""
 
     name: str
     own: int
@@ -69,11 +70,12 @@ def rows(
     found = []
     for name, modules in owned.items():
         lines = {module: count(path.read_text()) for module, path in modules.items()}
-        family = sum(number for module, number in lines.items() if owners[module] > 1)
+        own = sum(number for module, number in lines.items() if owners[module] == 1)
+        family = sum(number / owners[module] for module, number in lines.items() if owners[module] > 1)
         shared = sum(
             count_executed((root / path).read_text(), traced) for path, traced in executed.get(name, {}).items()
         )
-        found.append(Row(name, sum(lines.values()) - family, family, shared))
+        found.append(Row(name, own, round(family), shared))
     return found
 
 

@@ -17,16 +17,16 @@ def test_a_type_that_was_not_recorded_is_not_kept() -> None:
     assert Row("embedding", own=150, family=0, shared=0).verdict == "NOT RECORDED"
 
 
-def test_lines_are_counted_once_for_each_type(tmp_path: Path) -> None:
+def test_what_a_family_has_in_common_is_divided_among_its_types(tmp_path: Path) -> None:
     for path, source in {
         "deployments/llm.py": "import deployments.engine\n",
         "deployments/multimodal.py": "import deployments.engine\nx = 1\n",
-        "deployments/engine.py": "# an engine\na = 1\nb = 2\nc = 3\n",
+        "deployments/engine.py": "# an engine\na = 1\nb = 2\nc = 3\nd = 4\n",
         "rbee_serve/sse.py": "a = 1\nif a:\n    b = 2\n",
     }.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(source)
     types = {name: f"deployments.{name}:SPEC" for name in ("llm", "multimodal")}
     found = rows(tmp_path, types, {"llm": {"rbee_serve/sse.py": [1, 2]}})
-    assert found == [Row("llm", own=1, family=3, shared=2), Row("multimodal", own=2, family=3, shared=0)]
+    assert found == [Row("llm", own=1, family=2, shared=2), Row("multimodal", own=2, family=2, shared=0)]
     assert "90 %, 500 own" in list(table(found))[2]
