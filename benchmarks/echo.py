@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -16,7 +15,17 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.load import StreamLoad, StreamReader, requests
-from benchmarks.method import Comparison, Reading, Row, comparison_table, run_blocks, save, side_table, table
+from benchmarks.method import (
+    Comparison,
+    Reading,
+    Row,
+    block_options,
+    comparison_table,
+    run_blocks,
+    save,
+    side_table,
+    table,
+)
 from benchmarks.processes import Stopwatch
 from benchmarks.servers import Server, ours, peer
 
@@ -44,7 +53,7 @@ def main() -> None:
         if STARLETTE in options.against:
             servers[STARLETTE] = peer(stack, folder, "starlette", probe)
         turns = {name: partial(_turn, server, reader, options) for name, server in servers.items()}
-        rows = run_blocks(turns, options.blocks, _tell)
+        rows = run_blocks(turns, options.blocks)
         _print(rows, options)
         if options.processes:
             _print_processes(servers[OURS], reader, options)
@@ -105,15 +114,8 @@ def _print_processes(server: Server, reader: StreamReader, options: argparse.Nam
     print(f"\n{table(['unit', 'process', 'CPU µs'], lines)}")
 
 
-def _tell(row: Row) -> None:
-    print(
-        f"{row.block} {row.side:18} {row.measure:24} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
-    )
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=6)
+    parser = block_options(__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one reading")
     parser.add_argument("--idle", type=float, default=1.0, help="seconds for which CPU without load is measured")
     parser.add_argument("--words", type=int, nargs="+", default=[100, 1000], help="words in a stream")
@@ -121,7 +123,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--haproxy", action="store_true", help="HAProxy in front of ours")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="environment variables for ours")
     parser.add_argument("--processes", action="store_true", help="show where our CPU time goes")
-    parser.add_argument("--save", type=Path, help="a CSV file for the raw rows")
     return parser.parse_args()
 
 

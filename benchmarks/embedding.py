@@ -14,7 +14,6 @@ import argparse
 import http.client
 import itertools
 import json
-import multiprocessing
 import random
 import sys
 import tempfile
@@ -28,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import LoadError, Target
-from benchmarks.method import Comparison, Reading, Row, comparison_table, run_blocks, save, side_table
-from benchmarks.processes import Stopwatch
+from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
+from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, infinity, ours
 from rbee_serve.model_ref import PackageModel, parse_model_ref
 
@@ -56,8 +55,8 @@ def main() -> None:
     worker = {"id": "embedding-0", "type": "embedding", "model_ref": MODEL, "model_name": NAME, "cpus": 1}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        clients = stack.enter_context(_process())
-        library = stack.enter_context(_process())
+        clients = stack.enter_context(one_process())
+        library = stack.enter_context(one_process())
         batch = library.submit(best_batch, options.threads, list(itertools.islice(texts, TEXTS_AT_ONCE))).result()
         print(f"the library is fastest with {batch} texts in a batch", file=sys.stderr)
         turns = {LIBRARY: partial(_library_turn, library, batch, options.threads, texts)}
@@ -67,7 +66,7 @@ def main() -> None:
             settings = {"OMP_NUM_THREADS": str(options.threads)}
             other = infinity(stack, folder, options.infinity, _model(), _asked_of_infinity(["Hello"]), settings)
             turns[INFINITY] = partial(_turn, other, clients, texts, _asked_of_infinity, options.seconds)
-        rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks, _tell)
+        rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks)
     print(f"\n{side_table(rows)}\n\n{comparison_table(rows, _comparisons(bool(options.infinity)))}")
     if options.save:
         save(rows, options.save)
@@ -184,23 +183,11 @@ def _model() -> Path:
     return model.locate()
 
 
-def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-
-
-def _tell(row: Row) -> None:
-    print(
-        f"{row.block} {row.side:22} {row.measure:28} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
-    )
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=6)
+    parser = block_options(__doc__)
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each load in a turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--infinity", type=Path, help="a virtual environment with infinity-emb[server,torch]==0.0.78")
-    parser.add_argument("--save", type=Path, help="a CSV file for the raw rows")
     return parser.parse_args()
 
 

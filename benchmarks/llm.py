@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import msgspec
 from transformers import AutoTokenizer
 
 from benchmarks.load import LoadError, StreamLoad, StreamReader
-from benchmarks.method import Comparison, Reading, Row, comparison_table, run_blocks, save, side_table
+from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
 from benchmarks.processes import Stopwatch
 from benchmarks.servers import Server, ours, vllm_server
 from rbee_serve.replica.model_files import prepare
@@ -65,7 +64,7 @@ def main() -> None:
             server = ours(stack, folder, worker, {**probe, "stream": False})
             turns[OURS] = partial(_turn, server, reader, prompts, _asked_of_us, b'"type":"token"', _our_tokens, options)
             turns[f"{OURS} again"] = turns[OURS]
-        rows = run_blocks(turns, options.blocks, _tell)
+        rows = run_blocks(turns, options.blocks)
     print(f"\n{side_table(rows)}\n\n{comparison_table(rows, _comparisons(options))}")
     if options.save:
         save(rows, options.save)
@@ -162,20 +161,12 @@ def _arguments(model: str, engine: dict[str, Any]) -> list[str]:
     return arguments
 
 
-def _tell(row: Row) -> None:
-    print(
-        f"{row.block} {row.side:18} {row.measure:24} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
-    )
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=6)
+    parser = block_options(__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--rounds", type=int, default=2, help="requests in a turn at one client")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
-    parser.add_argument("--save", type=Path, help="a CSV file for the raw rows")
     return parser.parse_args()
 
 

@@ -7,9 +7,11 @@ twice is the control: its ratio to itself says how small a difference can be cla
 
 from __future__ import annotations
 
+import argparse
 import csv
 import random
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -65,15 +67,26 @@ Turn = Callable[[], Mapping[str, Reading]]
 """Measures one side once: readings by the name of the measure."""
 
 
-def run_blocks(sides: Mapping[str, Turn], blocks: int, tell: Callable[[Row], None] = lambda row: None) -> list[Row]:
-    """Let the sides take turns: in each block once in the given order and once in the opposite one."""
+def block_options(description: str | None) -> argparse.ArgumentParser:
+    """A parser of what every comparison is told: how many blocks, and where its rows go."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--save", type=Path, help="a CSV file for the raw rows")
+    return parser
+
+
+def run_blocks(sides: Mapping[str, Turn], blocks: int) -> list[Row]:
+    """Let the sides take turns: in each block once in the given order and once in the opposite one. Each row is shown
+    on stderr as it comes."""
     rows = []
     names = list(sides)
     for block in range(blocks):
         for order, side in enumerate(names + names[::-1]):
             for measure, reading in sides[side]().items():
                 row = Row(block, order, side, measure, reading.value, reading.cpu_us)
-                tell(row)
+                print(
+                    f"{block} {side:22} {measure:28} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
+                )
                 rows.append(row)
     return rows
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -114,3 +116,8 @@ def _busy_s() -> float:
     """CPU seconds that the machine has worked so far."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system + times.irq + times.softirq)
+
+
+def one_process() -> ProcessPoolExecutor:
+    """A process of its own for a library or for clients, so that they share no interpreter with the one that asks."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))

@@ -14,10 +14,8 @@ import base64
 import http.client
 import itertools
 import json
-import multiprocessing
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import LoadError, Target
-from benchmarks.method import Comparison, Reading, Row, comparison_table, run_blocks, save, side_table
-from benchmarks.processes import Stopwatch
+from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
+from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, ours
 
 OURS, LIBRARY = "rbee-serve", "hibari"
@@ -51,15 +49,15 @@ def main() -> None:
     texts = list(itertools.islice(_texts(), options.requests))
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        client = stack.enter_context(_process())
-        library = stack.enter_context(_process())
+        client = stack.enter_context(one_process())
+        library = stack.enter_context(one_process())
         library.submit(speak, "Hello.").result()
         server = ours(stack, folder, worker, {"prompt": "Hello.", "stream": False})
         turns = {
             LIBRARY: partial(_library_turn, library, texts),
             OURS: partial(_turn, server, client, texts),
         }
-        rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks, _tell)
+        rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks)
     print(f"\n{side_table(rows)}\n\n{comparison_table(rows, _comparisons())}")
     if options.save:
         save(rows, options.save)
@@ -154,21 +152,9 @@ def _texts() -> Iterator[str]:
         yield " ".join(f"{sentence.capitalize()}." for sentence in sentences)
 
 
-def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
-
-def _tell(row: Row) -> None:
-    print(
-        f"{row.block} {row.side:18} {row.measure:24} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
-    )
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--blocks", type=int, default=6)
+    parser = block_options(__doc__)
     parser.add_argument("--requests", type=int, default=10, help="texts in one turn")
-    parser.add_argument("--save", type=Path)
     return parser.parse_args()
 
 

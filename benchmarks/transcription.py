@@ -13,10 +13,8 @@ import argparse
 import http.client
 import io
 import json
-import multiprocessing
 import os
 import random
-import sys
 import tempfile
 import time
 import wave
@@ -27,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.load import LoadError
-from benchmarks.method import Comparison, Reading, Row, comparison_table, run_blocks, save, side_table
-from benchmarks.processes import Stopwatch
+from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
+from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, ours
 from deployments.audio_transcribe import warm_up
 from rbee_serve.model_ref import PackageModel, parse_model_ref
@@ -61,9 +59,9 @@ def main() -> None:
     }  # fmt: skip
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        speaker = stack.enter_context(_process())
+        speaker = stack.enter_context(one_process())
         files = {length: speaker.submit(recording, length).result() for length in options.lengths}
-        library = stack.enter_context(_process())
+        library = stack.enter_context(one_process())
         library.submit(transcribe, options.threads, speaker.submit(recording, 5).result()).result()
         server = ours(stack, folder, worker, {**warm_up().model_dump(mode="json", exclude_unset=True), "stream": False})
         turns = {
@@ -72,7 +70,7 @@ def main() -> None:
         }
         if options.control:
             turns[f"{OURS} again"] = turns[OURS]
-        rows = run_blocks(turns, options.blocks, _tell)
+        rows = run_blocks(turns, options.blocks)
     comparisons = [Comparison(_measure(n), OURS, LIBRARY, GOALS.get(n)) for n in options.lengths]
     if options.control:
         comparisons += [Comparison(_measure(n), f"{OURS} again", OURS) for n in options.lengths]
@@ -159,24 +157,12 @@ def recording(length: int) -> bytes:
     return target.getvalue()
 
 
-def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-
-
-def _tell(row: Row) -> None:
-    print(
-        f"{row.block} {row.side:22} {row.measure:28} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
-    )
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=6)
+    parser = block_options(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[10, 300], help="seconds of the recordings")
     parser.add_argument("--times", type=int, default=1, help="how often each is transcribed in a turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--control", action="store_true", help="measure ours twice in each block")
-    parser.add_argument("--save", type=Path, help="a CSV file for the raw rows")
     return parser.parse_args()
 
 

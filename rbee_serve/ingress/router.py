@@ -117,10 +117,11 @@ class Router:
         handles: Mapping[str, DeploymentHandle[Any]],
         acknowledge_timeout_s: float,
         silence_s: Callable[[str], Awaitable[float]],
-        is_fresh: Callable[[str], bool],
+        is_fresh: Callable[[str, float], bool],
     ) -> None:
         """`silence_s(worker_id)` asks the hub how long ago a replica of the worker last showed life; `is_fresh` tells
-        whether one has just come up, so that Serve may need a moment to find it."""
+        whether one has just come up and nothing was heard from the worker since a time, so that Serve may need a moment
+        to find it."""
         self._acknowledge_timeout_s = acknowledge_timeout_s
         self._silence_s = silence_s
         self._is_fresh = is_fresh
@@ -170,7 +171,7 @@ class Router:
         first = asyncio.ensure_future(anext(messages))
         try:
             await asyncio.wait([first], timeout=doubt_s)
-            silence_s = PATIENCE_S if self._is_fresh(worker_id) else doubt_s
+            silence_s = PATIENCE_S if self._is_fresh(worker_id, self._heard_at.get(worker_id, -math.inf)) else doubt_s
             while not first.done() and time.monotonic() < give_up_at and await self._lives(worker_id, silence_s):
                 await asyncio.wait([first], timeout=ASK_AGAIN_S)
                 silence_s = PATIENCE_S

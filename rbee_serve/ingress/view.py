@@ -58,11 +58,12 @@ class View:
         self._up_at = {boot_id: self._up_at.get(boot_id, now) for boot_id in boots}
         self.snapshot = snapshot
 
-    def is_fresh(self, worker_id: str) -> bool:
-        """Whether a replica of the worker has just come up."""
+    def is_fresh(self, worker_id: str, heard_at: float) -> bool:
+        """Whether a replica of the worker has just come up, and nothing has been heard from the worker since.
+        `heard_at` is in seconds of `time.monotonic`."""
         now = time.monotonic()
-        boots = (replica.boot_id for replica in self.worker(worker_id).serving)
-        return any(now - self._up_at.get(boot_id, now) < FRESH_S for boot_id in boots)
+        up_at = [self._up_at.get(replica.boot_id, now) for replica in self.worker(worker_id).serving]
+        return any(max(heard_at, now - FRESH_S) < at for at in up_at)
 
     def worker(self, worker_id: str) -> WorkerState:
         """The state of a configured worker."""

@@ -41,7 +41,7 @@ def ready_view(worker_id: str) -> View:
 def application(token: bytes | None) -> Starlette:
     """The real routes over one worker that is ready."""
     worker = Worker(WorkerConfig(id="echo-0", type="echo"), SPEC, EchoRequest)
-    router = Router({}, 1.0, silence_s, lambda worker_id: False)
+    router = Router({}, 1.0, silence_s, lambda worker_id, heard_at: False)
     services = IngressServices({"echo-0": worker}, LimitsConfig(), ready_view("echo-0"), router, "http://localhost", 80)
     app = build_ingress(services, token)
     assert isinstance(app, Starlette)

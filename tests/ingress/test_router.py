@@ -13,7 +13,9 @@ import pytest
 from rbee_serve.errors import WorkerLost
 from rbee_serve.ingress import router as module
 from rbee_serve.ingress.router import Router
+from rbee_serve.ingress.view import FRESH_S
 from rbee_serve.request import InferenceRequest
+from tests.ingress.application import ready_view
 
 ACKNOWLEDGE_S = 0.2
 
@@ -40,7 +42,7 @@ async def outcome(delay_s: float, silence_s: Callable[[], Awaitable[float]], *, 
         return await silence_s()
 
     handles: dict[str, Any] = {"echo-0": Replica(delay_s)}
-    router = Router(handles, ACKNOWLEDGE_S, asked, lambda worker_id: fresh)
+    router = Router(handles, ACKNOWLEDGE_S, asked, lambda worker_id, heard_at: fresh)
     began = time.monotonic()
     try:
         (await router.send("echo-0", InferenceRequest(), "corr")).close()
@@ -115,7 +117,7 @@ async def test_what_waits_for_one_worker_asks_the_hub_once() -> None:
         return math.inf
 
     handles: dict[str, Any] = {"echo-0": Replica(30)}
-    router = Router(handles, ACKNOWLEDGE_S, counted, lambda worker_id: False)
+    router = Router(handles, ACKNOWLEDGE_S, counted, lambda worker_id, heard_at: False)
     waiting = [router.send("echo-0", InferenceRequest(), "corr") for _ in range(100)]
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(error) for error in found} == {WorkerLost}
@@ -128,7 +130,7 @@ async def test_a_replica_that_answers_others_needs_no_hub() -> None:
     async def away(worker_id: str) -> float:
         return math.inf
 
-    router = Router(handles, ACKNOWLEDGE_S, away, lambda worker_id: False)
+    router = Router(handles, ACKNOWLEDGE_S, away, lambda worker_id, heard_at: False)
     slow = Replica(2 * ACKNOWLEDGE_S)
     router._handles["echo-0"] = slow
     waiting = asyncio.create_task(router.send("echo-0", InferenceRequest(), "corr"))
@@ -136,3 +138,13 @@ async def test_a_replica_that_answers_others_needs_no_hub() -> None:
     router._handles["echo-0"] = Replica(0)
     (await router.send("echo-0", InferenceRequest(), "corr")).close()
     (await waiting).close()
+
+
+def test_a_replica_is_fresh_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    view, began = ready_view("echo-0"), time.monotonic()
+    view._take(view.snapshot)
+    assert view.is_fresh("echo-0", -math.inf)
+    assert view.is_fresh("echo-0", began - 1)
+    assert not view.is_fresh("echo-0", time.monotonic())
+    monkeypatch.setattr(time, "monotonic", lambda: began + FRESH_S + 1)
+    assert not view.is_fresh("echo-0", -math.inf)

@@ -23,7 +23,7 @@ BOOK = b"abracadabra \x00\r\n--x"
 
 def services() -> IngressServices:
     worker = Worker(WorkerConfig(id="letters", type="tests.outside_worker:SPEC"), SPEC, LetterRequest)
-    router = Router({}, 1.0, silence_s, lambda worker_id: False)
+    router = Router({}, 1.0, silence_s, lambda worker_id, heard_at: False)
     return IngressServices({"letters": worker}, LimitsConfig(), ready_view("letters"), router, "http://localhost", 80)
 
 
