@@ -7,7 +7,8 @@ ingress ──→ one deployment per worker, named by its id
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from deployments.registry import WORKER_TYPES
 from rbee_serve.config import LOCAL_HOSTS, ApplicationConfig, WorkerConfig, parse_application
@@ -16,6 +17,11 @@ from rbee_serve.model_ref import parse_model_ref
 from rbee_serve.registry import import_path, load_spec
 from rbee_serve.validation import with_limits
 from rbee_serve.worker import WorkerSpec
+
+if TYPE_CHECKING:
+    from ray.serve.config import HTTPOptions
+
+    from rbee_serve.ingress.listener import Address
 
 
 def check(args: Any, host: str) -> ApplicationConfig:
@@ -79,14 +85,24 @@ def _faults(worker: WorkerConfig) -> Iterator[str]:
 
 
 def build_app(args: dict[str, Any]) -> Any:
-    """The Ray Serve application for `import_path: deployments.app:build_app`."""
+    """The Ray Serve application for `import_path: deployments.app:build_app`.
+
+    Where Serve runs no proxies (`proxy_location: Disabled`), the ingress listens at `http_options` itself.
+    """
+    http, proxied = _http_options()
+    return application(args, http, None if proxied else _address(http))
+
+
+def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
+    """The Ray Serve application, whose ingress listens at `address`, if that is given. `http` is where others find
+    it."""
     from ray import serve
 
     from rbee_serve.ingress.deployment import Ingress
     from rbee_serve.orchestrator.hub import Hub
     from rbee_serve.replica.deployment import WorkerReplica
 
-    host, port = _http_address()
+    host, port = str(http.host), http.port
     config = _configuration(args, host)
     base_url = config.public_url or f"http://{'127.0.0.1' if host in LOCAL_HOSTS else host}:{port}"
     spec_paths = {worker.id: import_path(worker.type, worker.task, WORKER_TYPES) for worker in config.workers}
@@ -119,7 +135,7 @@ def build_app(args: dict[str, Any]) -> Any:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=quiet,
     )  # fmt: skip
-    return ingress.bind(config, spec_paths, base_url, port, hub, workers)
+    return ingress.bind(config, spec_paths, base_url, port, hub, workers, address)
 
 
 CONTROL_RESERVE = 32
@@ -154,10 +170,19 @@ def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, An
     return options
 
 
-def _http_address() -> tuple[str, int]:
-    """Where Ray Serve listens. Serve has bound its port before it reads our arguments, and tells nobody but its own
-    client object."""
+def _http_options() -> tuple[HTTPOptions, bool]:
+    """Where this server is reached, and whether through Serve's proxies. Serve knows that before it reads our
+    arguments, and tells nobody but its own client object."""
+    import ray
+    from ray.serve.config import ProxyLocation
     from ray.serve.context import _get_global_client
 
-    options = _get_global_client().http_config
-    return str(options.host), int(options.port)
+    client = _get_global_client()
+    location = ray.get(client._controller.get_proxy_location.remote())
+    return client.http_config, location != ProxyLocation.Disabled
+
+
+def _address(http: HTTPOptions) -> Address:
+    from rbee_serve.ingress.listener import Address
+
+    return Address(**{field.name: getattr(http, field.name) for field in fields(Address)})

@@ -119,11 +119,12 @@ def wait_until_it_answers(url: str, within_s: float = 180.0) -> None:
 
 
 class Served:
-    """A running application: where it is, a client that is ready to call, the orchestrator that it calls itself, and
-    the file that `echo-slow` waits for."""
+    """A running application: where it is, and where Ray's proxy leads to it; a client that is ready to call, the
+    orchestrator that it calls itself, and the file that `echo-slow` waits for."""
 
-    def __init__(self, url: str, hive: Any, release: Path) -> None:
+    def __init__(self, url: str, proxy_url: str, hive: Any, release: Path) -> None:
         self.url = url
+        self.proxy_url = proxy_url
         self.client = httpx.Client(base_url=url, timeout=60)
         self.hive = hive
         self.release = release
@@ -159,11 +160,13 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The application with echo workers of several kinds and, if a test wants them, real models."""
     import ray
     from ray import serve
+    from ray.serve.config import HTTPOptions
 
-    from deployments.app import build_app
+    from deployments.app import application
+    from rbee_serve.ingress.listener import Address
     from tests.hive import running_hive
 
-    port = free_port()
+    port, proxy_port = free_port(), free_port()
     release = tmp_path_factory.mktemp("echo-slow") / "release"
     workers = [
         {"id": "echo-0", **ECHO, "capacity": 200},
@@ -196,11 +199,15 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             logging_level="warning",
         )
         try:
-            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.start(http_options={"host": "127.0.0.1", "port": proxy_port})
+            # The ingress listens too: the tests of a door choose one of the two, all others go straight in.
+            app = application(args, HTTPOptions(host="127.0.0.1", port=port), Address("127.0.0.1", port))
             # `serve.run` would wait for all workers, and fail with the one that is meant to.
-            serve.run_many([serve.RunTarget(build_app(args), APPLICATION)], wait_for_applications_running=False)
-            wait_until_it_answers(f"http://127.0.0.1:{port}/health")
-            running = Served(f"http://127.0.0.1:{port}", hive, release)
+            serve.run_many([serve.RunTarget(app, APPLICATION)], wait_for_applications_running=False)
+            url, proxy_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{proxy_port}"
+            wait_until_it_answers(f"{url}/health")
+            wait_until_it_answers(f"{proxy_url}/health")
+            running = Served(url, proxy_url, hive, release)
             with running.client:
                 running.wait_until_ready(worker["id"] for worker in workers if worker["id"] not in NOT_AWAITED)
                 yield running

@@ -48,9 +48,14 @@ class Supervisor:
 
 @contextmanager
 def supervisor(
-    folder: Path, workers: list[dict[str, Any]], environment: Mapping[str, str] | None = None, **args: Any
+    folder: Path,
+    workers: list[dict[str, Any]],
+    environment: Mapping[str, str] | None = None,
+    keys: Mapping[str, Any] | None = None,
+    **args: Any,
 ) -> Iterator[Supervisor]:
-    """A supervisor of those workers, with more `args` and Ray settings of its own. It is killed at the end."""
+    """A supervisor of those workers, with more `args`, Ray settings of its own, and more `keys` in its file. It is
+    killed at the end."""
     port = free_port()
     application = {
         "name": "rbee",
@@ -59,9 +64,8 @@ def supervisor(
         "args": {"workers": workers, **args},
     }
     config = folder / "serve_config.yaml"
-    config.write_text(
-        yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]})
-    )
+    http = {"host": "127.0.0.1", "port": port}
+    config.write_text(yaml.safe_dump({"http_options": http, "applications": [application], **(keys or {})}))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with (folder / "screen").open("wb") as screen:
         process = subprocess.Popen(

@@ -12,17 +12,23 @@ from starlette.types import ASGIApp
 from rbee_serve import correlation
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.ingress.app import build_ingress
+from rbee_serve.ingress.listener import Address, Listener
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.view import View
 from rbee_serve.registry import load_spec
 from rbee_serve.validation import with_limits
 
+STOP_S = 2.0
+"""Seconds for open requests when the replica is to go; Serve kills it after three."""
+
 
 class Ingress:
-    """Builds the Starlette application inside the replica, where handles and state are at hand."""
+    """Builds the Starlette application inside the replica, where handles and state are at hand, and serves it at
+    `address`; where that is None, Ray Serve's proxies do."""
 
-    def __init__(
+    # Ray Serve awaits a constructor that is a coroutine; mypy does not know that anybody would.
+    async def __init__(  # type: ignore[misc]
         self,
         config: ApplicationConfig,
         spec_paths: Mapping[str, str],
@@ -30,6 +36,7 @@ class Ingress:
         port: int,
         hub: DeploymentHandle[Any],
         handles: Mapping[str, DeploymentHandle[Any]],
+        address: Address | None,
     ) -> None:
         correlation.configure_logging()
         view = View(hub.watch.remote, tuple(handles))
@@ -39,10 +46,16 @@ class Ingress:
             for worker in config.workers
         }
         router = Router(handles, config.limits.acknowledge_timeout_s, hub.silence_s.remote, view.is_fresh)
-        self._services = IngressServices(workers, config.limits, view, router, base_url, port)
-        self._token = config.auth.token()
+        services = IngressServices(workers, config.limits, view, router, base_url, port)
+        self._app = build_ingress(services, config.auth.token())
         self._following = asyncio.get_running_loop().create_task(view.follow(router.cut))
+        self._listener = Listener(self._app, address) if address else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray Serve once the constructor is done."""
-        return build_ingress(self._services, self._token)
+        return self._app
+
+    async def __del__(self) -> None:
+        """Called by Ray Serve when the replica is to go in peace."""
+        if self._listener is not None:
+            await self._listener.close(STOP_S)

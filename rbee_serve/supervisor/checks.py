@@ -57,6 +57,8 @@ class Plan:
     port: int
     config: ApplicationConfig
     worker_types: Mapping[str, str]
+    needs_proxies: bool
+    """Whether there is something that only Serve's proxies do: other applications, a prefix, gRPC."""
 
 
 def check_file(path: Path) -> Plan:
@@ -88,6 +90,7 @@ def check_file(path: Path) -> Plan:
         port=port,
         config=config,
         worker_types=getattr(module, "WORKER_TYPES", {}),
+        needs_proxies=bool(prefix) or len(file.data["applications"]) > 1 or "grpc_options" in file.data,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.supervisor.checks import Plan
 
 
 class Setting(NamedTuple):
@@ -49,7 +51,14 @@ def prepare(environ: MutableMapping[str, str]) -> None:
         environ.setdefault(setting.name, setting.value)
 
 
-def check_environment(environ: MutableMapping[str, str], config: ApplicationConfig) -> None:
+def with_proxy_location(plan: Plan, environ: Mapping[str, str]) -> Plan:
+    """The plan, which now says where Serve's proxies run. Unless the file says it, or something needs them, that is
+    nowhere: the ingress listens itself, and a request has one hop less."""
+    needed = plan.needs_proxies or environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1"
+    return replace(plan, document={"proxy_location": "EveryNode" if needed else "Disabled", **plan.document})
+
+
+def check_environment(environ: Mapping[str, str], config: ApplicationConfig) -> None:
     """Without a token we serve this machine only. Raise `ConfigurationError` on settings of Ray that undo that."""
     if config.auth.token_file is not None:
         return

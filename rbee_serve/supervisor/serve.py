@@ -16,7 +16,7 @@ from rbee_serve.supervisor.checks import Plan, check_port_is_free
 from rbee_serve.supervisor.cluster import Cluster
 from rbee_serve.supervisor.display import Display, make_display
 from rbee_serve.supervisor.drain import drain
-from rbee_serve.supervisor.environment import check_environment, prepare
+from rbee_serve.supervisor.environment import check_environment, prepare, with_proxy_location
 from rbee_serve.supervisor.follow import StartFailed, Workers, follow, watch
 from rbee_serve.supervisor.hub_line import HubLine
 from rbee_serve.supervisor.readiness import ApplicationClient
@@ -35,6 +35,7 @@ def serve(plan: Plan, verbose: bool) -> int:
     check_environment(os.environ, plan.config)
     check_port_is_free(plan.host, plan.port)
     prepare(os.environ)
+    plan = with_proxy_location(plan, os.environ)
     stop = StopSignal()
     stop.install()
     cluster = Cluster(plan)

@@ -1,4 +1,4 @@
-"""An application behind each of Ray Serve's doors, for the tests that go through several."""
+"""An application behind each door, for the tests that go through several."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from tests.served.ward import Ward
 @pytest.fixture(scope="session")
 def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     """The door that the test names with `through`. pytest runs the tests of one door together."""
-    if request.param == "throughput":
+    if request.param in ("own", "throughput"):
         served: Served = request.getfixturevalue("served")
-        opening = opened("throughput", served.url, os.getpid())
+        url = served.url if request.param == "own" else served.proxy_url
+        opening = opened(request.param, url, os.getpid())
     else:
         behind = {"default": behind_default, "haproxy": behind_haproxy}[request.param]
         opening = behind(tmp_path_factory.mktemp(request.param))

@@ -1,4 +1,4 @@
-"""The ways in which Ray Serve takes HTTP requests in, and an application behind each."""
+"""The ways in which HTTP requests come in, and an application behind each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,17 @@ from tests.raw_http import Answer, exchange
 from tests.served.waiting import eventually
 from tests.supervised import supervisor
 
-Mode = Literal["default", "throughput", "haproxy"]
-"""Ray's own settings; those of our supervisor; those with HAProxy in front."""
+Mode = Literal["own", "throughput", "default", "haproxy"]
+"""The ingress's own server; Ray's proxy with the settings of our supervisor, and with its own; HAProxy."""
 
-HAPROXY = "haproxy/bin/haproxy"
-"""What its process is called."""
+PROXIES: dict[Mode, list[str]] = {
+    "own": [],
+    "throughput": ["ray::ProxyActor"],
+    "default": ["ray::ProxyActor"],
+    "haproxy": ["haproxy/bin/haproxy", "ray::HAProxyManager"],
+}
+"""The processes before the ingress, by their names."""
+
 TOKEN = "a-token-for-haproxy"
 WORKERS: list[dict[str, Any]] = [
     {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
@@ -79,8 +85,9 @@ def opened(mode: Mode, url: str, owner_pid: int, token: str | None = None) -> It
 
 @contextmanager
 def behind_default(folder: Path) -> Iterator[Door]:
-    """An application with Ray's own settings."""
-    with supervisor(folder, WORKERS, {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}, limits=LIMITS) as running:
+    """An application behind Ray's proxy, with Ray's own settings."""
+    environment = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
+    with supervisor(folder, WORKERS, environment, {"proxy_location": "HeadOnly"}, limits=LIMITS) as running:
         running.until("Ctrl+C stops it")
         with opened("default", running.url, running.process.pid) as door:
             yield door
@@ -103,5 +110,5 @@ def behind_haproxy(folder: Path) -> Iterator[Door]:
         running.until("Ctrl+C stops it")
         with opened("haproxy", running.url, running.process.pid, TOKEN) as door:
             # It is replaced whenever an ingress joins: wait until that is over.
-            eventually(lambda: time.time() - door.process(HAPROXY).create_time() > 3)
+            eventually(lambda: time.time() - door.process(PROXIES["haproxy"][0]).create_time() > 3)
             yield door

@@ -15,7 +15,7 @@ from tests.served.bad_json import BOTH_ROUTES, CONTENT, GOOD, INFER, ODD_BUT_GOO
 from tests.served.doors import Door, through
 from tests.served.ward import INTERNAL, NEIGHBOUR, Ward
 
-pytestmark = [pytest.mark.ray, through("throughput", "haproxy")]
+pytestmark = [pytest.mark.ray, through("own", "throughput", "haproxy")]
 
 
 def check_refusal(answer: Answer, status: int, code: str) -> Any:

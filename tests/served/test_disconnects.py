@@ -92,7 +92,7 @@ async def move_up(door: Door, leaving: list[Client]) -> tuple[list[Client], floa
     return queued, await read(queued, '"token"') - left_at
 
 
-@through("throughput", "default", "haproxy")
+@through("own", "throughput", "default", "haproxy")
 async def test_who_leaves_a_stream_gives_up_the_place_within_a_second(door: Door) -> None:
     took = []
     await until(door, "idle")
@@ -105,7 +105,7 @@ async def test_who_leaves_a_stream_gives_up_the_place_within_a_second(door: Door
     assert max(took) < 1, took
 
 
-@through("throughput", "default", "haproxy")
+@through("own", "throughput", "default", "haproxy")
 async def test_who_leaves_while_waiting_for_one_result_gives_up_the_place_within_a_second(door: Door) -> None:
     took = []
     for _ in range(ROUNDS):
@@ -130,7 +130,7 @@ async def come_and_go(door: Door, how: str, part: float, abruptly: bool) -> None
     client.leaves(abruptly)
 
 
-@through("throughput")
+@through("own", "throughput")
 async def test_after_a_thousand_random_disconnects_nothing_is_left(door: Door, served: Served) -> None:
     dice = random.Random(20261123)
     ways = ["asking", "asked", "reading", "waiting"]

@@ -17,7 +17,7 @@ from tests.served.bad_json import CONTENT, INFER, WORKER
 from tests.served.doors import Door, through
 from tests.served.ward import INTERNAL, Ward
 
-pytestmark = [pytest.mark.ray, through("throughput", "haproxy")]
+pytestmark = [pytest.mark.ray, through("own", "haproxy")]
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from rbee_serve.grammar import check_stream
 from tests.served.bad_json import INFER
 from tests.served.doors import Door, through
 
-pytestmark = [pytest.mark.ray, through("throughput", "default", "haproxy")]
+pytestmark = [pytest.mark.ray, through("own", "throughput", "default", "haproxy")]
 
 
 def test_rays_own_time_limit_cuts_no_stream(door: Door) -> None:

@@ -10,7 +10,7 @@ import httpx
 from tests.conftest import APPLICATION
 from tests.served.bad_http import MIB
 from tests.served.bad_json import INFER, WORKER
-from tests.served.doors import HAPROXY, Door
+from tests.served.doors import PROXIES, Door
 from tests.served.waiting import eventually
 
 INTERNAL = re.compile(
@@ -27,9 +27,8 @@ class Ward:
     def __init__(self, door: Door) -> None:
         self._door = door
         eventually(lambda: self._good_request().status_code == 200, 60)
-        proxies = [HAPROXY, "ray::HAProxyManager"] if door.mode == "haproxy" else ["ray::ProxyActor"]
         replicas = [f"ray::ServeReplica:{APPLICATION}:{name}" for name in ("ingress", WORKER)]
-        self._processes = [door.process(name) for name in [*proxies, *replicas]]
+        self._processes = [door.process(name) for name in [*PROXIES[door.mode], *replicas]]
         self._memory = self._used()
 
     def check(self) -> None:

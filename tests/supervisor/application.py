@@ -99,4 +99,5 @@ def plan_for(url: str, port: int, token_file: Path | None = None) -> Plan:
         port=port,
         config=ApplicationConfig.model_validate(arguments),
         worker_types={"echo": "deployments.echo:SPEC"},
+        needs_proxies=False,
     )

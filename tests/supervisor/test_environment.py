@@ -8,7 +8,9 @@ import pytest
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.supervisor.environment import SETTINGS, check_environment, prepare
+from rbee_serve.supervisor import checks
+from rbee_serve.supervisor.environment import SETTINGS, check_environment, prepare, with_proxy_location
+from tests.supervisor.configurations import ECHO, changed, written
 
 
 def configured(token_file: Path | None = None) -> ApplicationConfig:
@@ -45,3 +47,20 @@ def test_the_draining_period_of_ray_serve_can_be_set_by_its_variable() -> None:
     for setting in SETTINGS:
         if setting.name.startswith("RAY_SERVE_"):
             assert f'"{setting.name}"' in names
+
+
+HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+
+
+def test_without_proxies_unless_they_are_needed_or_asked_for(tmp_path: Path) -> None:
+    def location(path: Path, environ: dict[str, str]) -> str:
+        return str(with_proxy_location(checks.check_file(path), environ).document["proxy_location"])
+
+    assert location(written(tmp_path, ECHO), {}) == "Disabled"
+    assert location(written(tmp_path, ECHO), HAPROXY) == "EveryNode"
+    assert location(changed(tmp_path, "route_prefix: /", "route_prefix: /models"), {}) == "EveryNode"
+    assert (
+        location(written(tmp_path, ECHO + "  - {name: other, import_path: json:loads, route_prefix: /x}\n"), {})
+        == "EveryNode"
+    )
+    assert location(written(tmp_path, ECHO + "proxy_location: HeadOnly\n"), {}) == "HeadOnly"

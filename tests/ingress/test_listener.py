@@ -1,0 +1,66 @@
+"""The ingress's own server, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import ASGIApp
+
+from rbee_serve.ingress.listener import Address, Listener
+from tests.conftest import free_port
+
+
+def answering(text: str, delay_s: float = 0.0) -> ASGIApp:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(delay_s)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": text.encode()})
+
+    return app
+
+
+@pytest.fixture
+def address() -> Address:
+    return Address("127.0.0.1", free_port())
+
+
+async def get(address: Address) -> httpx.Response:
+    async with httpx.AsyncClient() as client:
+        return await client.get(f"http://{address.host}:{address.port}/")
+
+
+async def test_it_answers_and_says_nothing_of_what_it_is(address: Address) -> None:
+    listener = Listener(answering("here"), address)
+    answer = await get(address)
+    assert answer.text == "here"
+    assert "server" not in answer.headers
+    await listener.close(1)
+
+
+async def test_a_second_one_takes_over_from_the_first(address: Address) -> None:
+    first = Listener(answering("first"), address)
+    assert (await get(address)).text == "first"
+    second = Listener(answering("second"), address)
+    await asyncio.sleep(0.2)
+    await first.close(1)
+    assert {(await get(address)).text for _ in range(10)} == {"second"}
+    await second.close(1)
+
+
+async def test_open_requests_are_finished_and_no_new_ones_taken(address: Address) -> None:
+    listener = Listener(answering("late", delay_s=0.5), address)
+    open_request = asyncio.create_task(get(address))
+    await asyncio.sleep(0.2)
+    await listener.close(3)
+    assert (await open_request).text == "late"
+    with pytest.raises(httpx.ConnectError):
+        await get(address)
+
+
+async def test_the_port_of_another_program_is_not_shared(address: Address) -> None:
+    with socket.create_server((address.host, address.port)), pytest.raises(OSError, match="in use"):
+        Listener(answering("never"), address)
