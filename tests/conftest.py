@@ -21,7 +21,7 @@ from tests.served.measured import table
 # of the plain kind, which needs no event loop.
 importlib.import_module("ray.serve")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
 os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
 os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rbee_serve.ingress.ray_headers:middlewares")
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -20,7 +20,12 @@ class Setting(NamedTuple):
 
 
 SETTINGS = (
-    Setting("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1", "three times the events per second through the proxy"),
+    Setting("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1", "three times the events per second"),
+    Setting(
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS",
+        "0",
+        "the first setting has Ray open a port of its own for each ingress, and start a proxy whatever the file says",
+    ),
     Setting(
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S",
         "0",
