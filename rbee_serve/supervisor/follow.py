@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -17,6 +18,9 @@ STATUS_S = 2.0
 """How often Ray Serve itself is asked. It costs more, and says little that the application does not."""
 WATCH_S = 2.0
 """How often the application is asked when everything is up."""
+
+INGRESS_S = 30.0
+"""How long the ingress may take to come up after the first worker has failed."""
 
 Workers = tuple[WorkerReadiness, ...]
 
@@ -35,14 +39,17 @@ def follow(
     deployed = DeployStatus()
     given_up: Mapping[str, str] = {}
     asked_at = -STATUS_S
+    give_up_at = math.inf
     while True:
         if time.monotonic() - asked_at >= STATUS_S:
             before, deployed = deployed, status()
             asked_at = time.monotonic()
+            if deployed.failed and not before.failed:
+                give_up_at = asked_at + INGRESS_S
             # A worker tells its reason itself, if it can; Serve's word counts when there was time for that.
             given_up = {name: why for name, why in deployed.failures.items() if name in before.failures}
         workers = _ask(application)
-        if workers is None and deployed.failed:
+        if workers is None and deployed.failed and not (_ingress_comes(deployed) and time.monotonic() < give_up_at):
             raise StartFailed(next(iter(deployed.failures.values()), deployed.message))
         if workers is not None:
             workers = tuple(_with_verdict(worker, given_up) for worker in workers)
@@ -70,6 +77,11 @@ def watch(
                 say(f"{time.strftime('%H:%M:%S')} {worker.id}: {worker.reason or describe(worker)}")
                 shown = {**shown, worker.id: worker.ready}
     return True
+
+
+def _ingress_comes(deployed: DeployStatus) -> bool:
+    """Whether it is only workers that have failed: the ingress can tell more of them, once it is there."""
+    return bool(deployed.failures) and "ingress" not in deployed.failures
 
 
 def _ask(application: ApplicationClient) -> Workers | None:

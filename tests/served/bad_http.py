@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tests.raw_http import chunk, head, whole
 from tests.served.bad_json import GOOD, INFER, WORKER
+from tests.served.doors import Mode
 
 BASE = f"/workers/{WORKER}"
 MIB = 1024**2
@@ -16,7 +17,7 @@ CAP = MIB
 """`max_body_bytes` of the served application; its `body_timeout_s` is 3."""
 
 BY_PROXY = "answered by the proxy"
-"""The code of an answer that is not ours: Ray's proxy, its HTTP parser, or HAProxy answers before our code runs."""
+"""The code of an answer that is not ours: the HTTP parser, Ray's proxy, or HAProxy answers before our code runs."""
 ACCEPTED = ""
 """The code of an answer that is no error: the oddity is harmless."""
 
@@ -32,28 +33,26 @@ class Case:
 
     name: str
     request: Callable[[], bytes | Iterable[bytes]]
-    answer: Expected
-    behind_haproxy: Expected
+    usual: Expected
+    elsewhere: dict[str, Expected]
+    """What is expected behind doors where it differs."""
 
     def __str__(self) -> str:
         return self.name
 
+    def expected(self, door: Mode) -> Expected:
+        """The answer behind this door."""
+        return self.elsewhere.get(door, self.usual)
 
-def case(
-    name: str, request: bytes, status: int = 200, code: str = ACCEPTED, *, haproxy: Expected | None = None
-) -> Case:
-    return slow_case(name, lambda: request, status, code, haproxy=haproxy)
+
+def case(name: str, request: bytes, status: int = 200, code: str = ACCEPTED, **elsewhere: Expected) -> Case:
+    return slow_case(name, lambda: request, status, code, **elsewhere)
 
 
 def slow_case(
-    name: str,
-    request: Callable[[], bytes | Iterable[bytes]],
-    status: int,
-    code: str,
-    *,
-    haproxy: Expected | None = None,
+    name: str, request: Callable[[], bytes | Iterable[bytes]], status: int, code: str, **elsewhere: Expected
 ) -> Case:
-    return Case(name, request, (status, code), haproxy or (status, code))
+    return Case(name, request, (status, code), elsewhere)
 
 
 def trickle() -> Iterator[bytes]:
@@ -120,7 +119,6 @@ TARGETS: list[tuple[str | bytes, int, str]] = [
     (f"{BASE}/v1/ready%0a", 200, ACCEPTED),
     (f"{BASE}/v1/ready?../../health", 200, ACCEPTED),
     (b"/workers/\xff/info", 400, BY_PROXY),
-    ("*", 404, BY_PROXY),
     ("", 400, BY_PROXY),
     (f"{BASE}/v1/ready?" + "x" * 70_000, 400, BY_PROXY),
 ]
@@ -129,6 +127,7 @@ LONG_ID = head(f"/workers/{'x' * 30_000}/info", method=b"GET")
 LONG_QUERY = head(f"{BASE}/v1/ready?{'x' * 30_000}", method=b"GET")
 PATHS = [
     *(case(f"path: {target[:40]!r}", head(target, method=b"GET"), status, code) for target, status, code in TARGETS),
+    case("path: '*'", head("*", method=b"GET"), 404, BY_PROXY, own=(404, "NOT_FOUND")),
     case("path: of another host", ABSOLUTE, haproxy=REFUSED_BY_HAPROXY),
     case("path: 30 kB", LONG_ID, 404, "WORKER_NOT_FOUND", haproxy=REFUSED_BY_HAPROXY),
     case("path: a query of 30 kB", LONG_QUERY, haproxy=REFUSED_BY_HAPROXY),

@@ -103,6 +103,18 @@ def test_an_application_that_ray_serve_cannot_build_ends_the_start() -> None:
         followed([None], lambda: failed)
 
 
+def test_where_only_workers_have_failed_the_ingress_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = DeployStatus(failed=True, failures={"a": "see its log"})
+    workers, _ = followed([None, None, [broken("a", "no such file")]], lambda: failed)
+    assert workers is not None
+    assert workers[0].reason == "no such file"
+    monkeypatch.setattr(following, "INGRESS_S", 0.0)
+    with pytest.raises(StartFailed, match="see its log"):
+        followed([None], lambda: failed)
+    with pytest.raises(StartFailed, match="it was killed"):
+        followed([None], lambda: DeployStatus(failed=True, failures={"ingress": "it was killed"}))
+
+
 def test_a_worker_that_says_nothing_of_its_failure_has_ray_serves_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "STATUS_S", 0.0)
     failed = DeployStatus(failed=True, failures={"a": "it was killed"})
