@@ -41,6 +41,16 @@ SETTINGS = (
         "rbee_serve.ingress.ray_headers:middlewares",
         "Ray answers 500 to some headers, and cuts streams for others",
     ),
+    Setting(
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S",
+        "0.5",
+        "Serve's controller looks at everything ten times a second, for 4 % of a core; twice is enough",
+    ),
+    Setting(
+        "RAY_enable_metrics_collection",
+        "false",
+        "every process of Ray counts what it does for a dashboard that is not there, for 4 % of a core in all",
+    ),
     Setting("RAY_worker_niceness", "0", "Ray runs its workers at nice 15, behind whatever else the machine does"),
     Setting("OMP_WAIT_POLICY", "PASSIVE", "threads that wait for work leave the cores to other processes"),
     Setting("RAY_AUTH_MODE", "token", "Ray's own ports are open to the network: who has no token may not use them"),
