@@ -8,4 +8,6 @@ WORKER_TYPES: dict[str, str] = {
     "echo": "deployments.echo:SPEC",
     "embedding": "deployments.embedding:SPEC",
     "llm": "deployments.llm:SPEC",
+    "vision/classify": "deployments.vision_classify:SPEC",
+    "vision/embed": "deployments.vision_embed:SPEC",
 }

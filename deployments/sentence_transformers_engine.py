@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from deployments.embedding_engine import EmbeddingEngine, EmbeddingOptions, ModelCard, Tokens, Vector
+from deployments.torch_device import torch_device
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.registry import import_engine
@@ -28,9 +29,6 @@ hardly faster, but those that come meanwhile wait longer."""
 BATCH_OVERHEAD = {"cpu": 48, "metal": 256, "cuda": 2048}
 """What a batch costs beside its tokens, in tokens. Measured for all-MiniLM-L6-v2 on two CPU cores (a text of 20 tokens
 takes 14 ms alone, 32 of them take 139); estimated for the others."""
-
-TORCH_NAMES = {"cuda": "cuda", "cpu": "cpu", "metal": "mps"}
-"""Devices as torch calls them."""
 
 PROBES = ["A text.", "Another text, which is somewhat longer, so that the first one is padded."]
 
@@ -63,16 +61,12 @@ def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, Mode
     require_room(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
     context.report(LoadProgress(stage="starting_engine"))
     sentence_transformers = import_engine("sentence_transformers", "embedding")
-    torch = importlib.import_module("torch")
-    if device.backend == "cuda":
-        # Ray hands out fractions of a GPU but does not enforce them.
-        torch.cuda.set_per_process_memory_fraction(device.fraction)
     context.report(LoadProgress(stage="loading_to_vram"))
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # it shows progress bars otherwise
     chosen = {"dtype": options.dtype, "attn_implementation": options.attn_implementation, "use_safetensors": True}
     model = sentence_transformers.SentenceTransformer(
         str(folder),
-        device=TORCH_NAMES[device.backend],
+        device=torch_device(device),
         trust_remote_code=False,
         local_files_only=True,
         model_kwargs={name: value for name, value in chosen.items() if value is not None},
