@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from deployments.vision_engine import PIXEL, Array, ImageFile, VisionBackend, VisionOptions
 from deployments.vision_models import FORMATS, open_model
@@ -36,13 +36,20 @@ class ClassifyRequest(InferenceRequest):
     labels: Annotated[Labels | None, Field(repr=False)] = None
     """What to choose from, for CLIP and SigLIP, which have no labels of their own; those of `engine.labels` if left
     out."""
-    hypothesis_template: Annotated[str | None, Field(max_length=256, pattern=r"^[^{}]*\{\}[^{}]*$", repr=False)] = None
+    hypothesis_template: Annotated[str | None, Field(max_length=256, repr=False)] = None
     """The text that a label stands in at `{}`, such as `This is a photo of {}.`, which it is if left out."""
     function_to_apply: Literal["softmax", "sigmoid", "none"] | None = None
     """What makes scores of the model's logits. If left out: `sigmoid` where labels do not exclude each other, as with
     SigLIP, and else `softmax`."""
     top_k: Annotated[int, Field(ge=1, le=1000)] = 5
     """How many of the likeliest labels are wanted."""
+
+    @field_validator("hypothesis_template")
+    @classmethod
+    def _check_template(cls, template: str | None) -> str | None:
+        if template is not None and template.count("{}") != 1:
+            raise ValueError("must hold {} once, where the label is to be")
+        return template
 
 
 class ClassifyOptions(VisionOptions):

@@ -68,8 +68,8 @@ class ImageTextModel(VisionModel):
     ) -> None:
         super().__init__(model, processor, options, context)
         self.activation = "sigmoid" if model.config.model_type == "siglip" else "softmax"
-        self._scale = float(model.logit_scale.exp())
-        self._bias = float(getattr(model, "logit_bias", 0.0))
+        self._scale = model.logit_scale.exp().item()
+        self._bias = model.logit_bias.item() if hasattr(model, "logit_bias") else 0.0
         self._labels = labels
         self._tokenizer = tokenizer
         self._tokenizing = threading.Lock()  # a tokenizer of transformers cannot be used by two threads at a time

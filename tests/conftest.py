@@ -90,10 +90,12 @@ SPEECH: dict[str, Any] = {
     "model_name": "hibari",
     "cpus": 0,
 }
+CLASSIFY: dict[str, Any] = {"id": "vision-classify-0", "type": "vision", "task": "classify", "cpus": 0, "threads": 1}
+EMBED: dict[str, Any] = {"id": "vision-embed-0", "type": "vision", "task": "embed", "cpus": 0, "threads": 1}
 NOT_AWAITED = ("echo-slow", "echo-broken")
 """Workers that load until a test lets them go on, or fail."""
 
-MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH]}
+MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH, CLASSIFY, EMBED]}
 """Workers that are served only where a test with the mark is selected."""
 
 
@@ -180,7 +182,13 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
         {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
     ]
-    workers = [*request.config.stash[NEEDED_MODELS], *workers]
+    models = request.config.stash[NEEDED_MODELS]
+    if CLASSIFY in models:
+        from tests.vision.tiny_models import random_clip
+
+        clip = {"model_ref": f"file:{random_clip(tmp_path_factory.mktemp('clip'))}", "model_name": "tiny-clip"}
+        models = [{**worker, **clip} if worker["type"] == "vision" else worker for worker in models]
+    workers = [*models, *workers]
     with running_hive() as hive:
         args = {
             "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},
