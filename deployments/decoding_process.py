@@ -120,10 +120,10 @@ def serve(decode: Callable[[bytes], Any], limit_s: int, requests: IO[bytes], ans
         signal.alarm(limit_s)  # not caught, so it ends a decoder that never comes back
         try:
             array = decode(data)
-            head, body = {"dtype": array.dtype.str, "shape": array.shape}, array.tobytes()
+            head, body = {"dtype": array.dtype.str, "shape": array.shape}, memoryview(array).cast("B")
         except InvalidRequest as exc:
             violation = exc.violations[0]
-            head, body = {"constraint": violation.constraint, "message": violation.message}, b""
+            head, body = {"constraint": violation.constraint, "message": violation.message}, memoryview(b"")
         signal.alarm(0)
         told = json.dumps(head).encode()
         answers.write(_ANSWER.pack(len(told), len(body)) + told)

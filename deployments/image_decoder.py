@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 LIMIT_S = 20
-"""Seconds that one file may keep a decoder busy: a PNG of 50 megapixels takes 2 on a slow core, and a JPEG may hold
+"""Seconds that one file may keep a decoder busy: 50 megapixels take 3 on a slow core, and a JPEG may hold
 thousands of layers of next to nothing."""
 
 

@@ -44,13 +44,14 @@ def decode(data: bytes, max_pixels: int) -> Pixels:
     Raises `InvalidRequest` that says what is wrong with the file; for a picture of more than `max_pixels`, before any
     of it is decoded.
     """
-    numpy, pillow = importlib.import_module("numpy"), importlib.import_module("PIL.Image")
+    pillow: Any = importlib.import_module("PIL.Image")
+    numpy: Any = importlib.import_module("numpy")
     kind = kind_of(data)
     # Pillow itself refuses twice as much; its WebP reader makes room for the picture before anybody can look.
     pillow.MAX_IMAGE_PIXELS = max_pixels
     try:
         with warnings.catch_warnings(action="ignore"), pillow.open(io.BytesIO(data), formats=[kind]) as image:
-            _check_size(*image.size, max_pixels)
+            _check_size(image.width, image.height, max_pixels)
             image.load()
             return numpy.asarray(_upright(_rgb(image), _orientation(image)))  # type: ignore[no-any-return]
     except InvalidRequest:
@@ -95,7 +96,7 @@ def _rgb(image: Any) -> Any:
         layer = image.convert("RGBA")
         image = pillow.new("RGB", image.size, "white")
         image.paste(layer, mask=layer)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _orientation(image: Any) -> int:

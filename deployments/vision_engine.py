@@ -62,7 +62,7 @@ class VisionOptions(BaseModel):
     decoders: Annotated[int, Field(ge=1, le=256)] | None = None
     """Processes that decode files."""
     max_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = 50_000_000
-    """The largest picture, as the product of its sides. Decoding takes up to 15 bytes for each pixel."""
+    """The largest picture, as the product of its sides. Decoding takes up to 25 bytes for each pixel."""
 
 
 @dataclass(frozen=True, slots=True)

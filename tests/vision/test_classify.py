@@ -226,9 +226,12 @@ async def test_a_text_is_read_once_and_the_oldest_are_forgotten(
         model: Any = backend._model
         read: list[int] = []
         whole = model._model.get_text_features
-        monkeypatch.setattr(
-            model._model, "get_text_features", lambda **inputs: read.append(len(inputs["input_ids"])) or whole(**inputs)
-        )
+
+        def counted(input_ids: Any, **inputs: Any) -> Any:
+            read.append(len(input_ids))
+            return whole(input_ids=input_ids, **inputs)
+
+        monkeypatch.setattr(model._model, "get_text_features", counted)
         first = await labels(backend, FILES["png"], labels=["a", "b", "a"])
         assert await labels(backend, FILES["png"], labels=["a", "b", "a"]) == first
         assert read == [2]

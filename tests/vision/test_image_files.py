@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tests.vision.pictures import HEIGHT, WIDTH, encoded, picture, png
 
 MAX_PIXELS = 1_000_000
 FLIPPED_FILES = 500
-KINDS = {
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
     "jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
     "progressive": ("JPEG", {"quality": 95, "subsampling": 0, "progressive": True}),
@@ -112,7 +113,8 @@ def test_what_is_transparent_is_white() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 def test_every_colour_model_becomes_rgb(mode: str) -> None:
     pixels = decode(encoded(Image.fromarray(SMALL).convert(mode), "PNG"), MAX_PIXELS)
-    assert (pixels.shape, pixels.dtype) == ((HEIGHT, WIDTH, 3), np.uint8)
+    assert pixels.shape == (HEIGHT, WIDTH, 3)
+    assert pixels.dtype == np.uint8
 
 
 def test_cmyk_becomes_rgb() -> None:
