@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from deployments import sentence_transformers_engine, vllm_embedding_engine
-from deployments.embedding_engine import EmbeddingEngine, ModelCard, Tokens, Vector
+from deployments.embedding_engine import EmbeddingEngine, ModelCard, Tokens, shaped
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, Violation
@@ -79,7 +78,7 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
         async with aclosing(self._engine.embed(texts)) as vectors:
             i = 0
             async for vector in vectors:
-                embedding = _shaped(vector[:dimensions], request.normalize, request.encoding)
+                embedding = shaped(vector[:dimensions], request.normalize, request.encoding)
                 yield Output(EmbeddingOutput(embedding=embedding, dim=dimensions, i=i))
                 i += 1
         seconds = time.monotonic() - began
@@ -147,16 +146,6 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
         """Free the model."""
         self._reader.shutdown(wait=False, cancel_futures=True)
         self._engine.close()
-
-
-def _shaped(vector: Vector, normalize: bool, encoding: str) -> list[float] | str:
-    if normalize:
-        vector = vector / max(float(vector @ vector) ** 0.5, 1e-12)
-    if encoding == "base64":
-        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-    # Nine digits after the point are less than float32's own error, and half of what would be written otherwise.
-    values: list[float] = (vector.astype("f8").round(9) if normalize else vector).tolist()
-    return values
 
 
 def _options(worker: WorkerConfig) -> tuple[ModuleType, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
@@ -70,6 +71,17 @@ class ModelCard:
         """The lengths to which its vectors may be shortened."""
         self.any_length = not self.lengths and bool(options.is_matryoshka or model.get("is_matryoshka"))
         """Whether they may be shortened to any length."""
+
+
+def shaped(vector: Vector, normalize: bool, encoding: str) -> list[float] | str:
+    """A vector as a client wants it: of length 1 if `normalize`, and as base64 of little-endian float32, or numbers."""
+    if normalize:
+        vector = vector / max(float(vector @ vector) ** 0.5, 1e-12)
+    if encoding == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    # Nine digits after the point are less than float32's own error, and half of what would be written otherwise.
+    values: list[float] = (vector.astype("f8").round(9) if normalize else vector).tolist()
+    return values
 
 
 def _optional(path: Path) -> dict[str, Any]:

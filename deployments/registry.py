@@ -9,4 +9,6 @@ WORKER_TYPES: dict[str, str] = {
     "embedding": "deployments.embedding:SPEC",
     "llm": "deployments.llm:SPEC",
     "reranker": "deployments.reranker:SPEC",
+    "vision/classify": "deployments.vision_classify:SPEC",
+    "vision/embed": "deployments.vision_embed:SPEC",
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 from collections.abc import Callable, Iterable
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from deployments.torch_device import torch_device
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.registry import import_engine
@@ -30,9 +30,6 @@ hardly faster, but those that come meanwhile wait longer."""
 BATCH_OVERHEAD = {"cpu": 48, "metal": 256, "cuda": 2048}
 """What a batch costs beside its tokens, in tokens. Measured for all-MiniLM-L6-v2 on two CPU cores (a text of 20 tokens
 takes 14 ms alone, 32 of them take 139); estimated for the others."""
-
-TORCH_NAMES = {"cuda": "cuda", "cpu": "cpu", "metal": "mps"}
-"""Devices as torch calls them."""
 
 
 class ModelOptions(BaseModel):
@@ -66,16 +63,12 @@ def load_model(kind: str, context: LoadContext, options: ModelOptions) -> tuple[
     require_room(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
     context.report(LoadProgress(stage="starting_engine"))
     sentence_transformers = import_engine("sentence_transformers", "embedding")
-    torch = importlib.import_module("torch")
-    if device.backend == "cuda":
-        # Ray hands out fractions of a GPU but does not enforce them.
-        torch.cuda.set_per_process_memory_fraction(device.fraction)
     context.report(LoadProgress(stage="loading_to_vram"))
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # it shows progress bars otherwise
     chosen = {"dtype": options.dtype, "attn_implementation": options.attn_implementation, "use_safetensors": True}
     model = getattr(sentence_transformers, kind)(
         str(folder),
-        device=TORCH_NAMES[device.backend],
+        device=torch_device(device),
         trust_remote_code=False,
         local_files_only=True,
         model_kwargs={name: value for name, value in chosen.items() if value is not None},

@@ -78,6 +78,25 @@ class RankOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag
         return {"results": [_plain(value) for value in values]}
 
 
+class Label(msgspec.Struct, frozen=True, kw_only=True):
+    """What a picture may show, and how sure the model is of it."""
+
+    label: str
+    score: float
+
+
+class LabelOutput(OutputValue, frozen=True, kw_only=True, tag="labels"):
+    """What one picture shows: the likeliest labels, in the order of their scores."""
+
+    labels: tuple[Label, ...]
+    i: int
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """The labels."""
+        return {"labels": [msgspec.to_builtins(label) for value in values for label in value.labels]}
+
+
 class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="audio"):
     """A piece of one continuous signal, mono, of `sample_rate` samples per second.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import pkgutil
 import random
 import socket
 import time
@@ -16,7 +17,6 @@ import httpx
 import pytest
 
 from tests.served.measured import table
-from tests.tiny_cross_encoder import tiny_cross_encoder
 
 # These count for the processes that Ray starts. This process imports Serve before they are set, so its own handles are
 # of the plain kind, which needs no event loop.
@@ -93,14 +93,19 @@ SPEECH: dict[str, Any] = {
     "model_name": "hibari",
     "cpus": 0,
 }
+CLASSIFY: dict[str, Any] = {"id": "vision-classify-0", "type": "vision", "task": "classify", "cpus": 0, "threads": 1}
+EMBED: dict[str, Any] = {"id": "vision-embed-0", "type": "vision", "task": "embed", "cpus": 0, "threads": 1}
 RERANKER: dict[str, Any] = {"id": "reranker-0", "type": "reranker", "cpus": 0, "threads": 1}
-MADE_MODELS = {"reranker-0": tiny_cross_encoder}
-"""Workers whose models no package carries, with what makes one in a folder."""
+MADE_MODELS = {
+    "reranker": "tests.tiny_cross_encoder:tiny_cross_encoder",
+    "vision": "tests.vision.tiny_models:random_clip",
+}
+"""Worker types whose models no package carries, with what makes one in a folder."""
 
 NOT_AWAITED = ("echo-slow", "echo-broken")
 """Workers that load until a test lets them go on, or fail."""
 
-MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH, RERANKER]}
+MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH, CLASSIFY, EMBED, RERANKER]}
 """Workers that are served only where a test with the mark is selected."""
 
 
@@ -192,8 +197,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     ]
     models = [dict(worker) for worker in request.config.stash[NEEDED_MODELS]]
     for worker in models:
-        if make := MADE_MODELS.get(worker["id"]):
-            worker["model_ref"] = f"file:{make(tmp_path_factory.mktemp(worker['id']))}"
+        if make := MADE_MODELS.get(worker["type"]):
+            folder = pkgutil.resolve_name(make)(tmp_path_factory.mktemp(worker["id"]))
+            worker |= {"model_ref": f"file:{folder}", "model_name": f"tiny-{worker['type']}"}
     workers = [*models, *workers]
     with running_hive() as hive:
         args = {

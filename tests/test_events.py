@@ -32,7 +32,7 @@ from rbee_serve.events import (
     from_json,
     to_json,
 )
-from rbee_serve.outputs import OutputValue, TokenOutput
+from rbee_serve.outputs import Label, LabelOutput, OutputValue, TokenOutput
 
 
 class WeatherOutput(OutputValue, frozen=True, kw_only=True, tag="weather"):
@@ -49,6 +49,10 @@ WIRE: list[tuple[Event[Any], str]] = [
     (Output(TokenOutput(t="", i=7)), '{"type":"token","t":"","i":7}'),
     (Output(TokenOutput(t='é\n"\u2028🐝', i=1)), '{"type":"token","t":"é\\n\\"\u2028🐝","i":1}'),
     (Output(WeatherOutput(degrees=-1.5, i=0)), '{"type":"weather","degrees":-1.5,"i":0}'),
+    (
+        Output(LabelOutput(labels=(Label(label="cat", score=0.75), Label(label="dog", score=0.25)), i=0)),
+        '{"type":"labels","labels":[{"label":"cat","score":0.75},{"label":"dog","score":0.25}],"i":0}',
+    ),
     (Progress(step=3, total=20), '{"type":"progress","step":3,"total":20}'),
     (Progress(step=3, total=20, kind="page"), '{"type":"progress","step":3,"total":20,"kind":"page"}'),
     (Metrics({"tokens_per_sec": 12.5, "vram_bytes": 7}), '{"type":"metrics","tokens_per_sec":12.5,"vram_bytes":7}'),
@@ -95,12 +99,20 @@ def test_an_event_is_this_json(event: Event[Any], wire: str) -> None:
 
 @every_event
 def test_the_json_is_the_event_again(event: Event[Any], wire: str) -> None:
-    assert from_json(wire, WeatherOutput) == event
+    assert from_json(wire, WeatherOutput, LabelOutput) == event
 
 
 @every_event
 def test_an_event_survives_pickling(event: Event[Any], wire: str) -> None:
     assert pickle.loads(pickle.dumps(event)) == event
+
+
+def test_labels_are_joined_in_their_order() -> None:
+    likely, rare = Label(label="cat", score=0.75), Label(label="dog", score=0.25)
+    assert LabelOutput.join([LabelOutput(labels=(likely, rare), i=0)]) == {
+        "labels": [{"label": "cat", "score": 0.75}, {"label": "dog", "score": 0.25}]
+    }
+    assert LabelOutput.join([]) == {"labels": []}
 
 
 def test_every_kind_of_event_is_shown_above() -> None:

@@ -25,6 +25,7 @@ RAY_BORDER = (
 )
 HEAVY = frozenset(
     [
+        "PIL",
         "accelerate",
         "ctranslate2",
         "cv2",
@@ -41,6 +42,7 @@ HEAVY = frozenset(
         "onnxruntime",
         "safetensors",
         "scipy",
+        "sentencepiece",
         "sentence_transformers",
         "sklearn",
         "soundfile",

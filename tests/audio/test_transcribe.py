@@ -212,7 +212,7 @@ async def test_a_bad_file_is_refused_before_anything_starts_and_the_next_one_is_
     for audio in (b"x", wav(b""), speech_file()[:-9000], wav(bytes(32_000 * 401))):
         with pytest.raises(InvalidRequest, match="audio: "):
             await events_of(backend, audio)
-    process = backend._decoder._process
+    process = backend._decoder._process._process
     assert process is not None
     process.kill()
     process.wait()

@@ -1,0 +1,93 @@
+"""Images over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import zlib
+from typing import Any
+
+import httpx
+import pytest
+
+from rbee_serve.client import Client
+from rbee_serve.events import Output
+from rbee_serve.grammar import check_stream
+from rbee_serve.outputs import LabelOutput
+from tests.conftest import Served
+from tests.served.waiting import eventually
+from tests.vision.pictures import encoded, picture, png
+
+pytestmark = [pytest.mark.ray, pytest.mark.model]
+
+NAMES = ["a cat", "two dogs", "the sea"]
+FILE = encoded(picture(90, 60), "JPEG")
+
+
+@pytest.fixture(scope="module")
+def url(served: Served) -> str:
+    base = served.base("vision-classify-0")
+    eventually(lambda: httpx.get(f"{base}/v1/ready").json()["ready"], 240)
+    return f"{base}/v1/inference"
+
+
+def asked(url: str, **how: Any) -> httpx.Response:
+    return httpx.post(url, timeout=60, **how)
+
+
+def base64_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_the_three_ways_of_sending_a_file_give_the_same_labels(url: str) -> None:
+    form = {"labels": json.dumps(NAMES), "stream": "false", "top_k": "2"}
+    answers = [
+        asked(url, json={"image": base64_of(FILE), "labels": NAMES, "stream": False, "top_k": 2}),
+        asked(
+            url,
+            json={"image": f"data:image/jpeg;base64,{base64_of(FILE)}", "labels": NAMES, "stream": False, "top_k": 2},
+        ),
+        asked(url, files={"image": ("cat.jpg", FILE)}, data=form),
+        asked(url, content=FILE, headers={"content-type": "image/jpeg"}, params=form),
+    ]
+    first, *others = [answer.json()["labels"] for answer in answers]
+    assert [len(first), *others] == [2, first, first, first]
+    assert {label["label"] for label in first} < set(NAMES)
+
+
+def test_labels_are_an_event_and_an_object_of_the_client(url: str, served: Served) -> None:
+    events = check_stream(asked(url, json={"image": base64_of(FILE), "labels": NAMES}).content, LabelOutput)
+    (output,) = [event.value for event in events if isinstance(event, Output)]
+    with Client(served.url, outputs=[LabelOutput]) as client:
+        with client.stream("vision-classify-0", image=base64_of(FILE), labels=NAMES) as stream:
+            assert [event.value for event in stream if isinstance(event, Output)] == [output]
+        result = client.infer("vision-classify-0", image=base64_of(FILE), labels=NAMES)
+    assert result["labels"] == [{"label": label.label, "score": label.score} for label in output.labels]
+
+
+BOMB = png(9380, 9380, zlib.compress(bytes(1174 * 9380), 9), bits=1, colour=0)
+BAD: dict[str, tuple[Any, str]] = {
+    "not base64": ("@@@", "base64"),
+    "empty": ("", "length >= 1"),
+    "no image": (b"\0\1", "format"),
+    "a GIF": (b"GIF89a" + bytes(99), "format"),
+    "a claim of 65,535 squared": (png(65_535, 65_535, zlib.compress(bytes(999))), "pixels <= 50000000"),
+    "88 megapixels in 12 kB": (BOMB, "pixels <= 50000000"),
+    "a line": (encoded(picture(1000, 2), "PNG"), "ratio <= 100"),
+    "cut short": (FILE[:-300], "readable"),
+    "only a head": (b"\x89PNG\r\n\x1a\n", "readable"),
+    "garbage after a head": (b"\xff\xd8\xff" + os.urandom(5000), "readable"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_wrong_with_a_file_is_told_in_a_sentence_and_the_next_one_is_answered(url: str, name: str) -> None:
+    data, constraint = BAD[name]
+    answer = asked(url, json={"image": base64_of(data) if isinstance(data, bytes) else data, "labels": NAMES})
+    assert answer.status_code == 400
+    (error,) = answer.json()["errors"]
+    assert (error["field"], error["constraint"]) == ("image", constraint)
+    assert "value" not in error
+    assert not any(word in answer.text for word in ("0x", "Traceback", "PIL", "/"))
+    assert asked(url, json={"image": base64_of(FILE), "labels": NAMES, "stream": False}).status_code == 200

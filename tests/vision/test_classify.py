@@ -1,0 +1,308 @@
+"""The vision worker's tasks `classify` and `embed` on tiny models by chance, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import math
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from deployments import vision_classify, vision_embed, vision_models
+from deployments.vision_classify import ClassifyBackend, ClassifyRequest
+from deployments.vision_embed import EmbedBackend, EmbedRequest
+from deployments.vision_models import ImageTextModel
+from rbee_serve.config import WorkerConfig
+from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
+from rbee_serve.events import End, Event, Metrics, Narration, Output, Started
+from rbee_serve.outputs import LabelOutput
+from rbee_serve.replica.event_stream import ordered
+from rbee_serve.result import collect
+from rbee_serve.validation import parse_object
+from rbee_serve.worker import Device, LoadContext
+from tests.vision.pictures import encoded, picture
+from tests.vision.tiny_models import random_clip, random_siglip, random_vit
+
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.filterwarnings("default"),  # torch and transformers warn of themselves
+]
+
+MAKERS = {"vit": random_vit, "clip": random_clip, "siglip": random_siglip}
+NAMES = ["a cat", "two dogs", "the sea", "a house with a red roof", "nothing at all"]
+
+
+def _turned(data: Any, orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(data, "JPEG", exif=exif)
+
+
+FILES = {
+    "png": encoded(picture(), "PNG"),
+    "large": encoded(picture(300, 200, seed=1), "JPEG"),
+    "high": encoded(picture(20, 150, seed=2), "WEBP"),
+    "line": encoded(picture(3, 40, seed=3), "PNG"),
+    "pixel": encoded(picture(1, 1, seed=4), "PNG"),
+    "turned": _turned(picture(90, 60, seed=5), 6),
+    "grey": encoded(Image.fromarray(picture(seed=6)).convert("L"), "JPEG"),
+    "cmyk": encoded(Image.fromarray(picture(seed=7)).convert("CMYK"), "JPEG"),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: maker(tmp_path_factory.mktemp(name)) for name, maker in MAKERS.items()}
+
+
+def context(folder: Path, **engine: Any) -> LoadContext:
+    worker = WorkerConfig(id="vision-0", type="vision", model_ref=f"file:{folder}", engine=engine)
+    return LoadContext(worker, Device("cpu"), lambda progress: None)
+
+
+@pytest.fixture(scope="module")
+def backends(folders: dict[str, Path]) -> Iterator[dict[str, ClassifyBackend]]:
+    loaded = {name: vision_classify.load(context(folder)) for name, folder in folders.items()}
+    yield loaded
+    for backend in loaded.values():
+        backend.close()
+
+
+@pytest.fixture(scope="module")
+def pipelines(folders: dict[str, Path]) -> dict[str, Any]:
+    """The bare library on the same files."""
+    from transformers import pipeline
+
+    tasks = {"vit": "image-classification"}
+    return {
+        name: pipeline(tasks.get(name, "zero-shot-image-classification"), model=str(folder), device="cpu")
+        for name, folder in folders.items()
+    }
+
+
+async def events(backend: ClassifyBackend | EmbedBackend, image: bytes, **fields: Any) -> list[Event[Any]]:
+    request_type = ClassifyRequest if isinstance(backend, ClassifyBackend) else EmbedRequest
+    work: Any = backend.execute(parse_object(request_type, {"image": image, **fields}))  # type: ignore[arg-type]
+    return [event async for event in ordered(Started.now("job", "model"), work)]
+
+
+async def labels(backend: ClassifyBackend, image: bytes, **fields: Any) -> list[tuple[str, float]]:
+    (output,) = [event.value for event in await events(backend, image, **fields) if isinstance(event, Output)]
+    return [(label.label, label.score) for label in output.labels]
+
+
+def near(found: list[tuple[str, float]], expected: list[dict[str, Any]]) -> None:
+    assert [label for label, _ in found] == [answer["label"] for answer in expected]
+    assert [score for _, score in found] == pytest.approx([answer["score"] for answer in expected], rel=2e-5, abs=2e-7)
+
+
+@pytest.mark.parametrize("name", FILES)
+async def test_labels_and_scores_are_those_of_the_bare_library(
+    name: str, backends: dict[str, ClassifyBackend], pipelines: dict[str, Any]
+) -> None:
+    with Image.open(io.BytesIO(FILES[name])) as image:
+        image.load()
+        near(await labels(backends["vit"], FILES[name], top_k=7), pipelines["vit"](image, top_k=7))
+        for kind in ("clip", "siglip"):
+            expected = pipelines[kind](image, candidate_labels=NAMES)
+            near(await labels(backends[kind], FILES[name], labels=NAMES), expected)
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+async def test_a_template_says_what_a_label_stands_in(
+    kind: str, backends: dict[str, ClassifyBackend], pipelines: dict[str, Any]
+) -> None:
+    template, image = "{}, seen from far away", Image.open(io.BytesIO(FILES["png"]))
+    found = await labels(backends[kind], FILES["png"], labels=NAMES, hypothesis_template=template)
+    near(found, pipelines[kind](image, candidate_labels=NAMES, hypothesis_template=template))
+    assert found != await labels(backends[kind], FILES["png"], labels=NAMES)
+    for text in ("{0}", "{.__class__}", "no place", "{} and {}"):
+        with pytest.raises(InvalidRequest, match=r"hypothesis_template: must hold \{\} once"):
+            await labels(backends[kind], FILES["png"], labels=NAMES, hypothesis_template=text)
+
+
+async def test_labels_with_braces_are_only_text(backends: dict[str, ClassifyBackend]) -> None:
+    odd = ["{}", "{0.__class__}", "%s", "</s>", "🐝"]
+    for kind in ("clip", "siglip"):
+        assert {label for label, _ in await labels(backends[kind], FILES["png"], labels=odd)} == set(odd)
+
+
+async def test_a_request_is_a_narration_the_labels_metrics_and_the_end(backends: dict[str, ClassifyBackend]) -> None:
+    _, narration, output, metrics, end = await events(backends["vit"], FILES["png"], top_k=3)
+    assert isinstance(narration, Narration)
+    assert narration.human == "Choosing from 1000 labels"
+    assert isinstance(output, Output)
+    assert isinstance(output.value, LabelOutput)
+    assert len(output.value.labels) == 3
+    assert isinstance(metrics, Metrics)
+    assert metrics.values["images_per_sec"] > 0
+    assert metrics.values["decode_ms"] > 0
+    assert metrics.values["vram_bytes"] > 10_000_000
+    assert isinstance(end, End)
+    assert (end.tokens_out, end.stop_reason) == (3, "COMPLETE")
+
+
+async def test_all_labels_come_where_more_are_asked_for(backends: dict[str, ClassifyBackend]) -> None:
+    found = await labels(backends["vit"], FILES["png"], top_k=1000)
+    assert sum(score for _, score in found) == pytest.approx(1)
+    assert {label for label, _ in found} == {f"kind {n}" for n in range(1000)}
+    assert len(await labels(backends["clip"], FILES["png"], labels=NAMES, top_k=1000)) == len(NAMES)
+    assert len(await labels(backends["clip"], FILES["png"], labels=NAMES)) == 5
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+async def test_the_caller_may_say_what_makes_scores_of_logits(kind: str, backends: dict[str, ClassifyBackend]) -> None:
+    fields: dict[str, Any] = {} if kind == "vit" else {"labels": NAMES}
+    found = {
+        function: [s for _, s in await labels(backends[kind], FILES["png"], function_to_apply=function, **fields)]
+        for function in ("none", "sigmoid", "softmax")
+    }
+    assert found["sigmoid"] == pytest.approx([1 / (1 + math.exp(-logit)) for logit in found["none"]], abs=1e-8)
+    ratio = [math.exp(logit - found["none"][0]) for logit in found["none"]]
+    assert [score / found["softmax"][0] for score in found["softmax"]] == pytest.approx(ratio, abs=1e-6)
+
+
+async def test_where_labels_do_not_exclude_each_other_scores_are_sigmoids(tmp_path: Path) -> None:
+    several = random_vit(tmp_path, labels=4, problem_type="multi_label_classification")
+    with closing(vision_classify.load(context(several))) as backend:
+        assert await labels(backend, FILES["png"]) == await labels(backend, FILES["png"], function_to_apply="sigmoid")
+
+
+async def test_many_requests_at_once_get_each_its_own_labels(backends: dict[str, ClassifyBackend]) -> None:
+    for kind, wish in (("vit", {}), ("clip", {"labels": NAMES}), ("siglip", {"labels": NAMES[:2]})):
+        alone = [await labels(backends[kind], file, **wish) for file in FILES.values()]
+        together = await asyncio.gather(*(labels(backends[kind], file, **wish) for file in [*FILES.values()] * 3))
+        for found, expected in zip(together, alone * 3, strict=True):
+            assert dict(found) == pytest.approx(dict(expected), abs=1e-6)
+
+
+async def test_without_labels_those_of_the_configuration_count(
+    backends: dict[str, ClassifyBackend], folders: dict[str, Path]
+) -> None:
+    found = await labels(backends["clip"], FILES["png"], top_k=100)
+    assert {label for label, _ in found} == set(vision_classify.LABELS)
+    with closing(vision_classify.load(context(folders["clip"], labels=["hot dog", "not hot dog"]))) as backend:
+        assert {label for label, _ in await labels(backend, FILES["png"])} == {"hot dog", "not hot dog"}
+
+
+@pytest.mark.parametrize("fields", [{"labels": NAMES}, {"hypothesis_template": "{}"}])
+async def test_a_model_with_labels_of_its_own_takes_no_others(
+    fields: dict[str, Any], backends: dict[str, ClassifyBackend]
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"{next(iter(fields))}: this model has labels of its own; leave it out"):
+        await labels(backends["vit"], FILES["png"], **fields)
+
+
+async def test_labels_that_are_too_long_are_told_by_index(backends: dict[str, ClassifyBackend]) -> None:
+    with pytest.raises(RequestTooLong) as caught:
+        await labels(backends["clip"], FILES["png"], labels=["short", "x" * 70, "also short", "y" * 80])
+    assert [(v.field, v.constraint) for v in caught.value.violations] == [
+        ("labels[1]", "tokens <= 77"), ("labels[3]", "tokens <= 77"),
+    ]  # fmt: skip
+
+
+async def test_what_is_no_picture_fails_its_own_request_only(backends: dict[str, ClassifyBackend]) -> None:
+    good = [asyncio.create_task(labels(backends["vit"], file)) for file in FILES.values()]
+    for data, sentence in ((b"GIF89a", "is not a PNG, JPEG or WebP"), (FILES["large"][:500], "is not a whole JPEG")):
+        with pytest.raises(InvalidRequest, match=f"image: {sentence}"):
+            await labels(backends["vit"], data)
+    assert all(len(found) == 5 for found in await asyncio.gather(*good))
+
+
+async def test_a_text_is_read_once_and_the_oldest_are_forgotten(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vision_models, "KNOWN_TEXTS", 4)
+    with closing(vision_classify.load(context(folders["clip"]))) as backend:
+        model: Any = backend._model
+        read: list[int] = []
+        whole = model._model.get_text_features
+
+        def counted(input_ids: Any, **inputs: Any) -> Any:
+            read.append(len(input_ids))
+            return whole(input_ids=input_ids, **inputs)
+
+        monkeypatch.setattr(model._model, "get_text_features", counted)
+        first = await labels(backend, FILES["png"], labels=["a", "b", "a"])
+        assert await labels(backend, FILES["png"], labels=["a", "b", "a"]) == first
+        assert read == [2]
+        await labels(backend, FILES["png"], labels=["c", "d", "e", "b"])
+        assert len(model._known) == 4
+        assert dict(await labels(backend, FILES["png"], labels=["a", "b"])).keys() == {"a", "b"}
+        assert read == [2, 3, 1]
+
+
+async def test_a_vector_is_that_of_the_bare_library(folders: dict[str, Path], pipelines: dict[str, Any]) -> None:
+    import torch
+
+    for kind in ("clip", "siglip"):
+        bare = pipelines[kind]
+        with closing(vision_embed.load(context(folders[kind]))) as backend:
+            for file in FILES.values():
+                with Image.open(io.BytesIO(file)) as image, torch.inference_mode():
+                    upright = ImageOps.exif_transpose(image).convert("RGB")
+                    expected = bare.model.get_image_features(**bare.image_processor(upright, return_tensors="pt"))
+                row = expected.pooler_output[0].numpy()
+                work = ordered(Started.now("job", "model"), backend.execute(EmbedRequest(image=file)))
+                result = (await collect(work, vision_embed.SPEC.outputs)).output
+                assert result["dim"] == len(row)
+                assert result["embeddings"][0] == pytest.approx(row / np.linalg.norm(row), abs=1e-5)
+                raw = next(e.value for e in await events(backend, file, normalize=False, encoding="base64")
+                           if isinstance(e, Output))  # fmt: skip
+                assert struct.unpack(f"<{raw.dim}f", base64.b64decode(raw.embedding)) == pytest.approx(row, rel=1e-4)
+
+
+def test_a_classifier_has_no_vectors_to_give(folders: dict[str, Path]) -> None:
+    with pytest.raises(ConfigurationError, match="embed is for CLIP and SigLIP; this model classifies"):
+        vision_embed.load(context(folders["vit"]))
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
+    folder = random_vit(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["ViTModel"]}))
+    with pytest.raises(ConfigurationError, match="is a model of the type vit, and neither an image classifier nor"):
+        vision_classify.load(context(folder))
+
+
+def test_a_pickle_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    folder = random_vit(tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ConfigurationError, match="may be a pickle"):
+        vision_classify.check(context(folder).worker)
+
+
+@pytest.mark.parametrize(
+    ("engine", "fault"),
+    [
+        ({"dtype": "int8"}, "engine.dtype"),
+        ({"labels": []}, "engine.labels"),
+        ({"max_pixels": 10**9}, "engine.max_pixels"),
+        ({"trust_remote_code": True}, "engine.trust_remote_code: unknown key"),
+    ],
+)
+def test_options_are_checked_before_anything_starts(
+    engine: dict[str, Any], fault: str, folders: dict[str, Path]
+) -> None:
+    with pytest.raises(ConfigurationError, match=fault):
+        vision_classify.check(context(folders["clip"], **engine).worker)
+
+
+async def test_pictures_are_held_against_the_pixels_of_the_configuration(folders: dict[str, Path]) -> None:
+    with closing(vision_classify.load(context(folders["vit"], max_pixels=2000))) as backend:
+        assert len(await labels(backend, FILES["png"])) == 5
+        with pytest.raises(InvalidRequest, match="image: must have at most 2000 pixels; scale it down"):
+            await labels(backend, FILES["large"])
+
+
+def test_only_models_that_know_texts_are_of_that_kind(backends: dict[str, ClassifyBackend]) -> None:
+    assert [isinstance(backend._model, ImageTextModel) for backend in backends.values()] == [False, True, True]
