@@ -6,10 +6,10 @@
 # make format    what ruff can set right
 # make bench     what the serving layer costs, against its peers (8 minutes; benchmarks/README.md)
 # make pin       requirements/constraints*.txt anew
-# make install   into .venv;  EXTRAS=gpu,embedding,audio,demo,dev  on a machine with NVIDIA GPUs
+# make install   into .venv;  EXTRAS=gpu,embedding,audio,vision,demo,dev  on a machine with NVIDIA GPUs
 
 PYTHON ?= python3
-EXTRAS ?= cpu,embedding,audio,demo,dev
+EXTRAS ?= cpu,embedding,audio,vision,demo,dev
 CONFIG ?= serve_config.yaml
 
 comma := ,
@@ -58,7 +58,7 @@ bench: $(STAMP)
 
 # The newest versions that fit together, pinned. The CPU build of torch is written without its +cpu, which the other
 # build does not have; `==` accepts both.
-PIN := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --no-annotate --no-header --extra embedding --extra audio --extra demo --extra dev
+PIN := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --no-annotate --no-header --extra embedding --extra audio --extra vision --extra demo --extra dev
 pin: $(STAMP)
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
 	  $(PIN) --extra cpu --override requirements/overrides.txt | sed 's/+cpu$$//' > requirements/constraints.txt
