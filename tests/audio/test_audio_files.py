@@ -196,9 +196,7 @@ def test_a_decoder_that_is_killed_by_a_file_is_replaced(decoder: AudioDecoder) -
 def test_a_decoder_that_never_comes_back_is_ended() -> None:
     program = """
 import io, time
-from deployments import audio_decoder
-audio_decoder.LIMIT_S = 1
-audio_decoder.decode = lambda data, max_s: time.sleep(60)
-audio_decoder.serve(io.BytesIO(audio_decoder._REQUEST.pack(1.0, 4) + b"file"), io.BytesIO())
+from deployments.decoding_process import _REQUEST, serve
+serve(lambda data: time.sleep(60), 1, io.BytesIO(_REQUEST.pack(4) + b"file"), io.BytesIO())
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGALRM
