@@ -8,4 +8,5 @@ WORKER_TYPES: dict[str, str] = {
     "echo": "deployments.echo:SPEC",
     "embedding": "deployments.embedding:SPEC",
     "llm": "deployments.llm:SPEC",
+    "vision/generate": "deployments.vision_generate:SPEC",
 }

@@ -90,10 +90,18 @@ SPEECH: dict[str, Any] = {
     "model_name": "hibari",
     "cpus": 0,
 }
+GENERATE: dict[str, Any] = {
+    "id": "vision-generate-0",
+    "type": "vision",
+    "task": "generate",
+    "model_name": "tiny-diffusion",
+    "cpus": 0,
+    "threads": 1,
+}
 NOT_AWAITED = ("echo-slow", "echo-broken")
 """Workers that load until a test lets them go on, or fail."""
 
-MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH]}
+MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH, GENERATE]}
 """Workers that are served only where a test with the mark is selected."""
 
 
@@ -180,7 +188,13 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
         {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
     ]
-    workers = [*request.config.stash[NEEDED_MODELS], *workers]
+    models = request.config.stash[NEEDED_MODELS]
+    if GENERATE in models:
+        from tests.vision.tiny_pipelines import save, stable_diffusion
+
+        folder = save(stable_diffusion(), tmp_path_factory.mktemp("diffusion"))
+        models = [{**worker, "model_ref": f"file:{folder}"} if worker is GENERATE else worker for worker in models]
+    workers = [*models, *workers]
     with running_hive() as hive:
         args = {
             "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},

@@ -11,6 +11,9 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.worker import Device, WorkerSpec
 
+TORCH_NAMES = {"cuda": "cuda", "cpu": "cpu", "metal": "mps"}
+"""Backends as torch calls them."""
+
 
 def choose_device(worker: WorkerConfig, spec: WorkerSpec[Any], gpu_ids: Sequence[str]) -> Device:
     """The device of this replica.

@@ -16,7 +16,8 @@ from rbee_serve.worker import WorkerSpec
 from tests.conftest import Served
 from tests.served.waiting import eventually
 
-needs = {name: [pytest.mark.model] for name in ("embedding", "audio/generate", "audio/transcribe")}
+with_models = ("embedding", "audio/generate", "audio/transcribe", "vision/generate")
+needs = {name: [pytest.mark.model] for name in with_models}
 needs["llm"] = [pytest.mark.vllm]
 every_worker = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=needs.get(name, [])) for name in sorted(WORKER_TYPES)]
