@@ -11,4 +11,5 @@ WORKER_TYPES: dict[str, str] = {
     "reranker": "deployments.reranker:SPEC",
     "vision/classify": "deployments.vision_classify:SPEC",
     "vision/embed": "deployments.vision_embed:SPEC",
+    "vision/generate": "deployments.vision_generate:SPEC",
 }

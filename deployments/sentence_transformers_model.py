@@ -15,7 +15,7 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.registry import import_engine
 from rbee_serve.replica.batching import Batcher
-from rbee_serve.replica.model_files import PICKLES, prepare
+from rbee_serve.replica.model_files import prepare, refuse_pickles
 from rbee_serve.replica.room import require_room, weights_memory_bytes
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker import LoadContext
@@ -82,13 +82,7 @@ def _refuse_pickles(folder: Path) -> None:
     """The layers above the transformer lie in folders of their own, and may be pickles where it is not."""
     modules = folder / "modules.json"
     for module in json.loads(modules.read_bytes()) if modules.is_file() else ():
-        files = sorted((folder / str(module["path"])).glob("*"))
-        pickled = next((file for file in files if file.suffix in PICKLES), None)
-        if pickled and not any(file.suffix == ".safetensors" for file in files):
-            raise ConfigurationError(
-                f"{pickled} may be a pickle, which can run any code when it is read, so it is never loaded; use a model"
-                " in safetensors form"
-            )
+        refuse_pickles(folder / str(module["path"]))
 
 
 def batcher(

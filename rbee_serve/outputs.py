@@ -125,6 +125,28 @@ class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=Tru
         return {"samples": data, "sample_rate": rate, "encoding": encoding}
 
 
+class ImageOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="image"):
+    """A picture: `patch` is a file in that `format`, as base64 on the wire.
+
+    With `preview` it is a small one of what the next picture will be like, after `step` steps. Pictures come one after
+    another, and `i` counts previews too.
+    """
+
+    patch: bytes
+    format: Literal["png", "jpeg", "webp"]
+    preview: bool = False
+    step: int | None = None
+    i: int
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """The finished pictures."""
+        finished = [value for value in values if not value.preview]
+        if not finished:
+            return {"images": []}
+        return {"images": [value.patch for value in finished], "format": finished[0].format}
+
+
 class TimedWord(msgspec.Struct, frozen=True, kw_only=True):
     """A spoken word and when it is spoken, in seconds. `probability` is how sure the model is of it."""
 

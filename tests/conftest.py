@@ -95,17 +95,20 @@ SPEECH: dict[str, Any] = {
 }
 CLASSIFY: dict[str, Any] = {"id": "vision-classify-0", "type": "vision", "task": "classify", "cpus": 0, "threads": 1}
 EMBED: dict[str, Any] = {"id": "vision-embed-0", "type": "vision", "task": "embed", "cpus": 0, "threads": 1}
+GENERATE: dict[str, Any] = {"id": "vision-generate-0", "type": "vision", "task": "generate", "cpus": 0, "threads": 1}
 RERANKER: dict[str, Any] = {"id": "reranker-0", "type": "reranker", "cpus": 0, "threads": 1}
 MADE_MODELS = {
-    "reranker": "tests.tiny_cross_encoder:tiny_cross_encoder",
-    "vision": "tests.vision.tiny_models:random_clip",
+    "reranker-0": "tests.tiny_cross_encoder:tiny_cross_encoder",
+    "vision-classify-0": "tests.vision.tiny_models:random_clip",
+    "vision-embed-0": "tests.vision.tiny_models:random_clip",
+    "vision-generate-0": "tests.vision.tiny_pipelines:random_diffusion",
 }
-"""Worker types whose models no package carries, with what makes one in a folder."""
+"""Workers whose models no package carries, with what makes one in a folder."""
 
 NOT_AWAITED = ("echo-slow", "echo-broken")
 """Workers that load until a test lets them go on, or fail."""
 
-MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH, CLASSIFY, EMBED, RERANKER]}
+MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH, CLASSIFY, EMBED, GENERATE, RERANKER]}
 """Workers that are served only where a test with the mark is selected."""
 
 
@@ -197,9 +200,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     ]
     models = [dict(worker) for worker in request.config.stash[NEEDED_MODELS]]
     for worker in models:
-        if make := MADE_MODELS.get(worker["type"]):
+        if make := MADE_MODELS.get(worker["id"]):
             folder = pkgutil.resolve_name(make)(tmp_path_factory.mktemp(worker["id"]))
-            worker |= {"model_ref": f"file:{folder}", "model_name": f"tiny-{worker['type']}"}
+            worker |= {"model_ref": f"file:{folder}", "model_name": f"tiny-{worker['id']}"}
     workers = [*models, *workers]
     with running_hive() as hive:
         args = {

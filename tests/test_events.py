@@ -32,7 +32,7 @@ from rbee_serve.events import (
     from_json,
     to_json,
 )
-from rbee_serve.outputs import Label, LabelOutput, OutputValue, TokenOutput
+from rbee_serve.outputs import ImageOutput, Label, LabelOutput, OutputValue, TokenOutput
 
 
 class WeatherOutput(OutputValue, frozen=True, kw_only=True, tag="weather"):
@@ -52,6 +52,14 @@ WIRE: list[tuple[Event[Any], str]] = [
     (
         Output(LabelOutput(labels=(Label(label="cat", score=0.75), Label(label="dog", score=0.25)), i=0)),
         '{"type":"labels","labels":[{"label":"cat","score":0.75},{"label":"dog","score":0.25}],"i":0}',
+    ),
+    (
+        Output(ImageOutput(patch=b"\x89PNG", format="png", i=2)),
+        '{"type":"image","patch":"iVBORw==","format":"png","i":2}',
+    ),
+    (
+        Output(ImageOutput(patch=b"RIFF", format="webp", preview=True, step=5, i=0)),
+        '{"type":"image","patch":"UklGRg==","format":"webp","preview":true,"step":5,"i":0}',
     ),
     (Progress(step=3, total=20), '{"type":"progress","step":3,"total":20}'),
     (Progress(step=3, total=20, kind="page"), '{"type":"progress","step":3,"total":20,"kind":"page"}'),
@@ -99,7 +107,7 @@ def test_an_event_is_this_json(event: Event[Any], wire: str) -> None:
 
 @every_event
 def test_the_json_is_the_event_again(event: Event[Any], wire: str) -> None:
-    assert from_json(wire, WeatherOutput, LabelOutput) == event
+    assert from_json(wire, WeatherOutput, LabelOutput, ImageOutput) == event
 
 
 @every_event
@@ -244,3 +252,10 @@ def test_a_loading_worker_says_where_to_look() -> None:
     error = WorkerLoading("wait")
     error.progress_url = "/workers/llm/v1/loading/progress"
     assert error.to_json()["progress_url"] == "/workers/llm/v1/loading/progress"
+
+
+def test_pictures_join_without_their_previews() -> None:
+    preview = ImageOutput(patch=b"p", format="png", preview=True, step=1, i=0)
+    pictures = [ImageOutput(patch=b"a", format="png", i=1), ImageOutput(patch=b"b", format="png", i=3)]
+    assert ImageOutput.join([preview, pictures[0], preview, pictures[1]]) == {"images": [b"a", b"b"], "format": "png"}
+    assert ImageOutput.join([preview]) == {"images": []}

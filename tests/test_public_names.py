@@ -24,8 +24,8 @@ PUBLIC = {
     "rbee_serve.grammar": {"GrammarError", "StreamGrammar", "check_stream"},
     "rbee_serve.limits": {"with_limits"},
     "rbee_serve.outputs": {
-        "AudioChunkOutput", "EmbeddingOutput", "Label", "LabelOutput", "OutputValue", "RankOutput", "RecordingOutput",
-        "SegmentOutput", "TimedWord", "TokenOutput",
+        "AudioChunkOutput", "EmbeddingOutput", "ImageOutput", "Label", "LabelOutput", "OutputValue", "RankOutput",
+        "RecordingOutput", "SegmentOutput", "TimedWord", "TokenOutput",
     },
     "rbee_serve.request": {"InferenceRequest", "new_id"},
     "rbee_serve.sse": {

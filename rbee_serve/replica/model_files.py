@@ -112,6 +112,15 @@ def check_local(worker: WorkerConfig, formats: Collection[Format] = TORCH_FORMAT
         raise ConfigurationError(f"model_ref: {str(exc).removeprefix('model_ref: ')}") from exc
 
 
+def refuse_pickles(folder: Path) -> None:
+    """Raise `ConfigurationError` where a part of a model, in a folder of its own, has weights in a pickle and none in
+    safetensors."""
+    files = sorted(folder.glob("*"))
+    pickled = next((file for file in files if file.suffix in PICKLES), None)
+    if pickled and not any(file.suffix == ".safetensors" for file in files):
+        raise _pickle(pickled)
+
+
 def weights_bytes(path: Path) -> int:
     """Bytes of the weights at `path`, a file or a folder: what a model takes in memory in the type it is stored in."""
     if path.is_file():

@@ -16,16 +16,16 @@ _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 _ELEMENT_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
 
 
-def weights_memory_bytes(folder: Path, dtype: str | None = None) -> int:
-    """Bytes that the safetensors of a folder and its subfolders take in memory, with floats of `dtype` (as torch calls
-    it), or as they are stored where that is None or `auto`. Quantised numbers stay as they are.
+def weights_memory_bytes(path: Path, dtype: str | None = None) -> int:
+    """Bytes that a safetensors file, or those of a folder and its subfolders, take in memory, with floats of `dtype`
+    (as torch calls it), or as they are stored where that is None or `auto`. Quantised numbers stay as they are.
 
     Raises `ConfigurationError` for a broken file.
     """
     element_bytes = _ELEMENT_BYTES.get(dtype or "auto")
     return sum(
         tensor.elements * element_bytes if element_bytes and tensor.type in _FLOATS else tensor.size_bytes
-        for file in sorted(folder.rglob("*.safetensors"))
+        for file in ([path] if path.is_file() else sorted(path.rglob("*.safetensors")))
         for tensor in read_safetensors_header(file).tensors
     )
 

@@ -9,7 +9,7 @@ from contextlib import aclosing
 
 import pytest
 
-from rbee_serve.replica.engine_thread import EngineThread
+from rbee_serve.replica.engine_thread import EngineThread, Outlet
 from rbee_serve.step_clock import StepClock
 
 
@@ -126,3 +126,65 @@ async def test_each_item_is_a_step_and_none_is_expected_of_an_engine_that_nobody
         blocked.set()
         assert await waiting == 2
         assert not steps.hangs()
+
+
+async def test_work_that_calls_back_is_read_in_order_and_follows_what_came_before_it(engine: EngineThread) -> None:
+    begun: list[int] = []
+
+    def work(outlet: Outlet[int], number: int) -> None:
+        begun.append(number)
+        for item in range(3):
+            outlet.put(10 * number + item)
+
+    async def read(number: int) -> list[int]:
+        return [item async for item in engine.called(lambda outlet: work(outlet, number))]
+
+    assert await asyncio.gather(read(1), read(2)) == [[10, 11, 12], [20, 21, 22]]
+    assert begun == [1, 2]
+    engine.close()
+
+
+async def test_a_reader_that_leaves_ends_work_that_calls_back_at_its_next_step(engine: EngineThread) -> None:
+    left, ended = threading.Event(), threading.Event()
+
+    def work(outlet: Outlet[int]) -> None:
+        outlet.put(1)
+        left.wait(5)
+        try:
+            outlet.step()
+        except InterruptedError:
+            ended.set()
+            raise
+
+    async with aclosing(engine.called(work)) as items:
+        assert await anext(items) == 1
+    left.set()
+    assert await asyncio.to_thread(ended.wait, 1)
+    assert [item async for item in engine.iterate(Work(2).items())] == [0, 1]
+
+
+async def test_work_that_calls_back_and_waits_is_not_begun_when_its_reader_has_left(engine: EngineThread) -> None:
+    free, begun = threading.Event(), threading.Event()
+    first = asyncio.create_task(anext(engine.called(lambda outlet: free.wait(5) and outlet.put(1))))
+    second = asyncio.create_task(anext(engine.called(lambda outlet: begun.set())))
+    await asyncio.sleep(0.05)
+    second.cancel()
+    await asyncio.wait([second])
+    free.set()
+    assert await first == 1
+    assert [item async for item in engine.iterate(Work(1).items())] == [0]
+    assert not begun.is_set()
+
+
+async def test_a_failure_of_work_that_calls_back_is_raised_after_what_came_before_it(engine: EngineThread) -> None:
+    def work(outlet: Outlet[int]) -> None:
+        outlet.put(1)
+        raise KeyError
+
+    items = engine.called(work)
+    assert await anext(items) == 1
+    with pytest.raises(KeyError):
+        await anext(items)
+    async with aclosing(engine.called(work)) as items:
+        await anext(items)
+        await asyncio.sleep(0.05)  # what nobody waits for is forgotten

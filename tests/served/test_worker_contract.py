@@ -16,7 +16,10 @@ from rbee_serve.worker import WorkerSpec
 from tests.conftest import Served
 from tests.served.waiting import eventually
 
-with_models = ("embedding", "audio/generate", "audio/transcribe", "reranker", "vision/classify", "vision/embed")
+with_models = (
+    *("embedding", "audio/generate", "audio/transcribe", "reranker"),
+    *("vision/classify", "vision/embed", "vision/generate"),
+)
 needs = {name: [pytest.mark.model] for name in with_models}
 needs["llm"] = [pytest.mark.vllm]
 every_worker = pytest.mark.parametrize(

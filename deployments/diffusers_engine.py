@@ -1,0 +1,168 @@
+"""Pictures by a pipeline of diffusers.
+
+Pictures are made one after another, each from a seed of its own: so the first one is there soon, memory is that of one,
+and each is the picture that the bare pipeline makes of its seed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from math import isqrt
+from typing import Any, NamedTuple
+
+import psutil
+
+from deployments.diffusers_loader import Options
+from deployments.latent_colors import LatentColors, samples_like
+from deployments.picture_order import Bounds, Order, Task, parameters
+from rbee_serve.errors import InsufficientResources, InsufficientVram
+from rbee_serve.events import Progress
+from rbee_serve.replica.engine_thread import Outlet
+from rbee_serve.worker import Device
+
+PROBE_UNITS = 32
+"""The side of the picture that is made while loading, in multiples of the smallest: a thousand colours are enough to
+fit a map to them."""
+
+WORKING_LAYERS = 2
+"""What a pass holds at once, as a multiple of what goes into its largest layer and comes out of it."""
+
+
+class Drawn(NamedTuple):
+    """A picture of Pillow's; a small one of what it will be like, if `step` is given. An `unsafe` one is black."""
+
+    picture: Any
+    step: int | None = None
+    unsafe: bool = False
+
+
+class DiffusersEngine:
+    """A loaded pipeline, and those for other tasks that its weights are good for. To be used in one thread."""
+
+    def __init__(self, pipeline: Any, options: Options, device: Device) -> None:
+        self._torch: Any = importlib.import_module("torch")
+        self._pipeline, self._options, self._device = pipeline, options, device
+        self._pipelines = _relatives(pipeline)
+        self._models = [part for part in pipeline.components.values() if isinstance(part, self._torch.nn.Module)]
+        self._dtypes = [model.dtype for model in self._models]
+        self._step: Callable[[], None] = lambda: None
+        self.bounds = Bounds(self._pipelines, tuple(options.lora_modules), options.max_side)
+        """What it can make."""
+        self._colors, self._bytes_per_pixel = self._probe()
+        self.bounds.previews = self._colors is not None
+        for model in self._models:
+            for part in model.modules():
+                for block in part if isinstance(part, self._torch.nn.ModuleList) else ():
+                    block.register_forward_pre_hook(lambda *_: self._step())
+
+    def draw(self, order: Order, outlet: Outlet[Progress | Drawn]) -> None:
+        """Put each picture into `outlet`, with the progress and the previews before it."""
+        self._step = outlet.step
+        for number, seed in enumerate(order.seeds):
+
+            def on_step(pipeline: Any, index: int, time: Any, tensors: Any, number: int = number) -> dict[str, Any]:
+                step, total = index + 1, pipeline.num_timesteps
+                outlet.put(Progress(step=number * total + step, total=total * len(order.seeds)))
+                if self._colors and order.preview_every and step % order.preview_every == 0 and step < total:
+                    outlet.put(Drawn(self._colors.picture(tensors["latents"], order.width / order.height), step))
+                return {}
+
+            made = self._make(order, seed, on_step)
+            unsafe = getattr(made, "nsfw_content_detected", None) or [False]
+            outlet.put(Drawn(made.images[0], unsafe=bool(unsafe[0])))
+
+    def _make(self, order: Order, seed: int, on_step: Callable[..., dict[str, Any]]) -> Any:
+        """What the pipeline makes of that seed."""
+        if order.lora is not None:
+            self._pipeline.enable_lora()
+            self._pipeline.set_adapters(order.lora)
+        elif self._options.lora_modules:
+            self._pipeline.disable_lora()
+        if order.task not in self._pipelines:
+            order = order.all_anew(with_mask="mask" in self._pipelines)
+        pipeline = self._pipelines[order.task]
+        known = parameters(pipeline)
+        try:
+            return pipeline(
+                **{name: value for name, value in order.arguments().items() if name in known},
+                generator=self._torch.Generator("cpu").manual_seed(seed),
+                callback_on_step_end=on_step,
+            )
+        except BaseException:
+            # Some pipelines decode in another type than they denoise in, and change the model's for that time.
+            for model, dtype in zip(self._models, self._dtypes, strict=True):
+                if model.dtype != dtype:
+                    model.to(dtype)
+            raise
+
+    def _probe(self) -> tuple[LatentColors | None, float]:
+        """How latents become colours, and how many bytes it takes for each pixel to make a picture: told by a small
+        one, for which the pipeline is given latents that are made up."""
+        side = min(self.bounds.side, PROBE_UNITS * self.bounds.multiple)
+        given: list[Any] = []
+
+        def on_step(pipeline: Any, index: int, time: Any, tensors: Any) -> dict[str, Any]:
+            latents = tensors["latents"]
+            if latents.ndim == 4 or (latents.ndim == 3 and isqrt(latents.shape[1]) ** 2 == latents.shape[1]):
+                given[:] = [samples_like(latents, 1.0)]
+            return {"latents": given[0]} if given else {}
+
+        with _layers(self._models) as sizes:
+            picture = self._make(Order(prompt="A picture", width=side, height=side, steps=1, seeds=(0,)), 0, on_step)
+        colors = LatentColors.fitted(given[0], picture.images[0]) if given else None
+        return colors, WORKING_LAYERS * max(sizes) / side**2
+
+    def require_room(self, order: Order) -> None:
+        """Raise `InsufficientVram` or `InsufficientResources` where a picture of that size needs more memory than is
+        free."""
+        needed, free = order.width * order.height * self._bytes_per_pixel, self._free_bytes()
+        if needed > free:
+            kind = InsufficientVram if self._device.backend == "cuda" else InsufficientResources
+            raise kind(
+                f"a picture of {order.width} x {order.height} pixels takes about {needed / 1e9:.1f} GB to make, and"
+                f" {free / 1e9:.1f} GB are free; ask for a smaller one, or try again later"
+            )
+
+    def _free_bytes(self) -> int:
+        if self._device.backend != "cuda":
+            return int(psutil.virtual_memory().available)
+        cuda = self._torch.cuda
+        free, total = cuda.mem_get_info()
+        used = cuda.memory_allocated()
+        return int(min(free + cuda.memory_reserved() - used, self._device.fraction * total - used))
+
+
+def _relatives(pipeline: Any) -> dict[Task, Any]:
+    """The pipeline for each task, of the same weights. One that is not made for text alone does its own task only."""
+    known = parameters(pipeline)
+    if "strength" in known or "mask_image" in known:
+        found: dict[Task, Any] = {"mask" if "mask_image" in known else "image": pipeline}
+    else:
+        diffusers = importlib.import_module("diffusers")
+        found = {"text": pipeline}
+        with suppress(ValueError):  # it has no such relative
+            found["image"] = pipeline if "image" in known else diffusers.AutoPipelineForImage2Image.from_pipe(pipeline)
+        with suppress(ValueError):
+            found["mask"] = diffusers.AutoPipelineForInpainting.from_pipe(pipeline)
+    for each in found.values():
+        each.set_progress_bar_config(disable=True)
+    return found
+
+
+@contextmanager
+def _layers(models: Iterable[Any]) -> Iterator[list[int]]:
+    """The bytes that go into each layer and come out of it, while the block runs."""
+    found: list[int] = []
+
+    def look(layer: Any, arguments: Any, output: Any) -> None:
+        found.append(sum(getattr(tensor, "nbytes", 0) for tensor in (*arguments, output)))
+
+    layers = [part for model in models for part in model.modules() if not any(part.children())]
+    hooks = [layer.register_forward_hook(look) for layer in layers]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,73 @@
+"""What a picture will look like, told from the latents that it is made of: by a linear map from their channels to red,
+green and blue.
+
+That such a map is enough was found for Stable Diffusion 1.4, whose map is published
+(https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204). Here it is fitted to the model's own
+decoder when the model is loaded, so there is one for every model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+PATCHES = (1, 2, 4, 8, 16)
+"""Sides of the patches of one value, in latents, that the latents to learn from are a mixture of: a picture has areas
+of many sizes."""
+
+
+class LatentColors:
+    """The map, as a matrix with a row for each channel and a last one for what is added."""
+
+    def __init__(self, matrix: Any) -> None:
+        self._matrix = matrix
+
+    @classmethod
+    def fitted(cls, latents: Any, image: Any) -> LatentColors:
+        """The map that makes of `latents` what is nearest to `image`, into which they were decoded."""
+        torch: Any = importlib.import_module("torch")
+        numpy: Any = importlib.import_module("numpy")
+        grid = as_grid(latents, image.width / image.height)
+        small = numpy.asarray(image.resize((grid.shape[2], grid.shape[1]), resample=4), numpy.float64)  # 4: averages
+        colors = torch.from_numpy(small).reshape(-1, 3)
+        return cls(torch.linalg.lstsq(_rows(grid), colors).solution)
+
+    def picture(self, latents: Any, ratio: float) -> Any:
+        """A picture of one pixel for each latent; `ratio` is that of the whole one, width to height."""
+        grid = as_grid(latents, ratio)
+        # Some samplers begin with noise that is a dozen times stronger than any picture.
+        colors = _rows(grid / grid.std().clamp(min=1)) @ self._matrix
+        pixels = colors.clamp(0, 255).round().byte().reshape(*grid.shape[1:], 3)
+        return importlib.import_module("PIL.Image").fromarray(pixels.numpy())
+
+
+def as_grid(latents: Any, ratio: float) -> Any:
+    """The latents of one picture as channels, rows and columns of float32 on the CPU, from the two forms in which
+    pipelines have them: that, or a list of tokens, row by row."""
+    latents = latents[0].float().cpu()
+    if latents.ndim == 3:
+        return latents
+    rows = round((len(latents) / ratio) ** 0.5)
+    return latents.T.reshape(latents.shape[1], rows, -1)
+
+
+def samples_like(latents: Any, ratio: float) -> Any:
+    """Latents to learn from, in the form of the given ones: random areas of many sizes, with a variance of 1, which is
+    what pipelines scale their latents to."""
+    torch: Any = importlib.import_module("torch")
+    channels, rows, columns = as_grid(latents, ratio).shape
+    random = torch.Generator().manual_seed(0)
+    grid = torch.zeros(channels, rows, columns)
+    for side in PATCHES:
+        patches = torch.randn(channels, -(-rows // side), -(-columns // side), generator=random)
+        grid += patches.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :rows, :columns]
+    grid /= grid.std()
+    made = grid if latents.ndim == 4 else grid.flatten(1).T
+    return made[None].to(latents)
+
+
+def _rows(grid: Any) -> Any:
+    """A row of channels for each latent, with a 1 at its end."""
+    torch: Any = importlib.import_module("torch")
+    rows = grid.flatten(1).T.double()
+    return torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], 1)

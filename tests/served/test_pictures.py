@@ -1,0 +1,77 @@
+"""Pictures over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from rbee_serve.client import Client
+from rbee_serve.events import Output
+from rbee_serve.grammar import check_stream
+from rbee_serve.outputs import ImageOutput
+from tests.conftest import Served
+from tests.served.waiting import eventually
+from tests.vision.pictures import encoded, picture
+
+pytestmark = [pytest.mark.ray, pytest.mark.model]
+
+WORKER = "vision-generate-0"
+ASKED: dict[str, Any] = {"prompt": "a cat", "steps": 4, "seed": 3}
+FILE = encoded(picture(), "JPEG")
+
+
+@pytest.fixture(scope="module")
+def url(served: Served) -> str:
+    base = served.base(WORKER)
+    eventually(lambda: httpx.get(f"{base}/v1/ready").json()["ready"], 240)
+    return f"{base}/v1/inference"
+
+
+def post(url: str, **how: Any) -> httpx.Response:
+    answer = httpx.post(url, timeout=60, **how)
+    assert answer.status_code == 200, answer.text
+    return answer
+
+
+def pixels(data: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def test_a_picture_comes_as_events_as_json_and_as_a_file(url: str, served: Served) -> None:
+    events = check_stream(post(url, json={**ASKED, "preview_every": 2}).content, ImageOutput)
+    preview, made = [event.value for event in events if isinstance(event, Output)]
+    assert (preview.preview, preview.step, made.preview) == (True, 2, False)
+    result = post(url, json={**ASKED, "stream": False}).json()
+    assert (result["format"], result["seed"]) == ("png", 3)
+    assert [base64.b64decode(image) for image in result["images"]] == [made.patch]
+    answer = post(url, json={**ASKED, "stream": False, "format": "png"})
+    assert (answer.headers["content-type"], answer.content) == ("image/png", made.patch)
+    with Client(served.url, outputs=[ImageOutput]) as client:
+        with client.stream(WORKER, **ASKED, preview_every=2) as stream:
+            assert [event.value for event in stream if isinstance(event, Output)] == [preview, made]
+        assert client.document(WORKER, **ASKED, format="png").data == made.patch
+
+
+def test_a_picture_and_its_mask_are_sent_as_a_form_or_as_base64(url: str) -> None:
+    mask = encoded(np.full((32, 48), 255, np.uint8), "PNG")
+    fields = {"prompt": "a cat", "steps": "4", "seed": "3", "strength": "0.5", "stream": "false", "format": "png"}
+    by_form = post(url, data=fields, files={"image": ("a.jpg", FILE), "mask": ("m.png", mask)})
+    files = {"image": base64.b64encode(FILE).decode(), "mask": base64.b64encode(mask).decode()}
+    by_json = post(url, json={**ASKED, **files, "strength": 0.5, "stream": False, "format": "png"})
+    assert pixels(by_form.content).shape == (32, 48, 3)
+    assert by_form.content == by_json.content
+    alone = post(url, content=FILE, headers={"content-type": "image/jpeg"}, params=fields)
+    assert pixels(alone.content).shape == (32, 48, 3)
+
+
+def test_the_work_stops_when_its_client_has_left(url: str, served: Served) -> None:
+    with httpx.stream("POST", url, json={"prompt": "a cat", "steps": 150, "num_images": 8}, timeout=60) as answer:
+        next(answer.iter_bytes())
+    eventually(lambda: served.working(WORKER) == 0, 2)
+    post(url, json={**ASKED, "stream": False})
