@@ -29,6 +29,9 @@ from rbee_serve.replica.memory import MemoryGauge
 from rbee_serve.request import InferenceRequest
 from rbee_serve.worker import LoadContext
 
+RequestT = TypeVar("RequestT", bound=InferenceRequest)
+OutputT = TypeVar("OutputT", bound=OutputValue)
+
 ImageFile = Annotated[bytes, Field(min_length=1, max_length=32 * 2**20, repr=False), Content("image")]
 """A field of a request: PNG, JPEG or WebP."""
 Pixels = Any
@@ -42,7 +45,6 @@ DECODERS = {"cpu": 1, "metal": 2, "cuda": 4}
 """Processes that decode files, unless `decoders` says otherwise."""
 BATCH_IMAGES = {"cpu": 8, "metal": 16, "cuda": 64}
 """The largest batch, unless `batch_images` says otherwise."""
-
 
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNoaGgAAAMEAYF1LgG8AAAAAElFTkSuQmCC")
 """A grey PNG of 1 x 1 pixel."""
@@ -83,13 +85,12 @@ class VisionModel(ABC):
         self._torch = importlib.import_module("torch")
         self._model, self._processor = model, processor
         self._batch = options.batch_images or BATCH_IMAGES[context.device.backend]
-        self._steps = context.steps
         decoders = options.decoders or DECODERS[context.device.backend]
         self._decoder = ImageDecoder(options.max_pixels, decoders)
         # One more than decoders, so that one picture is scaled while the next one is decoded.
         self._readers = ThreadPoolExecutor(decoders + 1, thread_name_prefix="picture")
         self._pictures: Batcher[Pixels, Array] = Batcher(
-            self._looked, lambda pixels: 1, budget=self._batch, overhead=0, steps=self._steps
+            self._looked, lambda pixels: 1, budget=self._batch, overhead=0, steps=context.steps
         )
 
     async def read(self, file: bytes) -> Pixels:
@@ -110,13 +111,11 @@ class VisionModel(ABC):
         """One for each label."""
 
     @abstractmethod
-    def _rows(self, pixels: Any) -> Any: ...
+    def _rows(self, pixels: Any) -> Any:
+        """A tensor with a row for each picture, of a tensor of them."""
 
     def _read(self, file: bytes) -> Pixels:
-        return self._scaled(self._decoder.decode(file))
-
-    def _scaled(self, picture: Any) -> Pixels:
-        return self._processor(images=picture, return_tensors="pt")["pixel_values"][0]
+        return self._processor(images=self._decoder.decode(file), return_tensors="pt")["pixel_values"][0]
 
     def _looked(self, pictures: Sequence[Pixels]) -> Array:
         with self._torch.inference_mode():
@@ -128,10 +127,6 @@ class VisionModel(ABC):
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._pictures.close()
         self._decoder.close()
-
-
-RequestT = TypeVar("RequestT", bound=InferenceRequest)
-OutputT = TypeVar("OutputT", bound=OutputValue)
 
 
 class VisionBackend(InferenceBackend[RequestT, OutputT]):

@@ -154,13 +154,9 @@ def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[st
             " nor CLIP or SigLIP"
         )
     context.report(LoadProgress(stage="loading_to_vram"))
-    kind = (
-        transformers.AutoModelForImageClassification
-        if classifies
-        else transformers.AutoModelForZeroShotImageClassification
-    )
+    kind = "AutoModelForImageClassification" if classifies else "AutoModelForZeroShotImageClassification"
     chosen = {"dtype": options.dtype, "attn_implementation": options.attn_implementation}
-    model = kind.from_pretrained(
+    model = getattr(transformers, kind).from_pretrained(
         folder, use_safetensors=True, **here, **{name: value for name, value in chosen.items() if value is not None}
     )
     model.to(torch_device(device)).eval()
