@@ -32,10 +32,12 @@ def palette(side: int, unit: int) -> Any:
 
 
 class LatentColors:
-    """The map, as a matrix with a row for each channel and a last one for what is added."""
+    """The map, as a matrix with a row for each channel and a last one for what is added. `spread` is the standard
+    deviation of latents that are a picture."""
 
-    def __init__(self, matrix: Any) -> None:
+    def __init__(self, matrix: Any, spread: float) -> None:
         self._matrix = matrix
+        self._spread = spread
 
     @classmethod
     def fitted(cls, latents: Any, image: Any) -> LatentColors:
@@ -43,15 +45,16 @@ class LatentColors:
         torch: Any = importlib.import_module("torch")
         numpy: Any = importlib.import_module("numpy")
         grid = as_grid(latents, image.width / image.height)
-        small = numpy.asarray(image.resize((grid.shape[2], grid.shape[1]), resample=4), numpy.float64)  # 4: averages
+        box = importlib.import_module("PIL.Image").Resampling.BOX
+        small = numpy.array(image.resize((grid.shape[2], grid.shape[1]), box), numpy.float64)
         colors = torch.from_numpy(small).reshape(-1, 3)
-        return cls(torch.linalg.lstsq(_rows(grid), colors).solution)
+        return cls(torch.linalg.lstsq(_rows(grid), colors).solution, float(grid.std()))
 
     def picture(self, latents: Any, ratio: float) -> Any:
         """A picture of one pixel for each latent; `ratio` is that of the whole one, width to height."""
         grid = as_grid(latents, ratio)
         # Some samplers begin with noise that is a dozen times stronger than any picture.
-        colors = _rows(grid / grid.std().clamp(min=1)) @ self._matrix
+        colors = _rows(grid / max(1.0, float(grid.std()) / self._spread)) @ self._matrix
         pixels = colors.clamp(0, 255).round().byte().reshape(*grid.shape[1:], 3)
         return importlib.import_module("PIL.Image").fromarray(pixels.numpy())
 
