@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from math import isqrt
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import psutil
 
 from deployments.diffusers_loader import Options
-from deployments.latent_colors import LatentColors, samples_like
+from deployments.latent_colors import LatentColors, is_grid, palette
 from deployments.picture_order import Bounds, Order, Task, parameters
 from rbee_serve.errors import InsufficientResources, InsufficientVram
 from rbee_serve.events import Progress
@@ -25,6 +25,9 @@ from rbee_serve.worker import Device
 PROBE_UNITS = 32
 """The side of the picture that is made while loading, in multiples of the smallest: a thousand colours are enough to
 fit a map to them."""
+
+PROBE_STEPS = 50
+"""Of these it does the last one: no sampler that is in use takes fewer at most."""
 
 WORKING_LAYERS = 2
 """What a pass holds at once, as a multiple of what goes into its largest layer and comes out of it."""
@@ -98,21 +101,24 @@ class DiffusersEngine:
             raise
 
     def _probe(self) -> tuple[LatentColors | None, float]:
-        """How latents become colours, and how many bytes it takes for each pixel to make a picture: told by a small
-        one, for which the pipeline is given latents that are made up."""
+        """How latents become colours, and how many bytes it takes for each pixel to make a picture: told by one that is
+        made of a palette, where the model can start from a picture, in a last step that hardly changes it."""
         side = min(self.bounds.side, PROBE_UNITS * self.bounds.multiple)
-        given: list[Any] = []
+        order = Order(prompt="A picture", width=side, height=side, steps=1, seeds=(0,))
+        if self.bounds.changes:
+            colors = palette(side, self.bounds.multiple)
+            mask = None if "image" in self.bounds.changes else colors.point(lambda _: 255)
+            order = replace(order, image=colors, mask=mask, steps=PROBE_STEPS, strength=1 / PROBE_STEPS)
+        latents: list[Any] = []
 
         def on_step(pipeline: Any, index: int, time: Any, tensors: Any) -> dict[str, Any]:
-            latents = tensors["latents"]
-            if latents.ndim == 4 or (latents.ndim == 3 and isqrt(latents.shape[1]) ** 2 == latents.shape[1]):
-                given[:] = [samples_like(latents, 1.0)]
-            return {"latents": given[0]} if given else {}
+            latents[:] = [tensors["latents"]]
+            return {}
 
         with _layers(self._models) as sizes:
-            picture = self._make(Order(prompt="A picture", width=side, height=side, steps=1, seeds=(0,)), 0, on_step)
-        colors = LatentColors.fitted(given[0], picture.images[0]) if given else None
-        return colors, WORKING_LAYERS * max(sizes) / side**2
+            picture = self._make(order, 0, on_step).images[0]
+        learned = order.image is not None and is_grid(latents[0])
+        return LatentColors.fitted(latents[0], picture) if learned else None, WORKING_LAYERS * max(sizes) / side**2
 
     def require_room(self, order: Order) -> None:
         """Raise `InsufficientVram` or `InsufficientResources` where a picture of that size needs more memory than is

@@ -81,6 +81,8 @@ class Bounds:
         """The longest side in pixels."""
         self.side = min(side, self._down(self.max_side))
         """The side that the model was made for."""
+        self.changes = [task for task, known in self._parameters.items() if task != "text" and "strength" in known]
+        """The tasks that change a picture by more or less."""
         self.previews = True
         """Whether it can be told what a picture will be like."""
 

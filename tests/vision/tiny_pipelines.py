@@ -107,7 +107,7 @@ def random_diffusion(folder: Path) -> Path:
 
 
 def save_adapter(pipeline: Any, folder: Path) -> Path:
-    """A LoRA adapter with random weights for a pipeline that has a UNet."""
+    """A LoRA adapter with random weights for a pipeline that has a UNet, which is changed by this."""
     import diffusers
     import torch
     from peft import LoraConfig, get_peft_model_state_dict
@@ -117,7 +117,6 @@ def save_adapter(pipeline: Any, folder: Path) -> Path:
     unet.add_adapter(LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]), "made")
     layers = diffusers.utils.convert_state_dict_to_diffusers(get_peft_model_state_dict(unet, adapter_name="made"))
     diffusers.StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
-    unet.delete_adapters("made")
     return folder
 
 
