@@ -62,7 +62,8 @@ class LatentColors:
 def is_grid(latents: Any) -> bool:
     """Whether the latents of a square picture have one of the two forms that are known here: channels, rows and
     columns, or a list of tokens, row by row."""
-    return latents.ndim == 4 or (latents.ndim == 3 and isqrt(latents.shape[1]) ** 2 == latents.shape[1])
+    form: tuple[int, ...] = latents.shape
+    return len(form) == 4 or (len(form) == 3 and isqrt(form[1]) ** 2 == form[1])
 
 
 def as_grid(latents: Any, ratio: float) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Generator
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 
@@ -131,15 +132,15 @@ async def test_each_item_is_a_step_and_none_is_expected_of_an_engine_that_nobody
 async def test_work_that_calls_back_is_read_in_order_and_follows_what_came_before_it(engine: EngineThread) -> None:
     begun: list[int] = []
 
-    def work(outlet: Outlet[int], number: int) -> None:
+    def work(number: int, outlet: Outlet[int]) -> None:
         begun.append(number)
         for item in range(3):
             outlet.put(10 * number + item)
 
     async def read(number: int) -> list[int]:
-        return [item async for item in engine.called(lambda outlet: work(outlet, number))]
+        return [item async for item in engine.called(partial(work, number))]
 
-    assert await asyncio.gather(read(1), read(2)) == [[10, 11, 12], [20, 21, 22]]
+    assert await asyncio.gather(*map(read, [1, 2])) == [[10, 11, 12], [20, 21, 22]]
     assert begun == [1, 2]
     engine.close()
 
@@ -165,8 +166,15 @@ async def test_a_reader_that_leaves_ends_work_that_calls_back_at_its_next_step(e
 
 async def test_work_that_calls_back_and_waits_is_not_begun_when_its_reader_has_left(engine: EngineThread) -> None:
     free, begun = threading.Event(), threading.Event()
-    first = asyncio.create_task(anext(engine.called(lambda outlet: free.wait(5) and outlet.put(1))))
-    second = asyncio.create_task(anext(engine.called(lambda outlet: begun.set())))
+
+    def wait(outlet: Outlet[int]) -> None:
+        free.wait(5)
+        outlet.put(1)
+
+    def begin(outlet: Outlet[int]) -> None:
+        begun.set()
+
+    first, second = [asyncio.ensure_future(anext(engine.called(work))) for work in (wait, begin)]
     await asyncio.sleep(0.05)
     second.cancel()
     await asyncio.wait([second])
