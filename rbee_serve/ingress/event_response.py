@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -50,15 +50,20 @@ async def _disconnected(receive: Receive) -> None:
 
 
 class EventResponse:
-    """Sends chunks of SSE frames as they come."""
+    """Sends chunks of SSE frames as they come. `close` is called at the end, whatever that is: a generator that was
+    never begun does not get to know of it."""
 
-    def __init__(self, chunks: AsyncGenerator[bytes, None]) -> None:
+    def __init__(self, chunks: AsyncGenerator[bytes, None], close: Callable[[], object] = lambda: None) -> None:
         self._chunks = chunks
+        self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or stop when the client has left; the generator is closed either way."""
-        with suppress(ClientLeft):
-            await unless_client_leaves(receive, self._send(send))
+        try:
+            with suppress(ClientLeft):
+                await unless_client_leaves(receive, self._send(send))
+        finally:
+            self._close()
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": list(_HEADERS)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from starlette.requests import Request
@@ -15,7 +14,6 @@ from rbee_serve.ingress.addressing import addressed
 from rbee_serve.ingress.deadline import Arrival
 from rbee_serve.ingress.error_responses import error_response
 from rbee_serve.ingress.event_response import ClientLeft, EventResponse, unless_client_leaves
-from rbee_serve.ingress.router import Reply
 from rbee_serve.ingress.services import IngressServices
 
 
@@ -41,15 +39,6 @@ class Inference:
         except WorkerError as exc:
             return error_response(exc)
         if checked.stream:
-            return EventResponse(_closing(reply))
+            return EventResponse(reply.chunks(), reply.close)
         reply.close()
         return Response(reply.first, media_type=reply.media_type)
-
-
-async def _closing(reply: Reply) -> AsyncGenerator[bytes, None]:
-    """The reply's chunks; the work behind them is stopped when nobody reads on."""
-    try:
-        async for chunk in reply.chunks():
-            yield chunk
-    finally:
-        reply.close()

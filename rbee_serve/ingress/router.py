@@ -15,7 +15,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -145,11 +145,12 @@ class Router:
         """
         fields = request.model_dump(exclude_unset=True)
         messages = aiter(self._handles[worker_id].remote(fields, correlation_id))
+        acknowledgement = asyncio.ensure_future(anext(messages))
         try:
-            await self._acknowledged(worker_id, messages)
+            await self._acknowledged(worker_id, acknowledgement)
             first: Message = await anext(messages)
         except BaseException as exc:
-            _cancel(messages)
+            _abandon(acknowledgement, messages)
             if isinstance(exc, Exception):
                 raise _translate(exc, worker_id) from exc
             raise
@@ -165,25 +166,18 @@ class Router:
         for reply in list(self._open.values()):
             reply.cut()
 
-    async def _acknowledged(self, worker_id: str, messages: AsyncIterator[Message]) -> None:
+    async def _acknowledged(self, worker_id: str, first: asyncio.Future[Message]) -> None:
         doubt_s = self._acknowledge_timeout_s * _DOUBT
         give_up_at = time.monotonic() + SLOW_ACKNOWLEDGEMENT_S
-        first = asyncio.ensure_future(anext(messages))
-        try:
-            await asyncio.wait([first], timeout=doubt_s)
-            silence_s = PATIENCE_S if self._is_fresh(worker_id, self._heard_at.get(worker_id, -math.inf)) else doubt_s
-            while not first.done() and time.monotonic() < give_up_at and await self._lives(worker_id, silence_s):
-                await asyncio.wait([first], timeout=ASK_AGAIN_S)
-                silence_s = PATIENCE_S
-            if not first.done():
-                raise WorkerLost(f"worker {worker_id} does not answer; it is being replaced, try again in a moment")
-            first.result()
-            self._hear(worker_id)
-        finally:
-            if not first.done():
-                first.cancel()
-                with suppress(BaseException):
-                    await first
+        await asyncio.wait([first], timeout=doubt_s)
+        silence_s = PATIENCE_S if self._is_fresh(worker_id, self._heard_at.get(worker_id, -math.inf)) else doubt_s
+        while not first.done() and time.monotonic() < give_up_at and await self._lives(worker_id, silence_s):
+            await asyncio.wait([first], timeout=ASK_AGAIN_S)
+            silence_s = PATIENCE_S
+        if not first.done():
+            raise WorkerLost(f"worker {worker_id} does not answer; it is being replaced, try again in a moment")
+        first.result()
+        self._hear(worker_id)
 
     def _hear(self, worker_id: str) -> None:
         self._heard_at[worker_id] = time.monotonic()
@@ -208,6 +202,22 @@ class Router:
 
 def _stopping() -> WorkerError:
     return WorkerStopping("the server is being shut down and could not wait for this request any longer")
+
+
+def _abandon(acknowledgement: asyncio.Future[Message], messages: Any) -> None:
+    """Cancel a call. Serve loses a cancellation that comes while it hands the call to a replica, which then works for
+    nobody; so the acknowledgement is waited for."""
+    if acknowledgement.done():
+        _cancel(messages)
+        return
+    giving_up = asyncio.get_running_loop().call_later(SLOW_ACKNOWLEDGEMENT_S, _cancel, messages)
+
+    def cancel(acknowledgement: asyncio.Future[Message]) -> None:
+        giving_up.cancel()
+        if acknowledgement.cancelled() or acknowledgement.exception() is None:
+            _cancel(messages)
+
+    acknowledgement.add_done_callback(cancel)
 
 
 def _cancel(messages: Any) -> None:

@@ -140,6 +140,39 @@ async def test_a_replica_that_answers_others_needs_no_hub() -> None:
     (await waiting).close()
 
 
+class Call:
+    """An answer of Serve's: as there, a cancellation is lost on a call that has not reached its replica."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.cancelled = False
+
+    def __aiter__(self) -> Call:
+        return self
+
+    async def __anext__(self) -> tuple[bytes, bool]:
+        await self.reached.wait()
+        return b"", False
+
+    def cancel(self) -> None:
+        self.cancelled = self.reached.is_set()
+
+
+async def test_who_leaves_before_the_acknowledgement_is_cancelled_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = Call()
+    replica = Replica(0)
+    monkeypatch.setattr(replica, "remote", lambda fields, correlation_id: call)
+    router = Router({"echo-0": replica}, ACKNOWLEDGE_S, lambda worker_id: lively(), lambda *_: False)  # type: ignore[dict-item]
+    leaving = asyncio.create_task(router.send("echo-0", InferenceRequest(), "corr"))
+    await asyncio.sleep(0.01)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert not call.cancelled
+    call.reached.set()
+    await asyncio.sleep(0.01)
+    assert call.cancelled
+
+
 def test_a_replica_is_fresh_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     view, began = ready_view("echo-0"), time.monotonic()
     view._take(view.snapshot)
