@@ -162,7 +162,7 @@ async def test_who_leaves_before_the_acknowledgement_is_cancelled_after_it(monke
     call = Call()
     replica = Replica(0)
     monkeypatch.setattr(replica, "remote", lambda fields, correlation_id: call)
-    router = Router({"echo-0": replica}, ACKNOWLEDGE_S, lambda worker_id: lively(), lambda *_: False)  # type: ignore[dict-item]
+    router = Router({"echo-0": replica}, ACKNOWLEDGE_S, lambda worker_id: lively(), lambda *_: False)
     leaving = asyncio.create_task(router.send("echo-0", InferenceRequest(), "corr"))
     await asyncio.sleep(0.01)
     leaving.cancel()
