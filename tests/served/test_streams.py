@@ -56,8 +56,9 @@ async def test_a_full_worker_refuses_at_once(served: Served) -> None:
     body = {"prompt": "word", "delay_s": 3}
     async with httpx.AsyncClient(timeout=30) as client:
         first = asyncio.create_task(client.post(url, json=body))
+        await asyncio.to_thread(eventually, lambda: served.working("echo-small") == 1)
         second = asyncio.create_task(client.post(url, json={"prompt": "word"}))
-        await asyncio.sleep(1)
+        await asyncio.to_thread(eventually, lambda: served.working("echo-small") == 2)
         began = time.monotonic()
         refused = await client.post(url, json=body)
         assert time.monotonic() - began < 1
