@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
@@ -64,17 +65,26 @@ class DiffusersEngine:
         """Put each picture into `outlet`, with the progress and the previews before it."""
         self._step = outlet.step
         for number, seed in enumerate(order.seeds):
-
-            def on_step(pipeline: Any, index: int, time: Any, tensors: Any, number: int = number) -> dict[str, Any]:
-                step, total = index + 1, pipeline.num_timesteps
-                outlet.put(Progress(step=number * total + step, total=total * len(order.seeds)))
-                if self._colors and order.preview_every and step % order.preview_every == 0 and step < total:
-                    outlet.put(Drawn(self._colors.picture(tensors["latents"], order.width / order.height), step))
-                return {}
-
-            made = self._make(order, seed, on_step)
+            made = self._make(order, seed, partial(self._on_step, order, outlet, number))
             unsafe = getattr(made, "nsfw_content_detected", None) or [False]
             outlet.put(Drawn(made.images[0], unsafe=bool(unsafe[0])))
+
+    def _on_step(
+        self,
+        order: Order,
+        outlet: Outlet[Progress | Drawn],
+        number: int,
+        pipeline: Any,
+        index: int,
+        time: Any,
+        tensors: Any,
+    ) -> dict[str, Any]:
+        """What the pipeline calls after each step of a picture, with its own arguments last."""
+        step, total = index + 1, getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
+        outlet.put(Progress(step=number * total + step, total=total * len(order.seeds)))
+        if self._colors and order.preview_every and step % order.preview_every == 0 and step < total:
+            outlet.put(Drawn(self._colors.picture(tensors["latents"], order.width / order.height), step))
+        return {}
 
     def _make(self, order: Order, seed: int, on_step: Callable[..., dict[str, Any]]) -> Any:
         """What the pipeline makes of that seed."""
