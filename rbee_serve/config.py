@@ -105,7 +105,7 @@ class WorkerConfig(_Config):
     """Requests that may wait in a replica beyond those that run. The next one is refused with 503."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     """Seconds from its arrival in which a request must be done, waiting included."""
-    hang_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 30.0
+    hang_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 28.0
     """Seconds without a step, while there is work, after which an engine is taken to hang and its replica is replaced.
     Longer than the engine's slowest single step."""
     load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0

@@ -9,9 +9,6 @@ from dataclasses import dataclass
 import uvicorn
 from starlette.types import ASGIApp
 
-BACKLOG = 2048
-"""Connections that may wait to be taken; the kernel's own bound may be lower."""
-
 
 @dataclass(frozen=True, slots=True)
 class Address:

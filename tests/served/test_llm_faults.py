@@ -116,7 +116,7 @@ async def test_five_hundred_requests_and_long_prompts_are_work_and_no_hang(serve
     for answer in answers:
         assert isinstance(check_stream(answer.content)[-1], End)
     print(f"504 requests in {time.monotonic() - began:.1f} s")
-    measured("500 requests queued, long prompts", "the longest time without a step of the engine", worst, at_most=29)
+    measured("500 requests queued, long prompts", "the longest time without a step of the engine", worst, at_most=27)
     assert served.hive.ready("llm-0") == boots
 
 
