@@ -170,6 +170,19 @@ class Served:
         return sum(replica.running + replica.queued for replica in snapshot.worker(worker_id).replicas)
 
 
+@pytest.fixture(scope="module")
+def one_thread_and_no_hub() -> Iterator[None]:
+    """For models that run in the process of the tests: torch leaves a core to others, and nothing is fetched."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The application with echo workers of several kinds and, if a test wants them, real models."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,8 @@ from rbee_serve.worker import Device, LoadContext
 from tests.audio.tiny_sounds import save_tiny_musicgen, save_tiny_vits
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.usefixtures("one_thread_and_no_hub")
 RATE = 16000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread_and_no_hub() -> Iterator[None]:
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(os.environ, "HF_HUB_OFFLINE", "1")
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,66 @@
+"""The task `generate` on a pipeline's files, without Ray; and the bare pipeline beside it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from deployments import vision_generate
+from deployments.vision_generate import PictureBackend, PictureRequest
+from rbee_serve.config import WorkerConfig
+from rbee_serve.events import Output
+from rbee_serve.step_clock import StepClock
+from rbee_serve.validation import parse_object
+from rbee_serve.worker import Device, LoadContext
+from tests.vision.pictures import encoded, picture
+
+PROMPT = "a cat on a mat"
+
+
+def configuration(folder: Path, **engine: Any) -> WorkerConfig:
+    return WorkerConfig(id="vision-0", type="vision", task="generate", model_ref=f"file:{folder}", engine=engine)
+
+
+def load(folder: Path, **engine: Any) -> PictureBackend:
+    worker = configuration(folder, **engine)
+    vision_generate.check(worker)
+    return vision_generate.load(LoadContext(worker, Device("cpu"), lambda progress: None, StepClock(20)))
+
+
+def bare(folder: Path) -> Any:
+    """The pipeline as anybody would load it."""
+    import diffusers
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(seed: int) -> Any:
+    import torch
+
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+async def events_of(backend: PictureBackend, **fields: Any) -> list[Any]:
+    request = parse_object(PictureRequest, {"prompt": PROMPT, "steps": 3, "seed": 7, **fields})
+    return [event async for event in backend.execute(request)]
+
+
+def pixels(data: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def pictures(events: list[Any], *, previews: bool = False) -> list[Any]:
+    values = [event.value for event in events if isinstance(event, Output)]
+    return [pixels(value.patch) for value in values if value.preview == previews]
+
+
+FILE = encoded(picture(), "PNG")
+MASK = encoded(np.repeat(np.arange(48) >= 24, 32).reshape(48, 32).T, "PNG")
+RGB = Image.fromarray(picture())
+WHITE_RIGHT = Image.open(io.BytesIO(MASK)).convert("L")
