@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.torch_device import torch_device
+from deployments.torch_lanes import TorchLanes
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.registry import import_engine
@@ -93,5 +94,13 @@ def batcher(
 ) -> Batcher[ItemT, ResultT]:
     """Batches for `run`; `tokens` tells how many an item has."""
     backend = context.device.backend
-    budget = options.batch_tokens or BATCH_TOKENS[backend]
-    return Batcher(run, tokens, budget=budget, overhead=BATCH_OVERHEAD[backend], steps=context.steps)
+    lanes = TorchLanes(context)
+    return Batcher(
+        run,
+        tokens,
+        budget=options.batch_tokens or BATCH_TOKENS[backend],
+        overhead=BATCH_OVERHEAD[backend],
+        steps=context.steps,
+        lanes=lanes.count,
+        enter=lanes.enter,
+    )

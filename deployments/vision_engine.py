@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.image_decoder import ImageDecoder
+from deployments.torch_lanes import TorchLanes
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.content import Content
 from rbee_serve.events import Metrics
@@ -89,9 +90,11 @@ class VisionModel(ABC):
         self._decoder = ImageDecoder(options.max_pixels, decoders)
         # One more than decoders, so that one picture is scaled while the next one is decoded.
         self._readers = ThreadPoolExecutor(decoders + 1, thread_name_prefix="picture")
+        lanes = TorchLanes(context)
         self._pictures: Batcher[Pixels, Array] = Batcher(
-            self._looked, lambda pixels: 1, budget=self._batch, overhead=0, steps=context.steps
-        )
+            self._looked, lambda pixels: 1, budget=self._batch, overhead=0, steps=context.steps,
+            lanes=lanes.count, enter=lanes.enter,
+        )  # fmt: skip
 
     async def read(self, file: bytes) -> Pixels:
         """The picture in a file. Raises `InvalidRequest` about the field `image`."""

@@ -1,7 +1,7 @@
 """Work of many requests, done together, for models that take a batch at a time and know nothing of streams.
 
     request ──→ items ─┐
-    request ──→ items ─┼─→ wait for their turn ──→ a batch of like sizes ──→ one thread ──→ results, in order
+    request ──→ items ─┼─→ wait for their turn ──→ a batch of like sizes ──→ a lane ──→ results, in order
     request ──→ items ─┘
 
 There is no tick: an item that comes while the model is free is worked on at once, and alone. While the model is busy
@@ -37,8 +37,10 @@ class _Entry(Generic[ItemT, ResultT]):
 
 
 class Batcher(Generic[ItemT, ResultT]):
-    """Gathers the items of all requests into batches for `run`, which a thread of its own calls with one batch at a
-    time and which returns a result for each item.
+    """Gathers the items of all requests into batches for `run`, which returns a result for each item. It is called in
+    as many threads of its own as there are `lanes`, each with one batch at a time. Where items wait, they are divided
+    among the lanes that are free. `enter` is called in the lane's thread before each batch, with whether that is all
+    there is to do.
 
     `size` says how long an item is, such as its tokens. All items of a batch are padded to the longest: so long times
     their number is at most `budget`, unless a single item is longer. `overhead` is what a batch costs beside its items,
@@ -58,18 +60,25 @@ class Batcher(Generic[ItemT, ResultT]):
         budget: int,
         overhead: int,
         steps: StepClock,
+        lanes: int = 1,
+        enter: Callable[[bool], object] = lambda alone: None,
     ) -> None:
         self._run = run
         self._size = size
         self._budget = budget
         self._overhead = overhead
         self._steps = steps
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
+        self._lanes = lanes
+        self._enter_lane = enter
+        self._threads = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="model")
         self._numbers = count()
         self._now = 0.0
         """What each request that has been waiting all the time has had done by now, in units of size."""
+        self._busy = 0
+        """Lanes with a batch."""
         self._waiting: list[_Entry[ItemT, ResultT]] = []
-        self._work: asyncio.Task[None] | None = None
+        self._work: set[asyncio.Task[None]] = set()
+        """One task for each lane that is busy."""
 
     async def results(self, items: Sequence[ItemT]) -> AsyncGenerator[ResultT, None]:
         """The result of each item, in order, as soon as it and those before it are there. Raises what `run` raised on
@@ -82,8 +91,8 @@ class Batcher(Generic[ItemT, ResultT]):
             self._withdraw(entries)
 
     def close(self) -> None:
-        """End the thread once its batch is done."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """End the threads once their batches are done."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _enter(self, items: Sequence[ItemT]) -> list[_Entry[ItemT, ResultT]]:
         loop = asyncio.get_running_loop()
@@ -95,8 +104,9 @@ class Batcher(Generic[ItemT, ResultT]):
             insort(self._waiting, entry)
             entries.append(entry)
             turn += entry.size
-        if self._work is None or self._work.done():
-            self._work = loop.create_task(self._work_off())
+        self._work = {task for task in self._work if not task.done()}
+        for _ in range(min(self._lanes - len(self._work), len(entries))):
+            self._work.add(loop.create_task(self._work_off()))
         return entries
 
     def _withdraw(self, entries: Iterable[_Entry[ItemT, ResultT]]) -> None:
@@ -110,8 +120,13 @@ class Batcher(Generic[ItemT, ResultT]):
         loop = asyncio.get_running_loop()
         while self._waiting:
             batch = self._take()
+            self._busy += 1
+            alone = self._busy == 1 and not self._waiting
             with self._steps.expected():
-                outcomes = await loop.run_in_executor(self._thread, self._outcomes, [entry.item for entry in batch])
+                outcomes = await loop.run_in_executor(
+                    self._threads, self._outcomes, [entry.item for entry in batch], alone
+                )
+            self._busy -= 1
             for entry, outcome in zip(batch, outcomes, strict=True):
                 if entry.result.cancelled():
                     continue
@@ -123,7 +138,8 @@ class Batcher(Generic[ItemT, ResultT]):
     def _take(self) -> list[_Entry[ItemT, ResultT]]:
         """The next batch: the item whose turn it is, and those of like size among the next ones."""
         candidates: list[_Entry[ItemT, ResultT]] = []
-        room = self._budget
+        share = sum(entry.size for entry in self._waiting) // (self._lanes - self._busy)
+        room = min(self._budget, max(share, self._overhead))
         for entry in self._waiting:
             room -= entry.size
             if candidates and room < 0:
@@ -151,8 +167,9 @@ class Batcher(Generic[ItemT, ResultT]):
             padding += more
         yield batch
 
-    def _outcomes(self, items: list[ItemT]) -> list[ResultT | Exception]:
-        """Runs in the thread."""
+    def _outcomes(self, items: list[ItemT], alone: bool) -> list[ResultT | Exception]:
+        """Runs in a lane's thread."""
+        self._enter_lane(alone)
         try:
             return [result for _, result in zip(items, self._run(items), strict=True)]
         except Exception as exc:
@@ -162,4 +179,4 @@ class Batcher(Generic[ItemT, ResultT]):
             self._steps.step()
         # Not within `except`: until it is left, the exception keeps alive what ran out of memory.
         half = len(items) // 2
-        return self._outcomes(items[:half]) + self._outcomes(items[half:])
+        return self._outcomes(items[:half], alone) + self._outcomes(items[half:], alone)

@@ -53,6 +53,7 @@ SETTINGS = (
     ),
     Setting("RAY_worker_niceness", "0", "Ray runs its workers at nice 15, behind whatever else the machine does"),
     Setting("OMP_WAIT_POLICY", "PASSIVE", "threads that wait for work leave the cores to other processes"),
+    Setting("GOMP_SPINCOUNT", "20000", "but not within a batch, where a thread that sleeps is woken for each layer"),
     Setting("RAY_AUTH_MODE", "token", "Ray's own ports are open to the network: who has no token may not use them"),
     Setting("RAY_USAGE_STATS_ENABLED", "0", "nobody is told what is run"),
     Setting("RAY_DEDUP_LOGS", "0", "two workers that report the same fault are two reports"),

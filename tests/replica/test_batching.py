@@ -17,13 +17,17 @@ from rbee_serve.step_clock import StepClock
 class Model:
     """Upper-cases texts, notes each batch, and works on none before its gate is open."""
 
-    def __init__(self, budget: int = 1000, overhead: int = 10, clock: StepClock | None = None) -> None:
+    def __init__(self, budget: int = 1000, overhead: int = 10, clock: StepClock | None = None, lanes: int = 1) -> None:
         self.batches: list[list[str]] = []
+        self.alone: list[bool] = []
         self.threads: set[int] = set()
         self.gate = threading.Event()
         self.gate.set()
         self.begun = threading.Event()
-        self.batcher = Batcher(self.run, len, budget=budget, overhead=overhead, steps=clock or StepClock(math.inf))
+        self.batcher = Batcher(
+            self.run, len, budget=budget, overhead=overhead, steps=clock or StepClock(math.inf), lanes=lanes,
+            enter=self.alone.append,
+        )  # fmt: skip
 
     def run(self, texts: list[str]) -> Iterable[str]:
         self.begun.set()
@@ -188,3 +192,32 @@ async def test_a_model_that_gives_too_few_results_is_an_error_and_not_a_wait_for
     batcher: Batcher[str, str] = Batcher(lambda texts: [], len, budget=10, overhead=1, steps=StepClock(math.inf))
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         await anext(batcher.results(["a"]))
+
+
+async def test_lanes_divide_what_waits_among_them_and_each_has_a_thread_of_its_own() -> None:
+    model = Model(overhead=1, lanes=2)
+    model.gate.clear()
+    waiting = await requests(model, ["aaaa", "bbbb"], ["cccc"], ["dddd"])
+    await asyncio.to_thread(model.begun.wait, 5)
+    model.gate.set()
+    assert await asyncio.gather(*waiting) == [["AAAA", "BBBB"], ["CCCC"], ["DDDD"]]
+    assert [len(batch) for batch in model.batches] == [2, 2]
+    assert model.alone == [False, False]
+    assert len(model.threads) == 2
+
+
+async def test_a_lane_is_told_when_its_batch_is_all_there_is_to_do() -> None:
+    model = Model(lanes=2)
+    busy = await model.busy()
+    [other] = await requests(model, ["second"])
+    await asyncio.sleep(0.05)
+    model.gate.set()
+    await asyncio.gather(busy, other)
+    assert await model.ask("third") == ["THIRD"]
+    assert model.alone == [True, False, True]
+
+
+async def test_lanes_work_on_what_comes_at_the_very_end_of_the_last_batch() -> None:
+    model = Model(lanes=2)
+    for number in range(200):
+        assert await asyncio.wait_for(model.ask(f"text {number}"), 5) == [f"TEXT {number}"]
