@@ -51,7 +51,11 @@ def _configuration(args: Any, host: str) -> ApplicationConfig:
             f"http_options.host is {host} but no auth.token_file is set: without a token the server answers on "
             "127.0.0.1 only; set the one or the other"
         )
-    faults = [f"workers[{n}].{fault}" for n, worker in enumerate(config.workers) for fault in _faults(worker)]
+    faults = [
+        f"workers[{n}].{fault}"
+        for n, worker in enumerate(config.workers)
+        for fault in (*_faults(worker), *_faults_of_uses(worker, config))
+    ]
     if faults:
         raise ConfigurationError("\n".join(faults))
     return config
@@ -82,6 +86,23 @@ def _faults(worker: WorkerConfig) -> Iterator[str]:
         with_limits(spec.request, worker.limits)
     except ConfigurationError as exc:
         yield str(exc)
+
+
+def _faults_of_uses(worker: WorkerConfig, config: ApplicationConfig) -> Iterator[str]:
+    """What is wrong with the workers that a worker calls. Those call nobody, so that none waits for itself."""
+    try:
+        roles = _spec(worker).roles
+        types = {other.id: import_path(other.type, other.task, WORKER_TYPES) for other in config.workers}
+    except ConfigurationError:  # told already
+        return
+    for role, worker_id in worker.uses.items():
+        if role not in roles:
+            known = ", ".join(roles) or "none"
+            yield f"uses.{role}: a {worker.type} worker has no such role; it has {known}"
+        elif worker_id not in types:
+            yield f"uses.{role}: no worker has the id {worker_id}"
+        elif types[worker_id] != WORKER_TYPES.get(roles[role], roles[role]):
+            yield f"uses.{role}: {worker_id} is not of the type {roles[role]}"
 
 
 def build_app(args: dict[str, Any]) -> Any:
@@ -120,12 +141,12 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=quiet,
     ).bind(config, implementations, base_url, port)  # fmt: skip
-    workers = {
-        worker.id: serve.deployment(WorkerReplica).options(
-            **_worker_options(worker, load_spec(spec_paths[worker.id])), logging_config=quiet
-        ).bind(worker, spec_paths[worker.id], hub)
-        for worker in config.workers
-    }  # fmt: skip
+    workers: dict[str, Any] = {}
+    for worker in sorted(config.workers, key=lambda worker: bool(worker.uses)):
+        path = spec_paths[worker.id]
+        workers[worker.id] = serve.deployment(WorkerReplica).options(
+            **_worker_options(worker, load_spec(path)), logging_config=quiet
+        ).bind(worker, path, hub, {role: workers[worker_id] for role, worker_id in worker.uses.items()})  # fmt: skip
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name="ingress",
         num_replicas=config.ingress_replicas,
@@ -144,7 +165,7 @@ CONTROL_RESERVE = 32
 
 def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, Any]:
     capacity = worker.capacity or spec.default_capacity
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
     if worker.threads is not None:
         environment["OMP_NUM_THREADS"] = str(worker.threads)
     options: dict[str, Any] = {

@@ -8,6 +8,7 @@ WORKER_TYPES: dict[str, str] = {
     "echo": "deployments.echo:SPEC",
     "embedding": "deployments.embedding:SPEC",
     "llm": "deployments.llm:SPEC",
+    "multimodal": "deployments.multimodal:SPEC",
     "reranker": "deployments.reranker:SPEC",
     "vision/classify": "deployments.vision_classify:SPEC",
     "vision/embed": "deployments.vision_embed:SPEC",

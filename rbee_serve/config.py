@@ -110,6 +110,8 @@ class WorkerConfig(_Config):
     Longer than the engine's slowest single step."""
     load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds in which the model must have been loaded."""
+    uses: dict[str, WorkerId] = Field(default_factory=dict)
+    """Other workers of this file that this one calls, by their role, such as `audio: speech-0`."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Options of the inference engine, by the engine's own names."""
     limits: dict[str, int | float] = Field(default_factory=dict)

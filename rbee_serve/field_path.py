@@ -45,6 +45,9 @@ def locate(request_type: type[BaseModel], loc: Location) -> Place:
             path += f"[{part}]"
             here = [inner for member in here for inner in _items(member)]
             continue
+        if tagged := _tagged(here, part):
+            here = tagged
+            continue
         fields = [field for field in (_fields(member).get(part) for member in here) if field is not None]
         values = [value for member in here for value in _values(member)]
         if fields:
@@ -81,6 +84,17 @@ def _members(annotation: Any) -> Iterator[Any]:
             yield from _members(member)
     else:
         yield annotation
+
+
+def _tagged(members: list[Any], tag: str) -> list[Any]:
+    """Of several models those with a field that can be nothing but `tag`: the branch of a tagged union. A model may have
+    a field of that name as well."""
+    found = [
+        member
+        for member in members
+        if any(get_args(field.annotation) == (tag,) for field in _fields(member).values())
+    ]
+    return found if sum(bool(_fields(member)) for member in members) > 1 else []
 
 
 def _fields(member: Any) -> dict[str, FieldInfo]:

@@ -167,15 +167,11 @@ class SegmentOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, 
     i: int
 
     @classmethod
-    def join(cls, values: Sequence[OutputValue]) -> dict[str, Any]:
-        """The whole text, its segments, and what the `RecordingOutput` tells."""
-        segments = [value for value in values if isinstance(value, SegmentOutput)]
-        told = next((_plain(value) for value in values if isinstance(value, RecordingOutput)), {})
-        told.pop("i", None)
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """The whole text, and its segments."""
         return {
-            "text": "".join(segment.t for segment in segments).strip(),
-            "segments": [_plain(segment) for segment in segments],
-            **told,
+            "text": "".join(segment.t for segment in values).strip(),
+            "segments": [_plain(segment) for segment in values],
         }
 
 
@@ -187,6 +183,11 @@ class RecordingOutput(OutputValue, frozen=True, kw_only=True, tag="recording"):
     language: str
     language_probability: float
     i: int
+
+    @classmethod
+    def join(cls, values: Sequence[Self]) -> dict[str, Any]:
+        """What the first one tells."""
+        return {name: value for name, value in _plain(values[0]).items() if name != "i"} if values else {}
 
 
 def _plain(value: OutputValue) -> dict[str, Any]:

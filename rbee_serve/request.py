@@ -29,3 +29,8 @@ class InferenceRequest(BaseModel):
     """Seconds from arrival in which the work must be done. It can only lower what the worker allows."""
     job_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,128}$")] | None = None
     """The caller's name for the job; made up if left out."""
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Which of the roles of its worker type this request needs (`WorkerSpec.roles`)."""
+        return frozenset()

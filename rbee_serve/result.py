@@ -41,7 +41,8 @@ class Document:
 
 
 async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type[OutputValue]]) -> Result:
-    """Read a stream to its end. Raises the `WorkerError` of an `error` event. The first of `output_types` joins."""
+    """Read a stream to its end. Raises the `WorkerError` of an `error` event. Each of `output_types` joins its
+    own outputs, the first one also where there are none."""
     started: Started | None = None
     values: list[OutputValue] = []
     metrics: dict[str, float | int] = {}
@@ -60,9 +61,18 @@ async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type
                     job_id=started.job_id,
                     model=started.model,
                     started_at=started.started_at,
-                    output=output_types[0].join(values),
+                    output=_joined(values, output_types),
                     metrics=metrics,
                     end=event,
                     outputs=tuple(values),
                 )
     raise WorkerLost("the worker's answer broke off")
+
+
+def _joined(values: Sequence[OutputValue], output_types: Sequence[type[OutputValue]]) -> dict[str, Any]:
+    joined: dict[str, Any] = {}
+    for index, output_type in enumerate(output_types):
+        own = [value for value in values if type(value) is output_type]
+        if own or index == 0:
+            joined |= output_type.join(own)
+    return joined

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.config import WorkerConfig
+from rbee_serve.events import Event
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
 from rbee_serve.result import Document, Result
@@ -28,6 +29,11 @@ class Device:
     fraction: float = 1.0
 
 
+Peer = Callable[[dict[str, Any]], AsyncGenerator[Event[Any], None]]
+"""Another worker of the application: the fields of a request in, its events out. Closing the generator stops the work.
+What prevents it is raised, as a `WorkerError`."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadContext:
     """What a worker type is given to load its model."""
@@ -39,6 +45,8 @@ class LoadContext:
     steps: StepClock = field(default_factory=lambda: StepClock(math.inf))
     """Where the engine notes its steps; a worker whose engine has work and makes none for `hang_timeout_s` is replaced.
     Nothing is expected of a worker type that does not use it."""
+    peers: Mapping[str, Peer] = field(default_factory=dict)
+    """The workers that this one may call, by role (`uses:` in the configuration)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class WorkerSpec(Generic[RequestT]):
     request: type[RequestT]
     """Fields, bounds and, as pydantic validators, rules across fields."""
     outputs: tuple[type[OutputValue], ...]
-    """The classes of its outputs. The first one joins them where one result is asked for."""
+    """The classes of its outputs. Each joins its own where one result is asked for."""
     load: Callable[[LoadContext], InferenceBackend[RequestT, Any]]
     """Loads the model and returns when it can answer. Runs in a thread."""
     warm_up: Callable[[], RequestT]
@@ -75,6 +83,10 @@ class WorkerSpec(Generic[RequestT]):
     document: Callable[[RequestT, Result], Document | None] | None = None
     """Makes the file that a request asks for instead of JSON, such as `audio/wav`; None where it asks for none. Runs in
     a thread, for requests with `"stream": false`."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """Other workers that it can call, by role: the registry's name of the type that each must have, such as
+    `{"audio": "audio/generate"}`. The configuration names them (`uses:`), and the request tells which of them it needs
+    (`InferenceRequest.roles`)."""
     check: Callable[[WorkerConfig], None] | None = None
     """Looks at the worker's configuration before anything starts; raises `ConfigurationError` whose message begins with
     the key that is wrong, such as `model_ref: …`."""

@@ -29,8 +29,15 @@ _NAME = msgspec.json.Decoder(str | None)
 async def addressed(request: Request, services: IngressServices) -> tuple[Worker, InferenceRequest]:
     """The ready worker that the path names, or at the root the body, and the request for it.
 
-    Raises the `WorkerError` that says what is wrong with the body, or why the worker takes no request now.
+    Raises the `WorkerError` that says what is wrong with the body, or why the worker, or one that it needs for this
+    request, takes none now.
     """
+    worker, checked = await _addressed(request, services)
+    services.require_ready(worker, checked.roles)
+    return worker, checked
+
+
+async def _addressed(request: Request, services: IngressServices) -> tuple[Worker, InferenceRequest]:
     kind, named = media_type(request), request.path_params.get("worker_id")
     worker = _ready(services, services.worker(named)) if named else None
     body = await read_body(request, services.limits)

@@ -1,4 +1,4 @@
-"""From the ingress to a worker replica and back: the only module that knows how the border can break.
+"""From the ingress to a worker replica and back.
 
 Arrow by arrow:
 
@@ -16,23 +16,13 @@ import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import msgspec
-from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from rbee_serve.errors import (
-    InsufficientResources,
-    InternalError,
-    WorkerError,
-    WorkerLost,
-    WorkerStopping,
-    WorkerUnhealthy,
-    error_from_json,
-)
+from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, abandon, cancel, translate
+from rbee_serve.errors import WorkerError, WorkerLost, WorkerStopping, error_from_json
 from rbee_serve.events import Error, to_json
 from rbee_serve.ingress.body import JSON
 from rbee_serve.request import InferenceRequest
@@ -42,10 +32,6 @@ logger = logging.getLogger(__name__)
 
 Message = tuple[bytes, bool] | tuple[bytes, bool, str]
 """What a replica sends: SSE frames and whether the end is among them; or one document, True, and its content type."""
-
-SLOW_ACKNOWLEDGEMENT_S = 30.0
-"""How long a replica that shows life may take to note a request: Ray needs several milliseconds for each one of the
-hundreds that may have come before it."""
 
 _DOUBT = 0.75
 """The part of the time for an acknowledgement after which a replica that was silent for as long counts as gone. It
@@ -93,20 +79,20 @@ class Reply:
         except (Exception, asyncio.CancelledError) as exc:  # a StopAsyncIteration before the end is a break too
             if isinstance(exc, asyncio.CancelledError) and not self._cut:
                 raise
-            error = _stopping() if self._cut else _translate(exc, self._worker_id)
+            error = _stopping() if self._cut else translate(exc, self._worker_id)
             self.complete = True
             yield frame(to_json(Error.from_exception(error))) + DONE
 
     def cut(self) -> None:
         """Stop the work; the stream ends with an `error` event that says why."""
         self._cut = True
-        _cancel(self._messages)
+        cancel(self._messages)
 
     def close(self) -> None:
         """Stop the work if it is not done."""
         self._on_close()
         if not self.complete:
-            _cancel(self._messages)
+            cancel(self._messages)
 
 
 class Router:
@@ -150,9 +136,9 @@ class Router:
             await self._acknowledged(worker_id, acknowledgement)
             first: Message = await anext(messages)
         except BaseException as exc:
-            _abandon(acknowledgement, messages)
+            abandon(acknowledgement, messages)
             if isinstance(exc, Exception):
-                raise _translate(exc, worker_id) from exc
+                raise translate(exc, worker_id) from exc
             raise
         if first[1] and first[0].startswith(_ERROR_FRAME):
             raise _refusal(first[0])
@@ -204,42 +190,5 @@ def _stopping() -> WorkerError:
     return WorkerStopping("the server is being shut down and could not wait for this request any longer")
 
 
-def _abandon(acknowledgement: asyncio.Future[Message], messages: Any) -> None:
-    """Cancel a call. Serve loses a cancellation that comes while it hands the call to a replica, which then works for
-    nobody; so the acknowledgement is waited for."""
-    if acknowledgement.done():
-        _cancel(messages)
-        return
-    giving_up = asyncio.get_running_loop().call_later(SLOW_ACKNOWLEDGEMENT_S, _cancel, messages)
-
-    def cancel(acknowledgement: asyncio.Future[Message]) -> None:
-        giving_up.cancel()
-        if acknowledgement.cancelled() or acknowledgement.exception() is None:
-            _cancel(messages)
-
-    acknowledgement.add_done_callback(cancel)
-
-
-def _cancel(messages: Any) -> None:
-    with suppress(Exception):
-        messages.cancel()
-
-
 def _refusal(message: bytes) -> WorkerError:
     return error_from_json(msgspec.json.decode(message.removeprefix(b"data: ").partition(b"\n")[0]))
-
-
-def _translate(error: BaseException, worker_id: str) -> WorkerError:
-    """What went wrong at the border, as an error for the client; the details go to the log."""
-    if isinstance(error, WorkerError):
-        return error
-    logger.warning("the call to worker %s broke: %s: %s", worker_id, type(error).__name__, str(error)[:500])
-    match error:
-        case DeploymentUnavailableError():
-            return WorkerUnhealthy(f"worker {worker_id} could not be started; GET /v1/ready says why")
-        case BackPressureError():
-            return InsufficientResources(f"worker {worker_id} has no room now; try again later")
-        case RayError() | RayServeException() | StopAsyncIteration() | OSError():
-            return WorkerLost(f"worker {worker_id} died with the request on it; try again in a moment")
-        case _:
-            return InternalError("the server failed on this request; its log has the details")

@@ -64,6 +64,9 @@ class IngressServices:
         """Where its load can be followed."""
         return f"{self.base_url}{worker.base}/v1/loading/progress"
 
-    def require_ready(self, worker: Worker) -> None:
-        """Raise the `WorkerError` that says why it takes no request now, if so."""
-        self.view.require_ready(worker.config.id, self.progress_url(worker))
+    def require_ready(self, worker: Worker, roles: Iterable[str] = ()) -> None:
+        """Raise the `WorkerError` that says why it takes no request now, if so; or one of those that it calls in these
+        roles."""
+        used = [self.workers[worker.config.uses[role]] for role in roles if role in worker.config.uses]
+        for needed in (worker, *used):
+            self.view.require_ready(needed.config.id, self.progress_url(needed))

@@ -47,11 +47,12 @@ def typed(upload: Mapping[str, str | bytes], kind: str, request_type: type[Infer
         raise UnsupportedMediaType("send the request as Content-Type: application/json")
     fields = {name: value for name, value in upload.items() if name != WHOLE}
     if WHOLE in upload:
-        name = next(iter(files))
-        if kind.partition("/")[0] != files[name].media and kind != "application/octet-stream":
-            raise UnsupportedMediaType(
-                f"send {files[name].media}/* as it is, or a form ({MULTIPART}), or application/json"
-            )
+        media = kind.partition("/")[0]
+        name = next((name for name, content in files.items() if content.media == media), None)
+        if name is None and kind != "application/octet-stream":
+            takes = " or ".join(dict.fromkeys(f"{content.media}/*" for content in files.values()))
+            raise UnsupportedMediaType(f"send {takes} as it is, or a form ({MULTIPART}), or application/json")
+        name = name or next(iter(files))
         fields[name] = upload[WHOLE]
     return {name: _value(value, name, request_type) for name, value in fields.items()}
 

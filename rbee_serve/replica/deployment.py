@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -25,6 +25,7 @@ from rbee_serve.registry import load_spec
 from rbee_serve.replica.device import choose_device, set_threads
 from rbee_serve.replica.event_stream import frames, refusal
 from rbee_serve.replica.loading import load, reason
+from rbee_serve.replica.peers import peer
 from rbee_serve.replica.reporter import Reporter
 from rbee_serve.replica.service import WorkerService
 from rbee_serve.request import InferenceRequest, new_id
@@ -44,9 +45,16 @@ class WorkerReplica:
     """A loaded model behind admission, ordered events and state reports."""
 
     # Ray Serve awaits a constructor that is a coroutine; mypy does not know that anybody would.
-    async def __init__(self, worker: WorkerConfig, spec_path: str, hub: DeploymentHandle[Any]) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self,
+        worker: WorkerConfig,
+        spec_path: str,
+        hub: DeploymentHandle[Any],
+        peers: Mapping[str, DeploymentHandle[Any]],
+    ) -> None:
         correlation.configure_logging()
         self._worker = worker
+        self._peers = {role: peer(worker.uses[role], handle) for role, handle in peers.items()}
         self._replica_id = serve.get_replica_context().replica_tag
         self._boot_id = new_id("boot")
         self._phase: Phase = "loading"
@@ -68,7 +76,7 @@ class WorkerReplica:
         spec = load_spec(spec_path)
         self._device = choose_device(self._worker, spec, self._gpu_ids())
         steps = StepClock(self._worker.hang_timeout_s)
-        backend = await load(spec, LoadContext(self._worker, self._device, self._report, steps))
+        backend = await load(spec, LoadContext(self._worker, self._device, self._report, steps, self._peers))
         set_threads(self._worker)
         return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
 
@@ -97,12 +105,14 @@ class WorkerReplica:
         except WorkerError as exc:
             yield refusal(exc)
 
-    async def stream_events(self, request: InferenceRequest | dict[str, Any]) -> AsyncIterator[Event[Any]]:
-        """Typed events for Python users, in the order of `rbee_serve.grammar`.
+    async def stream_events(
+        self, request: InferenceRequest | dict[str, Any], correlation_id: str | None = None
+    ) -> AsyncIterator[Event[Any]]:
+        """Typed events for Python users and other workers, in the order of `rbee_serve.grammar`.
 
         Raises the `WorkerError` that prevents the work before the first event; a later failure is an `Error` event.
         """
-        correlation.enter(correlation.accept(None))
+        correlation.enter(correlation.accept(correlation_id))
         async with aclosing(self._ready_service().events(self._check(request))) as events:
             async for event in events:
                 yield event
