@@ -197,14 +197,14 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
 
     async def _read(self, turns: list[Turn], field: str) -> Any:
         """The chat as the engine's input: tokens, with those of the pictures and recordings in their places."""
-        counts = {kind: len(list(_media(turns, kind))) for kind in ("image", "audio")}
+        counts = {kind: len(list(_files(turns, kind))) for kind in ("image", "audio")}
         for kind, count in counts.items():
             if count > (most := self._most.get(kind, 0)):
                 told = f"takes at most {most} of them at once" if most else "takes none"
                 raise InvalidRequest.of_field(
                     field, f"{kind} <= {most}", f"has {count} x {kind}, but this model {told}"
                 )
-        media = await asyncio.to_thread(self._decoded, turns)
+        media = await asyncio.to_thread(self._decoded, turns, field)
         tokens = await asyncio.to_thread(self._chat.tokens, [_plain(turn) for turn in turns])
         return (await self._rendered(tokens, media, field))[0]
 
@@ -215,11 +215,12 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
             logger.warning("the model's processor refuses the media of a request", exc_info=exc)
             raise InvalidRequest.of_field(field, "media", "the model cannot read these pictures or recordings") from exc
 
-    def _decoded(self, turns: list[Turn]) -> dict[str, list[Any]]:
+    def _decoded(self, turns: list[Turn], field: str = "messages") -> dict[str, list[Any]]:
         media: dict[str, list[Any]] = {}
-        for image in _media(turns, "image"):
-            media.setdefault("image", []).append(self._images.decode(image))
-        for audio in _media(turns, "audio"):
+        for path, image in _files(turns, "image"):
+            decoded = self._images.decode(image, path if field == "messages" else "image")
+            media.setdefault("image", []).append(decoded)
+        for _, audio in _files(turns, "audio"):
             media.setdefault("audio", []).append((self._recordings.decode(audio), SAMPLE_RATE))
         return media
 
@@ -252,11 +253,12 @@ def grey_picture() -> bytes:
     return file.getvalue()
 
 
-def _media(turns: list[Turn], kind: str) -> Iterator[bytes]:
-    """The files of that kind in a chat, in their order."""
-    for turn in turns:
-        if not isinstance(turn.content, str):
-            yield from (getattr(part, kind) for part in turn.content if part.type == kind)
+def _files(turns: list[Turn], kind: str) -> Iterator[tuple[str, bytes]]:
+    """The files of that kind in a chat, in their order, by their paths."""
+    for t, turn in enumerate(turns):
+        for p, part in enumerate(turn.content if not isinstance(turn.content, str) else ()):
+            if part.type == kind:
+                yield f"messages[{t}].content[{p}].{kind}", getattr(part, kind)
 
 
 def _plain(turn: Turn) -> dict[str, Any]:

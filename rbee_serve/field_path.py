@@ -87,12 +87,10 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _tagged(members: list[Any], tag: str) -> list[Any]:
-    """Of several models those with a field that can be nothing but `tag`: the branch of a tagged union. A model may have
-    a field of that name as well."""
+    """Of several models those with a field that can be nothing but `tag`: the branch of a tagged union. A model may
+    have a field of that name as well."""
     found = [
-        member
-        for member in members
-        if any(get_args(field.annotation) == (tag,) for field in _fields(member).values())
+        member for member in members if any(get_args(field.annotation) == (tag,) for field in _fields(member).values())
     ]
     return found if sum(bool(_fields(member)) for member in members) > 1 else []
 

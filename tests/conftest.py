@@ -50,7 +50,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     served: they take up to a minute to load."""
     items.sort(key=lambda item: item.get_closest_marker("disruptive") is not None)
     marks = {mark.name for item in items if "served" in item.fixturenames for mark in item.iter_markers()}  # type: ignore[attr-defined]
-    config.stash[NEEDED_MODELS] = [worker for mark, workers in MODELS.items() if mark in marks for worker in workers]
+    needed = {worker["id"]: worker for mark, workers in MODELS.items() if mark in marks for worker in workers}
+    config.stash[NEEDED_MODELS] = list(needed.values())
 
 
 NEEDED_MODELS = pytest.StashKey[list[dict[str, Any]]]()
@@ -95,20 +96,48 @@ SPEECH: dict[str, Any] = {
 }
 CLASSIFY: dict[str, Any] = {"id": "vision-classify-0", "type": "vision", "task": "classify", "cpus": 0, "threads": 1}
 EMBED: dict[str, Any] = {"id": "vision-embed-0", "type": "vision", "task": "embed", "cpus": 0, "threads": 1}
-GENERATE: dict[str, Any] = {"id": "vision-generate-0", "type": "vision", "task": "generate", "cpus": 0, "threads": 1}
+DIGITS: dict[str, Any] = {
+    "id": "digits-0",
+    "type": "vision",
+    "task": "classify",
+    "model_ref": "pkg:demo_models/digits_classifier",
+    "cpus": 0,
+    "threads": 1,
+}
+GENERATE: dict[str, Any] = {
+    "id": "vision-generate-0",
+    "type": "vision",
+    "task": "generate",
+    "model_ref": "pkg:demo_models/digits_painter",
+    "model_name": "digits-painter",
+    "cpus": 0,
+    "threads": 1,
+    "engine": {"steps": 20, "guidance_scale": 3.0},
+}
+MULTIMODAL: dict[str, Any] = {
+    "id": "multimodal-0",
+    "type": "multimodal",
+    "model_ref": "pkg:demo_models/digits_reader",
+    "model_name": "digits-reader",
+    "cpus": 0,
+    "uses": {"audio": "audio-generate-0", "image": "vision-generate-0"},
+    "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "kv_cache_memory_bytes": 64 * 2**20},
+}
 RERANKER: dict[str, Any] = {"id": "reranker-0", "type": "reranker", "cpus": 0, "threads": 1}
 MADE_MODELS = {
     "reranker-0": "tests.tiny_cross_encoder:tiny_cross_encoder",
     "vision-classify-0": "tests.vision.tiny_models:random_clip",
     "vision-embed-0": "tests.vision.tiny_models:random_clip",
-    "vision-generate-0": "tests.vision.tiny_pipelines:random_diffusion",
 }
 """Workers whose models no package carries, with what makes one in a folder."""
 
 NOT_AWAITED = ("echo-slow", "echo-broken")
 """Workers that load until a test lets them go on, or fail."""
 
-MODELS = {"vllm": [LLM], "model": [EMBEDDING, TRANSCRIBE, SPEECH, CLASSIFY, EMBED, GENERATE, RERANKER]}
+MODELS = {
+    "vllm": [LLM, SPEECH, GENERATE, MULTIMODAL],
+    "model": [EMBEDDING, TRANSCRIBE, SPEECH, CLASSIFY, DIGITS, EMBED, GENERATE, RERANKER],
+}
 """Workers that are served only where a test with the mark is selected."""
 
 

@@ -51,7 +51,7 @@ async def test_a_sentence_is_there_when_the_next_one_begins_and_not_when_the_tex
     assert asked[-1] == "It"
 
 
-@given(st.lists(st.text(alphabet="ab .!?\n\"3", max_size=12), max_size=12))
+@given(st.lists(st.text(alphabet='ab .!?\n"3', max_size=12), max_size=12))
 async def test_the_sentences_are_the_whole_text_however_it_comes_in_pieces(texts: list[str]) -> None:
     assert "".join(await found(*texts)) == "".join(texts)
     assert await found(*texts) == await found("".join(texts))

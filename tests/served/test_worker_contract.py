@@ -21,7 +21,7 @@ with_models = (
     *("vision/classify", "vision/embed", "vision/generate"),
 )
 needs = {name: [pytest.mark.model] for name in with_models}
-needs["llm"] = [pytest.mark.vllm]
+needs |= {name: [pytest.mark.vllm] for name in ("llm", "multimodal")}
 every_worker = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=needs.get(name, [])) for name in sorted(WORKER_TYPES)]
 )

@@ -1,0 +1,58 @@
+"""The notebooks, from top to bottom, against the application that the tests serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import Served
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+pytestmark = [pytest.mark.ray]
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[Any]:
+    """The outputs of a notebook. An error in a cell is one of the test."""
+    for variable, value in {"PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment}.items():
+        monkeypatch.setenv(variable, value)
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), f"clear the outputs of {name}.ipynb"
+    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
+    return [output for cell in notebook.cells for output in cell.get("outputs", ())]
+
+
+def text_of(outputs: list[Any]) -> str:
+    return "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+@pytest.mark.vllm
+def test_a_first_stream(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.wait_until_ready(["llm-0"])
+    said = text_of(run("01_first_stream", monkeypatch, RBEE_SERVE_URL=served.url))
+    assert "Started(job_id=" in said
+    assert "max_tokens: must be at most 2048" in said
+    assert "echo" in said
+
+
+@pytest.mark.vllm
+@pytest.mark.model
+def test_all_modalities(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = run("02_all_modalities", monkeypatch, RBEE_SERVE_URL=served.url)
+    kinds = [kind for output in outputs for kind in output.get("data", {})]
+    assert kinds.count("image/png") == 7
+    assert kinds.count("text/html") == 2
+    said = text_of(outputs)
+    assert "This is a seven." in said
+    assert "A handwritten eight." in said
+    assert "'label': 'seven'" in said
+
+
+def test_add_a_worker_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = text_of(run("03_add_a_worker_type", monkeypatch))
+    assert "CountOutput(word='the', times=3, i=0)" in said
+    assert "most: must be at most 100" in said
