@@ -1,0 +1,175 @@
+"""P6: what is left of a classifier's speed when 16 clients send pictures over HTTP.
+
+A ViT of the usual size (86 M parameters, 224 x 224 pixels, a thousand labels) with random weights, made for the run.
+The bare library decodes the same JPEG files with Pillow, prepares them with the model's processor, and runs them
+through the model in batches of the size that is best here, in a process of its own. A reading is the pictures that are
+classified in a second.
+
+    python -m benchmarks.classification --save benchmarks/raw/classification.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import LoadError
+from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
+from benchmarks.processes import Stopwatch, one_process
+from benchmarks.servers import Server, ours
+
+OURS, LIBRARY = "rbee-serve", "transformers"
+BATCHES = (1, 4, 8, 16)
+PICTURES = 32
+SIZE = (640, 480)
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        library = stack.enter_context(one_process())
+        files = library.submit(make, folder / "vit").result()
+        batch = library.submit(best_batch, folder / "vit", options.threads, files).result()
+        print(f"the library is fastest with {batch} pictures in a batch", file=sys.stderr)
+        worker = {
+            "id": "vision-0", "type": "vision", "task": "classify", "model_ref": f"file:{folder / 'vit'}", "cpus": 1,
+            "threads": options.threads,
+        }  # fmt: skip
+        server = ours(stack, folder, worker, {"image": PIXEL, "stream": False})
+        turns = {
+            LIBRARY: partial(_library_turn, library, folder / "vit", options.threads, files, batch, options.clients),
+            OURS: partial(_turn, server, files, options),
+            f"{OURS} again": partial(_turn, server, files, options),
+        }
+        rows = run_blocks(turns, options.blocks)
+    measure = _measure(options.clients)
+    comparisons = [Comparison(measure, OURS, LIBRARY, 0.85), Comparison(measure, f"{OURS} again", OURS)]
+    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons)}")
+    if options.save:
+        save(rows, options.save)
+
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNoaGgAAAMEAYF1LgG8AAAAAElFTkSuQmCC"
+"""A grey PNG of 1 x 1 pixel."""
+
+
+def _measure(clients: int) -> str:
+    return f"pictures/s, {clients} clients"
+
+
+def _turn(server: Server, files: list[bytes], options: argparse.Namespace) -> dict[str, Reading]:
+    with server.awake():
+        watch = Stopwatch(server.tree)
+        ask(server, files, options.clients)
+        return {_measure(options.clients): Reading(len(files) / watch.wall_s(), 1e6 * watch.cpu_s() / len(files))}
+
+
+def ask(server: Server, files: list[bytes], clients: int) -> None:
+    """Have each file classified once, by `clients` connections that ask anew when they have their answer."""
+    waiting, lock, failures = iter(files), threading.Lock(), []
+
+    def work() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.target.port, timeout=120)
+        headers = {**server.target.headers, "Content-Type": "image/jpeg"}
+        while True:
+            with lock:
+                file = next(waiting, None)
+            if file is None:
+                return
+            connection.request("POST", f"{server.target.path}?stream=false", file, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status != 200:
+                failures.append(f"{answer.status}: {content[:300]!r}")
+                return
+
+    threads = [threading.Thread(target=work) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise LoadError(failures[0])
+
+
+def _library_turn(
+    library: ProcessPoolExecutor, model: Path, threads: int, files: list[bytes], batch: int, clients: int
+) -> dict[str, Reading]:
+    wall_s, cpu_s = library.submit(classify, model, threads, files, batch).result()
+    return {_measure(clients): Reading(len(files) / wall_s, 1e6 * cpu_s / len(files))}
+
+
+def make(folder: Path) -> list[bytes]:
+    """The model's files, in `folder`; and pictures to classify."""
+    import numpy
+    import torch
+    from PIL import Image
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    torch.manual_seed(0)
+    ViTForImageClassification(ViTConfig(num_labels=1000)).save_pretrained(folder)
+    ViTImageProcessor().save_pretrained(folder)
+    generator = numpy.random.default_rng(0)
+    files = []
+    for _ in range(PICTURES):
+        small = generator.integers(0, 256, (12, 16, 3), dtype="uint8")
+        file = io.BytesIO()
+        Image.fromarray(small).resize(SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        files.append(file.getvalue())
+    return files
+
+
+_loaded: list[Any] = []
+
+
+def classify(model: Path, threads: int, files: list[bytes], batch: int) -> tuple[float, float]:
+    """Wall and CPU seconds of the bare library on all files. Runs in a process that keeps the model."""
+    import torch
+    from PIL import Image
+    from transformers import AutoImageProcessor, ViTForImageClassification
+
+    if not _loaded:
+        torch.set_num_threads(threads)
+        _loaded.extend(
+            [ViTForImageClassification.from_pretrained(model).eval(), AutoImageProcessor.from_pretrained(model)]
+        )
+        classify(model, threads, files[:batch], batch)
+    net, processor = _loaded
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    with torch.inference_mode():
+        for part in _batched(files, batch):
+            pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in part]
+            net(**processor(images=pictures, return_tensors="pt")).logits.softmax(-1).topk(5)
+    return time.perf_counter() - wall_s, time.process_time() - cpu_s
+
+
+def _batched(files: list[bytes], size: int) -> list[list[bytes]]:
+    return [files[start : start + size] for start in range(0, len(files), size)]
+
+
+def best_batch(model: Path, threads: int, files: list[bytes]) -> int:
+    """The size of batches with which the bare library is fastest."""
+    return min(BATCHES, key=lambda batch: classify(model, threads, files, batch)[0])
+
+
+def _options() -> argparse.Namespace:
+    parser = block_options(__doc__)
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""P5: what is left of a diffusion pipeline's speed when a picture comes over HTTP, with an event for each step.
+
+The digits painter of `demo_models`, by default; any folder of a pipeline with `--model`. The bare library is
+`DiffusionPipeline.__call__` with the same prompt, steps, guidance and seed, in a process of its own; the pixels are
+compared before anything is measured. A reading is the steps of one picture that are done in a second, from the request
+to the last byte.
+
+    python -m benchmarks.pictures --save benchmarks/raw/pictures.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import http.client
+import io
+import json
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import LoadError
+from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
+from benchmarks.processes import Stopwatch, one_process
+from benchmarks.servers import ROOT, Server, ours
+
+OURS, PREVIEWS, LIBRARY = "rbee-serve", "rbee-serve, previews", "diffusers"
+MEASURE = "steps/s"
+PROMPT = "a handwritten seven"
+GUIDANCE = 3.0
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    worker = {
+        "id": "vision-0", "type": "vision", "task": "generate", "model_ref": f"file:{options.model}", "cpus": 1,
+        "threads": options.threads,
+    }  # fmt: skip
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        library = stack.enter_context(one_process())
+        bare = library.submit(draw, options, 0).result()[2]
+        server = ours(stack, folder, worker, {"prompt": PROMPT, "steps": 2, "stream": False})
+        with server.awake():
+            if _pixels(_ask(server, options, 0, 0)) != bare:
+                raise LoadError("the server and the bare library make different pictures of one seed")
+        turns = {
+            LIBRARY: partial(_library_turn, library, options),
+            OURS: partial(_turn, server, options, 0),
+            PREVIEWS: partial(_turn, server, options, options.preview_every),
+            f"{OURS} again": partial(_turn, server, options, 0),
+        }
+        rows = run_blocks(turns, options.blocks)
+    comparisons = [
+        Comparison(MEASURE, OURS, LIBRARY, 0.97),
+        Comparison(MEASURE, PREVIEWS, LIBRARY, 0.95),
+        Comparison(MEASURE, f"{OURS} again", OURS),
+    ]
+    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons)}")
+    if options.save:
+        save(rows, options.save)
+
+
+def _turn(server: Server, options: argparse.Namespace, preview_every: int) -> dict[str, Reading]:
+    with server.awake():
+        watch = Stopwatch(server.tree)
+        for seed in range(options.times):
+            _ask(server, options, seed, preview_every)
+        steps = options.times * options.steps
+        return {MEASURE: Reading(steps / watch.wall_s(), 1e6 * watch.cpu_s() / steps)}
+
+
+def _ask(server: Server, options: argparse.Namespace, seed: int, preview_every: int) -> bytes:
+    """The picture, as a PNG, out of a stream with an event for each step."""
+    target = server.target
+    connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=600)
+    how = {"prompt": PROMPT, "steps": options.steps, "guidance_scale": GUIDANCE, "seed": seed}
+    body = json.dumps({**how, "preview_every": preview_every})
+    connection.request("POST", target.path, body, {**target.headers, "Content-Type": "application/json"})
+    answer = connection.getresponse()
+    frames = answer.read().split(b"\n\n")
+    events = [json.loads(frame[len(b"data: ") :]) for frame in frames if frame.startswith(b"data: {")]
+    pictures = [event for event in events if event["type"] == "image"]
+    wanted = options.steps // preview_every if preview_every else 0
+    if not pictures or not wanted - 1 <= len(pictures) - 1 <= wanted or events[-1]["type"] != "end":
+        raise LoadError(f"{answer.status}: {events[-1:]}")
+    return base64.b64decode(pictures[-1]["patch"])
+
+
+def _library_turn(library: ProcessPoolExecutor, options: argparse.Namespace) -> dict[str, Reading]:
+    found = [library.submit(draw, options, seed).result()[:2] for seed in range(options.times)]
+    steps = options.times * options.steps
+    wall_s, cpu_s = (sum(column) for column in zip(*found, strict=True))
+    return {MEASURE: Reading(steps / wall_s, 1e6 * cpu_s / steps)}
+
+
+_pipelines: list[Any] = []
+
+
+def draw(options: argparse.Namespace, seed: int) -> tuple[float, float, bytes]:
+    """Wall and CPU seconds of one call of the bare pipeline, and its pixels. Runs in a process that keeps it."""
+    import torch
+
+    if not _pipelines:
+        import diffusers
+
+        torch.set_num_threads(options.threads)
+        _pipelines.append(diffusers.DiffusionPipeline.from_pretrained(options.model, torch_dtype=torch.float32))
+        _pipelines[0].set_progress_bar_config(disable=True)
+        draw(options, seed)
+    wall_s, cpu_s = time.perf_counter(), time.process_time()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    how = {"num_inference_steps": options.steps, "guidance_scale": GUIDANCE, "generator": generator}
+    picture = _pipelines[0](PROMPT, **how).images[0]
+    return time.perf_counter() - wall_s, time.process_time() - cpu_s, picture.tobytes()
+
+
+def _pixels(file: bytes) -> bytes:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(file)).tobytes()
+
+
+def _options() -> argparse.Namespace:
+    parser = block_options(__doc__)
+    parser.add_argument("--model", type=Path, default=ROOT / "demo_models" / "digits_painter")
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--times", type=int, default=2, help="pictures in one turn")
+    parser.add_argument("--preview-every", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
