@@ -1,0 +1,85 @@
+"""The pictures of the README, from what a server really answers.
+
+    .venv/bin/python -m scripts.readme_pictures http://127.0.0.1:8000
+
+`docs/becoming_a_seven.png` is a strip of the previews of a picture; `docs/streams.svg` a terminal with the streams of
+workers of all types, shortened.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+
+from rbee_serve.client import Client
+from rbee_serve.events import Output
+from rbee_serve.outputs import ImageOutput
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+SEVEN: dict[str, Any] = {"prompt": "a handwritten seven", "seed": 3, "steps": 20}
+TILE = 96
+"""Pixels of a preview in the strip."""
+SHOWN = 8
+"""Events of a stream at most."""
+
+
+def main(url: str) -> None:
+    """Make both."""
+    DOCS.mkdir(exist_ok=True)
+    with Client(url, outputs=[ImageOutput]) as client:
+        client.wait_until_ready()
+        with client.stream("draw-0", **SEVEN, preview_every=3) as events:
+            files = [event.value.patch for event in events if isinstance(event, Output)]
+        speech = client.document("speech-0", prompt="This is a seven.", format="mp3").data
+    _strip(files).save(DOCS / "becoming_a_seven.png")
+    console = Console(record=True, width=116, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    seven = {"image": ("seven.png", files[-1], "image/png")}
+    for told, worker, request in (
+        ('-d \'{"prompt":"The capital of France is","max_tokens":4}\'', "llm-0",
+         {"json": {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}}),
+        ('-d \'{"prompt":"a handwritten seven","steps":3}\'', "draw-0",
+         {"json": {"prompt": "a handwritten seven", "steps": 3, "seed": 3}}),
+        ("-F image=@seven.png -F top_k=2", "classify-0", {"files": seven, "data": {"top_k": "2"}}),
+        ('-F image=@seven.png -F "prompt=Which digit is this?" -F \'modalities=["text","audio"]\'', "multimodal-0",
+         {"files": seven, "data": {"prompt": "Which digit is this?", "modalities": '["text","audio"]',
+                                   "temperature": "0"}}),
+        ("-F audio=@seven.mp3", "transcribe-0", {"files": {"audio": ("seven.mp3", speech, "audio/mpeg")}}),
+    ):  # fmt: skip
+        console.print(f"[bold green]$[/] curl -N localhost:8000/workers/{worker}/v1/inference {told}")
+        answer = httpx.post(f"{url}/workers/{worker}/v1/inference", timeout=60, **request)  # type: ignore[arg-type]
+        for line in _lines(answer.text):
+            console.print(line, overflow="ellipsis", no_wrap=True)
+        console.print()
+    console.save_svg(str(DOCS / "streams.svg"), title="rbee-serve")
+
+
+def _strip(files: list[bytes]) -> Image.Image:
+    """The pictures side by side, in the size of a tile, as the pixels that they are."""
+    strip = Image.new("RGB", ((TILE + 4) * len(files) - 4, TILE), "white")
+    for place, file in enumerate(files):
+        tile = Image.open(io.BytesIO(file)).resize((TILE, TILE), Image.Resampling.NEAREST)
+        strip.paste(tile, (place * (TILE + 4), 0))
+    return strip
+
+
+def _lines(stream: str) -> Iterator[Text]:
+    """The frames of a stream that show what is peculiar to it, each in a colour by its type."""
+    colours = {"token": "cyan", "audio": "magenta", "image": "yellow", "labels": "green", "segment": "blue"}
+    frames = [frame for frame in stream.split("\n\n") if frame and '"type":"narration"' not in frame]
+    for number, frame in enumerate(frames):
+        kind = json.loads(frame[6:]).get("type", "") if frame.startswith("data: {") else ""
+        if number < SHOWN or kind in ("end", ""):
+            yield Text(frame, style=colours.get(kind, "grey62"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].rstrip("/"))
