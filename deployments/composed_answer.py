@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from typing import Any
 
 from rbee_serve.events import End, Event, Output
@@ -51,34 +51,32 @@ async def composed(
             async for event in events:
                 await merged.put(event)
 
-    # The first event is waited for here: what `text` raises before it is a refusal, and nothing else is begun then.
-    yield await anext(text)
-    tasks = [asyncio.create_task(write())]
-    tasks += [asyncio.create_task(accompany(*pair)) for pair in zip(companions, feeds, strict=True)]
-    watch = asyncio.create_task(_all_done(tasks, merged))
+    tasks: list[asyncio.Task[None]] = []
     try:
+        # The first event is waited for here: what `text` raises before it is a refusal, and nothing else is begun then.
+        yield await anext(text)
+        tasks.append(asyncio.create_task(write()))
+        tasks += [asyncio.create_task(accompany(*pair)) for pair in zip(companions, feeds, strict=True)]
+        done = asyncio.create_task(_all_done(list(tasks), merged))
+        tasks.append(done)
         while (event := await merged.get()) is not None:
             yield event
-        await watch
+        await done
         for end in ends:
             yield end
     finally:
-        for task in (watch, *tasks):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(watch, *tasks, return_exceptions=True)
-        with suppress(Exception):
-            await text.aclose()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await text.aclose()
 
 
 async def _all_done(tasks: list[asyncio.Task[None]], merged: asyncio.Queue[Event[Any] | None]) -> None:
     """Wait for all, or for the first failure, and say so in the queue. Raises the failure."""
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-    finally:
-        with suppress(asyncio.CancelledError):
-            await merged.put(None)
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+    await merged.put(None)
+    for task in done:
+        task.result()
 
 
 async def _pieces(feed: asyncio.Queue[str | None]) -> AsyncIterator[str]:

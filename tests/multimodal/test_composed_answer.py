@@ -151,6 +151,30 @@ async def test_who_leaves_stops_the_text_and_all_that_accompanies_it() -> None:
     assert asyncio.all_tasks() == before
 
 
+@pytest.mark.parametrize("read", [1, 2])
+async def test_who_leaves_while_all_wait_for_him_is_not_waited_for(read: int) -> None:
+    left = []
+
+    async def much() -> AsyncGenerator[Event[TokenOutput], None]:
+        try:
+            yield NARRATION
+            for i in range(5000):
+                yield Output(TokenOutput(t="x", i=i))
+        finally:
+            left.append("text")
+
+    async def fails(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
+        yield NARRATION
+        raise WorkerLost("gone")
+
+    stream = composed(much(), [fails])
+    for _ in range(read):
+        await anext(stream)
+    await asyncio.sleep(0.05)
+    await asyncio.wait_for(stream.aclose(), 2)
+    assert left == ["text"]
+
+
 async def test_a_slow_reader_is_waited_for() -> None:
     made = 0
 
