@@ -169,6 +169,7 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         self._peers = context.peers
         self._chat = ChatText(self._tokenizer)
         self._renderer = engine.llm.renderer
+        self._client_error = importlib.import_module("vllm.exceptions").VLLMClientError
         self._most: dict[str, int] = dict(self._renderer.get_mm_processor().info.allowed_mm_limits)
         self._images = ImageDecoder(MAX_PIXELS)
         self._recordings = AudioDecoder(MAX_AUDIO_S)
@@ -179,7 +180,7 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         workers raise."""
         companions = [self._companion(role, request) for role in request.modalities if role != "text"]
         field = "prompt" if request.messages is None else "messages"
-        prompt = await self._read(request.turns, field)
+        prompt = await self._read(request.turns, field, request.max_tokens)
         text = self._generate(request, prompt, field, "multimodal-worker")
         answer: AsyncGenerator[Event[Any], None] = composed(text, companions) if companions else text
         async with aclosing(answer) as events:
@@ -195,7 +196,7 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         options = request.speech if role == "audio" else request.picture
         return (spoken if role == "audio" else drawn)(peer, options.model_dump(exclude_none=True) if options else {})
 
-    async def _read(self, turns: list[Turn], field: str) -> Any:
+    async def _read(self, turns: list[Turn], field: str, max_tokens: int) -> Any:
         """The chat as the engine's input: tokens, with those of the pictures and recordings in their places."""
         counts = {kind: len(list(_files(turns, kind))) for kind in ("image", "audio")}
         for kind, count in counts.items():
@@ -206,12 +207,15 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
                 )
         media = await asyncio.to_thread(self._decoded, turns, field)
         tokens = await asyncio.to_thread(self._chat.tokens, [_plain(turn) for turn in turns])
+        self._check_length(
+            field, len(tokens), max_tokens
+        )  # pictures come on top: what they make of it is checked later
         return (await self._rendered(tokens, media, field))[0]
 
     async def _rendered(self, tokens: list[int], media: dict[str, list[Any]], field: str) -> Any:
         try:
             return await self._renderer.render_cmpl_async([{"prompt_token_ids": tokens, "multi_modal_data": media}])
-        except ValueError as exc:  # of the model's own processor: a picture that is too narrow, and the like
+        except (ValueError, self._client_error) as exc:  # of the model's processor: a picture too narrow, and the like
             logger.warning("the model's processor refuses the media of a request", exc_info=exc)
             raise InvalidRequest.of_field(field, "media", "the model cannot read these pictures or recordings") from exc
 
@@ -233,7 +237,7 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         try:
             tokens = self._chat.tokens([_plain(turn) for turn in turns])
             self._renderer.render_cmpl([{"prompt_token_ids": tokens, "multi_modal_data": self._decoded(turns)}])
-        except (InvalidRequest, ValueError) as exc:
+        except (InvalidRequest, ValueError, self._client_error) as exc:
             raise ConfigurationError(
                 f"worker {worker_id}: the model's chat template takes no pictures as parts of a message; choose a model"
                 " whose template does"

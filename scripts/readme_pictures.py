@@ -55,7 +55,7 @@ def main(url: str) -> None:
         ("-F audio=@seven.mp3", "transcribe-0", {"files": {"audio": ("seven.mp3", speech, "audio/mpeg")}}),
     ):  # fmt: skip
         console.print(f"[bold green]$[/] curl -N localhost:8000/workers/{worker}/v1/inference {told}")
-        answer = httpx.post(f"{url}/workers/{worker}/v1/inference", timeout=60, **request)  # type: ignore[arg-type]
+        answer = httpx.post(f"{url}/workers/{worker}/v1/inference", timeout=60, **request)
         for line in _lines(answer.text):
             console.print(line, overflow="ellipsis", no_wrap=True)
         console.print()
