@@ -10,9 +10,12 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rbee_serve.errors import InvalidRequest
+
+Role = Literal["system", "user", "assistant", "tool"]
+"""Who speaks in a chat."""
 
 _PRIVATE = range(0xE000, 0xF900)
 """Characters that mean nothing to anybody (Unicode's private use area)."""

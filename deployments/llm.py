@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncGenerator
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deployments.chat_text import ChatText
+from deployments.chat_text import ChatText, Role
 from deployments.vllm_engine import check_engine
 from deployments.vllm_generation import GenerationBackend, GenerationEngine, GenerationRequest, load_engine
 from rbee_serve.config import WorkerConfig
@@ -21,8 +21,6 @@ from rbee_serve.worker import LoadContext, WorkerSpec
 
 LONG_TEXT = 2000
 """Texts of more characters are tokenised in a thread; shorter ones take under a millisecond."""
-
-Role = Literal["system", "user", "assistant", "tool"]
 
 
 class Message(BaseModel):

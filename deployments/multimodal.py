@@ -15,11 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.audio_decoder import AudioDecoder
 from deployments.audio_files import SAMPLE_RATE
-from deployments.chat_text import ChatText
+from deployments.chat_text import ChatText, Role
 from deployments.companions import drawn, spoken
 from deployments.composed_answer import Companion, composed
 from deployments.image_decoder import ImageDecoder
-from deployments.llm import Role
 from deployments.vllm_engine import check_engine
 from deployments.vllm_generation import GenerationBackend, GenerationEngine, GenerationRequest, load_engine
 from rbee_serve.config import WorkerConfig

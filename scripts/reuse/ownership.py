@@ -13,9 +13,9 @@ COMMON = frozenset({"deployments", "deployments.app", "deployments.registry"})
 def owned_modules(root: Path, worker_types: Mapping[str, str]) -> dict[str, dict[str, Path]]:
     """For each worker type of the registry its modules in `deployments`, by name, with their files.
 
-    They are the one that the registry names and what that imports, directly or not. A module that no type imports, such
-    as a plugin of an engine, belongs to the types whose modules it imports. What a family of types has in common
-    belongs to each of them.
+    They are the one that the registry names and what that imports, directly or not, a module that is named in a string
+    as well, as engines and decoders are. A module that no type imports, such as a plugin of an engine, belongs to the
+    types whose modules it imports. What a family of types has in common belongs to each of them.
     """
     files = _modules(root)
     imports = {module: _imported(path, files) for module, path in files.items()}
@@ -41,6 +41,8 @@ def _imported(path: Path, known: Mapping[str, Path]) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value.partition(":")[0])
     return names & known.keys()
 
 

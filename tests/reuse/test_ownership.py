@@ -44,6 +44,18 @@ def test_what_a_family_shares_counts_for_each_of_its_types(tmp_path: Path) -> No
     assert found == {"llm": ["llm", "vllm_engine"], "multimodal": ["multimodal", "vllm_engine"]}
 
 
+def test_a_module_may_be_named_in_a_string(tmp_path: Path) -> None:
+    found = owned(
+        tmp_path,
+        ["audio", "echo"],
+        audio='ENGINES = {"x": "deployments.x_engine", "y": "deployments.y_engine:load"}',
+        x_engine="",
+        y_engine="",
+        echo="",
+    )
+    assert found == {"audio": ["audio", "x_engine", "y_engine"], "echo": ["echo"]}
+
+
 def test_a_module_that_no_type_imports_belongs_to_those_whose_modules_it_imports(tmp_path: Path) -> None:
     found = owned(
         tmp_path,

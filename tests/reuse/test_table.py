@@ -20,13 +20,15 @@ def test_a_type_that_was_not_recorded_is_not_kept() -> None:
 def test_what_a_family_has_in_common_is_divided_among_its_types(tmp_path: Path) -> None:
     for path, source in {
         "deployments/llm.py": "import deployments.engine\n",
-        "deployments/multimodal.py": "import deployments.engine\nx = 1\n",
+        "deployments/embedding.py": "import deployments.engine\nx = 1\n",
+        "deployments/multimodal.py": "import deployments.llm\nx = 1\ny = 2\n",
         "deployments/engine.py": "# an engine\na = 1\nb = 2\nc = 3\nd = 4\n",
         "rbee_serve/sse.py": "a = 1\nif a:\n    b = 2\n",
     }.items():
         (tmp_path / path).parent.mkdir(exist_ok=True)
         (tmp_path / path).write_text(source)
-    types = {name: f"deployments.{name}:SPEC" for name in ("llm", "multimodal")}
+    types = {name: f"deployments.{name}:SPEC" for name in ("llm", "embedding", "multimodal")}
     found = rows(tmp_path, types, {"llm": {"rbee_serve/sse.py": [1, 2]}})
-    assert found == [Row("llm", own=1, family=2, shared=2), Row("multimodal", own=2, family=2, shared=0)]
-    assert "90 %, 500 own" in list(table(found))[2]
+    assert found[:2] == [Row("llm", own=1, family=2, shared=2), Row("embedding", own=2, family=2, shared=0)]
+    assert found[2] == Row("multimodal", own=3, family=0, shared=0)  # what it builds on was written for the others
+    assert "90 %, 500 own" in list(table(found))[3]
