@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from deployments.composed_answer import Companion
 from deployments.sentences import sentences
 from rbee_serve.events import Error, Event, Narration, Output, Progress
+from rbee_serve.replica.composed_answer import Companion
 from rbee_serve.worker import Peer
 
 MOST_CHARACTERS = 8192

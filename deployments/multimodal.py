@@ -17,7 +17,6 @@ from deployments.audio_decoder import AudioDecoder
 from deployments.audio_files import SAMPLE_RATE
 from deployments.chat_text import ChatText, Role
 from deployments.companions import drawn, spoken
-from deployments.composed_answer import Companion, composed
 from deployments.image_decoder import ImageDecoder
 from deployments.vllm_engine import check_engine
 from deployments.vllm_generation import GenerationBackend, GenerationEngine, GenerationRequest, load_engine
@@ -26,6 +25,7 @@ from rbee_serve.content import Content
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Event
 from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
+from rbee_serve.replica.composed_answer import Companion, composed
 from rbee_serve.replica.model_files import Format, check_local, prepare
 from rbee_serve.validation import violated
 from rbee_serve.worker import LoadContext, Peer, WorkerSpec

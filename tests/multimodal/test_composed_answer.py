@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from deployments.companions import drawn, spoken
-from deployments.composed_answer import Companion, composed
 from rbee_serve.errors import InvalidRequest, WorkerLost
 from rbee_serve.events import End, Error, Event, Metrics, Narration, Output, Progress, Started, StopReason
 from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
+from rbee_serve.replica.composed_answer import Companion, composed
 
 TEXT = "This is a seven. It comes after six. Good."
 NARRATION = Narration(actor="a", action="b", target="c", human="d")
