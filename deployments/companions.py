@@ -40,7 +40,8 @@ def drawn(peer: Peer, options: dict[str, Any]) -> Companion:
     in steps. `options` are fields of the vision worker's task `generate`."""
 
     async def draw(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
-        written = "".join([piece async for piece in text]).strip()
+        # A prompt is no sentence: small models know their words without the mark at the end.
+        written = "".join([piece async for piece in text]).strip().rstrip(".")
         prompt = options.get("prompt") or written[:MOST_CHARACTERS]
         if not prompt:
             return

@@ -93,7 +93,7 @@ async def test_the_end_comes_when_the_last_sentence_has_been_spoken() -> None:
 async def test_a_picture_is_made_of_the_whole_answer() -> None:
     other = painter()
     events = await events_of(drawn(other, {"steps": 4}))
-    assert other.asked == [{"steps": 4, "prompt": TEXT}]
+    assert other.asked == [{"steps": 4, "prompt": TEXT.rstrip(".")}]
     assert [image.preview for image in outputs(events, ImageOutput)] == [True, False]
     assert [event.kind for event in events if isinstance(event, Progress)] == ["steps"]
 

@@ -15,7 +15,6 @@ import pytest
 from rbee_serve.events import Output
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
-from tests.audio.speech import words_of
 from tests.conftest import DIGITS, GENERATE, MULTIMODAL, SPEECH, TRANSCRIBE, Served
 from tests.served.waiting import eventually
 
@@ -107,8 +106,8 @@ def test_what_it_says_aloud_is_understood(served: Served, drawn: list[tuple[str,
         headers={"content-type": "audio/wav"}, timeout=60,
     ).json()["text"]  # fmt: skip
     print(f"{word}: said {text!r}, heard {heard!r}")
-    assert words_of(heard)[-1] in (word, str(WORDS.index(word)))
-    assert words_of(text)[-1] == word
+    assert heard.rstrip(" .").split()[-1] in (word, str(WORDS.index(word)))
+    assert text.strip() == f"This is a {word}."
 
 
 def test_it_draws_the_next_digit(served: Served, drawn: list[tuple[str, str]]) -> None:
