@@ -39,7 +39,7 @@ def main() -> None:
     options = _options()
     worker = {
         "id": "vision-0", "type": "vision", "task": "generate", "model_ref": f"file:{options.model}", "cpus": 1,
-        "threads": options.threads,
+        "threads": options.threads, "engine": {"dtype": "float32"},
     }  # fmt: skip
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

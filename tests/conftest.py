@@ -112,7 +112,7 @@ GENERATE: dict[str, Any] = {
     "model_name": "digits-painter",
     "cpus": 0,
     "threads": 1,
-    "engine": {"steps": 20, "guidance_scale": 3.0},
+    "engine": {"dtype": "float32", "steps": 20, "guidance_scale": 3.0},
 }
 MULTIMODAL: dict[str, Any] = {
     "id": "multimodal-0",
