@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import LoadError
+from benchmarks.load import in_threads
 from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, ours
@@ -78,30 +78,23 @@ def _turn(server: Server, files: list[bytes], options: argparse.Namespace) -> di
 
 def ask(server: Server, files: list[bytes], clients: int) -> None:
     """Have each file classified once, by `clients` connections that ask anew when they have their answer."""
-    waiting, lock, failures = iter(files), threading.Lock(), []
+    waiting, lock = iter(files), threading.Lock()
 
-    def work() -> None:
+    def work(client: int) -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", server.target.port, timeout=120)
         headers = {**server.target.headers, "Content-Type": "image/jpeg"}
         while True:
             with lock:
                 file = next(waiting, None)
             if file is None:
-                return
+                return None
             connection.request("POST", f"{server.target.path}?stream=false", file, headers)
             answer = connection.getresponse()
             content = answer.read()
             if answer.status != 200:
-                failures.append(f"{answer.status}: {content[:300]!r}")
-                return
+                return f"{answer.status}: {content[:300]!r}"
 
-    threads = [threading.Thread(target=work) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise LoadError(failures[0])
+    in_threads(work, clients)
 
 
 def _library_turn(

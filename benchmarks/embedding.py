@@ -16,7 +16,6 @@ import itertools
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import LoadError, Target
+from benchmarks.load import Target, in_threads
 from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, infinity, ours
@@ -100,10 +99,9 @@ def answers_in(target: Target, bodies: list[bytes], clients: int, seconds: float
     """How many answers `clients` connections have got within `seconds`, each asking anew when it has its answer."""
     waiting = iter(bodies)
     answered = [0] * clients
-    failures: list[str] = []
     end = time.monotonic() + seconds
 
-    def ask(client: int) -> None:
+    def ask(client: int) -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
         while time.monotonic() < end:
             connection.request(
@@ -112,17 +110,11 @@ def answers_in(target: Target, bodies: list[bytes], clients: int, seconds: float
             answer = connection.getresponse()
             content = answer.read()
             if answer.status != 200:
-                failures.append(f"{answer.status}: {content[:300]!r}")
-                return
+                return f"{answer.status}: {content[:300]!r}"
             answered[client] += time.monotonic() < end
+        return None
 
-    threads = [threading.Thread(target=ask, args=(client,)) for client in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise LoadError(failures[0])
+    in_threads(ask, clients)
     return sum(answered)
 
 

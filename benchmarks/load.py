@@ -14,8 +14,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
@@ -29,6 +29,14 @@ _BUFFER = 256 * 1024
 
 class LoadError(Exception):
     """A server did not answer as it should have, or a load generator is missing."""
+
+
+def in_threads(work: Callable[[int], str | None], clients: int) -> None:
+    """Call `work` with the number of each client, all at once. Raises `LoadError` with the first failure that it
+    tells."""
+    with ThreadPoolExecutor(clients) as pool:
+        if failures := [told for told in pool.map(work, range(clients)) if told]:
+            raise LoadError(failures[0])
 
 
 @dataclass(frozen=True, slots=True)

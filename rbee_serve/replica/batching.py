@@ -122,11 +122,13 @@ class Batcher(Generic[ItemT, ResultT]):
             batch = self._take()
             self._busy += 1
             alone = self._busy == 1 and not self._waiting
-            with self._steps.expected():
-                outcomes = await loop.run_in_executor(
-                    self._threads, self._outcomes, [entry.item for entry in batch], alone
-                )
-            self._busy -= 1
+            try:
+                with self._steps.expected():
+                    outcomes = await loop.run_in_executor(
+                        self._threads, self._outcomes, [entry.item for entry in batch], alone
+                    )
+            finally:
+                self._busy -= 1
             for entry, outcome in zip(batch, outcomes, strict=True):
                 if entry.result.cancelled():
                     continue

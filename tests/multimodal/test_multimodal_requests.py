@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deployments.app import check
-from deployments.multimodal import MultimodalRequest
+from deployments.multimodal_request import MultimodalRequest
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.validation import parse, parse_object
 
