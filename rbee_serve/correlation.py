@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from contextvars import ContextVar
 
 from rbee_serve.request import new_id
 
+_SERVE = "ray.serve"
 HEADER = "x-correlation-id"
 _ACCEPTED = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _current: ContextVar[str | None] = ContextVar("correlation_id", default=None)
@@ -37,14 +39,31 @@ class CorrelationFilter(logging.Filter):
         return True
 
 
+class _Kept(logging.Handler):
+    """Passes records on to Ray Serve's logger, which keeps them in a file that it rotates."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand over the formatted line."""
+        line = logging.makeLogRecord({**record.__dict__, "msg": self.format(record), "args": None})
+        logging.getLogger(_SERVE).handle(line)
+
+
 def configure_logging(level: int = logging.INFO) -> None:
-    """Send `rbee_serve` records to stderr, one line each, with the correlation id. Does nothing the second time."""
+    """Send `rbee_serve` records to stderr, one line each, with the correlation id. Does nothing the second time.
+
+    Where Ray Serve keeps a log of this process, they go there, and to stderr only if they are warnings.
+    """
     logger = logging.getLogger("rbee_serve")
     if any(isinstance(f, CorrelationFilter) for handler in logger.handlers for f in handler.filters):
         return
-    handler = logging.StreamHandler()
-    handler.addFilter(CorrelationFilter())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(correlation_id)s] %(message)s"))
-    logger.addHandler(handler)
+    # Not `sys.stderr`: in a replica that is an object of Serve's which walks the stack for each line.
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.__stderr__)]
+    if logging.getLogger(_SERVE).handlers:
+        handlers[0].setLevel(logging.WARNING)
+        handlers.append(_Kept())
+    for handler in handlers:
+        handler.addFilter(CorrelationFilter())
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(correlation_id)s] %(message)s"))
+        logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False

@@ -17,6 +17,7 @@ PACKAGES = ("rbee_serve", "deployments")
 
 RAY_BORDER = (
     "rbee_serve.border",
+    "rbee_serve.ingress.channel",
     "rbee_serve.ingress.router",
     "rbee_serve.ingress.deployment",
     "rbee_serve.replica.deployment",

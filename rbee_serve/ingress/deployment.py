@@ -45,7 +45,10 @@ class Ingress:
             worker.id: Worker(worker, specs[worker.id], with_limits(specs[worker.id].request, worker.limits))
             for worker in config.workers
         }
-        router = Router(handles, config.limits.acknowledge_timeout_s, hub.silence_s.remote, view.is_fresh)
+        balanced = {worker.id for worker in config.workers if worker.replicas > 1 or worker.autoscaling is not None}
+        router = Router(
+            handles, config.limits.acknowledge_timeout_s, hub.silence_s.remote, view.is_fresh, balanced=balanced
+        )
         services = IngressServices(workers, config.limits, view, router, base_url, port)
         self._app = build_ingress(services, config.auth.token())
         self._following = asyncio.get_running_loop().create_task(view.follow(router.cut))

@@ -2,36 +2,30 @@
 
 Arrow by arrow:
 
-    respond.remote ─→ acknowledgement      none in time → `WorkerLost` (503); the call is cancelled
-                   ─→ first message        a lone `error` frame → that error, as an HTTP status
-                   ─→ further messages     the border breaks → an `error` event `WORKER_LOST` and the marker, unless
-                                           the end has gone already
+    Channel.send ─→ acknowledgement      none in time → `WorkerLost` (503); the work is stopped
+                 ─→ first data           a lone `error` frame → that error, as an HTTP status
+                 ─→ further data         the border breaks → an `error` event `WORKER_LOST` and the marker, unless
+                                         the end has gone already
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Container, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 from ray.serve.handle import DeploymentHandle
 
-from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, abandon, cancel, translate
+from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, translate
 from rbee_serve.errors import WorkerError, WorkerLost, WorkerStopping, error_from_json
 from rbee_serve.events import Error, to_json
-from rbee_serve.ingress.body import JSON
+from rbee_serve.ingress.channel import Answer, Channel
 from rbee_serve.request import InferenceRequest
-from rbee_serve.sse import DONE, frame
-
-logger = logging.getLogger(__name__)
-
-Message = tuple[bytes, bool] | tuple[bytes, bool, str]
-"""What a replica sends: SSE frames and whether the end is among them; or one document, True, and its content type."""
+from rbee_serve.sse import DONE, KEEP_ALIVE, frame
 
 _DOUBT = 0.75
 """The part of the time for an acknowledgement after which a replica that was silent for as long counts as gone. It
@@ -46,57 +40,54 @@ HUB_ANSWERS_S = 5.0
 """A hub that takes longer cannot vouch for anybody. Its answer comes the way of all others, behind hundreds of requests
 if there are so many; one that is idle takes milliseconds."""
 
+KEEP_ALIVE_S = 10.0
+"""A comment line is sent after this many seconds of silence."""
+
 _ERROR_FRAME = b'data: {"type":"error"'
 
 
 class Reply:
-    """An answer whose first message is here. Close it, read or unread: closing cancels the work."""
+    """An answer whose first data is here. Close it, read or unread: closing cancels the work."""
 
-    def __init__(
-        self,
-        worker_id: str,
-        messages: Any,
-        first: Message,
-        on_message: Callable[[], object],
-        on_close: Callable[[], object],
-    ) -> None:
+    def __init__(self, worker_id: str, answer: Answer, first: tuple[bytes, bool], on_close: Callable[[], None]) -> None:
         self._worker_id = worker_id
-        self._messages = messages
-        self._on_message = on_message
+        self._answer = answer
         self._on_close = on_close
-        self._cut = False
-        self.first, self.complete, *rest = first
-        self.media_type = rest[0] if rest else JSON
+        self.first, self.complete = first
+
+    @property
+    def media_type(self) -> str:
+        """The content type, if the answer is a document."""
+        return self._answer.media_type
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The SSE frames, as they come, to the marker. A break of the border becomes an `error` event."""
+        """The SSE frames, as they come, to the marker; comments in long silences. A break of the border becomes an
+        `error` event."""
         yield self.first
-        try:
-            while not self.complete:
-                data, self.complete, *_ = await anext(self._messages)
-                self._on_message()
-                yield data
-        except (Exception, asyncio.CancelledError) as exc:  # a StopAsyncIteration before the end is a break too
-            if isinstance(exc, asyncio.CancelledError) and not self._cut:
-                raise
-            error = _stopping() if self._cut else translate(exc, self._worker_id)
-            self.complete = True
-            yield frame(to_json(Error.from_exception(error))) + DONE
+        while not self.complete:
+            try:
+                async with asyncio.timeout(KEEP_ALIVE_S):
+                    data, self.complete = await self._answer.next()
+            except TimeoutError:
+                data = KEEP_ALIVE
+            except Exception as exc:  # a StopAsyncIteration before the end is a break too
+                data = frame(to_json(Error.from_exception(translate(exc, self._worker_id)))) + DONE
+                self.complete = True
+            yield data
 
     def cut(self) -> None:
         """Stop the work; the stream ends with an `error` event that says why."""
-        self._cut = True
-        cancel(self._messages)
+        self._answer.close()
+        self._answer.fail(_stopping())
 
     def close(self) -> None:
         """Stop the work if it is not done."""
         self._on_close()
-        if not self.complete:
-            cancel(self._messages)
+        self._answer.close()
 
 
 class Router:
-    """Holds a handle for each worker."""
+    """Holds a channel to each worker."""
 
     def __init__(
         self,
@@ -104,55 +95,52 @@ class Router:
         acknowledge_timeout_s: float,
         silence_s: Callable[[str], Awaitable[float]],
         is_fresh: Callable[[str, float], bool],
+        *,
+        balanced: Container[str] = (),
     ) -> None:
         """`silence_s(worker_id)` asks the hub how long ago a replica of the worker last showed life; `is_fresh` tells
         whether one has just come up and nothing was heard from the worker since a time, so that Serve may need a moment
-        to find it."""
+        to find it. To the workers in `balanced` each request goes by itself, for Serve to choose a replica."""
         self._acknowledge_timeout_s = acknowledge_timeout_s
         self._silence_s = silence_s
         self._is_fresh = is_fresh
-        self._open: dict[int, Reply] = {}
+        self._open: set[Reply] = set()
         self._heard_at: dict[str, float] = {}
         """When a replica of a worker last sent anything."""
         self._questions: dict[str, asyncio.Future[float]] = {}
         """What the hub has been asked and has not answered yet: hundreds of requests that wait ask once."""
-        self._numbers = itertools.count()
-        self._handles = {
-            worker_id: handle.options(
-                stream=True, method_name="respond", request_serialization="pickle", response_serialization="pickle"
-            )
+        self._channels = {
+            worker_id: Channel(handle, partial(self._hear, worker_id), grouped=worker_id not in balanced)
             for worker_id, handle in handles.items()
         }
 
     async def send(self, worker_id: str, request: InferenceRequest, correlation_id: str) -> Reply:
-        """Hand a validated request to a replica and wait for its first message.
+        """Hand a validated request to a replica and wait for the beginning of its answer.
 
         Raises the `WorkerError` with which the replica refused it, or `WorkerLost` if no replica noted it in time.
         """
-        fields = request.model_dump(exclude_unset=True)
-        messages = aiter(self._handles[worker_id].remote(fields, correlation_id))
-        acknowledgement = asyncio.ensure_future(anext(messages))
+        answer = self._channels[worker_id].send(request.model_dump(exclude_unset=True), correlation_id)
         try:
-            await self._acknowledged(worker_id, acknowledgement)
-            first: Message = await anext(messages)
+            await self._acknowledged(worker_id, answer.acknowledged)
+            first, complete = await answer.next()
         except BaseException as exc:
-            abandon(acknowledgement, messages)
+            answer.close()
             if isinstance(exc, Exception):
                 raise translate(exc, worker_id) from exc
             raise
-        if first[1] and first[0].startswith(_ERROR_FRAME):
-            raise _refusal(first[0])
-        number = next(self._numbers)
-        reply = Reply(worker_id, messages, first, lambda: self._hear(worker_id), lambda: self._open.pop(number, None))
-        self._open[number] = reply
+        if complete and first.startswith(_ERROR_FRAME):
+            answer.close()
+            raise _refusal(first)
+        reply = Reply(worker_id, answer, (first, complete), lambda: self._open.discard(reply))
+        self._open.add(reply)
         return reply
 
     def cut(self) -> None:
         """End every open stream: the server is being shut down and has waited long enough."""
-        for reply in list(self._open.values()):
+        for reply in list(self._open):
             reply.cut()
 
-    async def _acknowledged(self, worker_id: str, first: asyncio.Future[Message]) -> None:
+    async def _acknowledged(self, worker_id: str, first: asyncio.Future[None]) -> None:
         doubt_s = self._acknowledge_timeout_s * _DOUBT
         give_up_at = time.monotonic() + SLOW_ACKNOWLEDGEMENT_S
         await asyncio.wait([first], timeout=doubt_s)
@@ -163,7 +151,6 @@ class Router:
         if not first.done():
             raise WorkerLost(f"worker {worker_id} does not answer; it is being replaced, try again in a moment")
         first.result()
-        self._hear(worker_id)
 
     def _hear(self, worker_id: str) -> None:
         self._heard_at[worker_id] = time.monotonic()

@@ -1,14 +1,14 @@
 """The Ray Serve deployment of a worker: one replica is one loaded model.
 
-What crosses the border on the hot path is `(bytes, terminal)`: an acknowledgement at once, then SSE frames or one JSON
-document. Python users call `stream_events` and `collect` instead and get typed events and a typed result.
+The ingress calls `respond` and gets bytes: SSE frames or documents, of many requests in one message. Python users call
+`stream_events` and `collect` instead and get typed events and a typed result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -21,7 +21,9 @@ from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import WorkerError, WorkerLoading, WorkerUnhealthy
 from rbee_serve.events import Event
+from rbee_serve.multiplexing import Fragment, Part, SentRequest
 from rbee_serve.registry import load_spec
+from rbee_serve.replica.channel import Channels
 from rbee_serve.replica.device import choose_device, set_threads
 from rbee_serve.replica.event_stream import frames, refusal
 from rbee_serve.replica.loading import load, reason
@@ -36,9 +38,6 @@ from rbee_serve.validation import parse_object
 from rbee_serve.worker import Device, LoadContext
 
 logger = logging.getLogger(__name__)
-
-ACKNOWLEDGEMENT = (b"", False)
-"""The first message of every request: it tells the ingress that the replica lives, before any work is done."""
 
 
 class WorkerReplica:
@@ -62,6 +61,7 @@ class WorkerReplica:
         self._failure: tuple[str, str] | None = None
         self._device = Device("cpu" if worker.backend == "auto" else worker.backend)
         self._service: WorkerService | None = None
+        self._channels = Channels(self._answer)
         self._reporter = Reporter(self._observe, hub.push.remote)
         self._reporter.start()
         try:
@@ -81,24 +81,28 @@ class WorkerReplica:
         return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
 
     async def respond(
-        self, fields: dict[str, Any], correlation_id: str
-    ) -> AsyncGenerator[tuple[bytes, bool] | tuple[bytes, bool, str], None]:
-        """The ingress's call: an acknowledgement, then SSE frames, or one document with its content type if the request
-        says so.
+        self, channel: str, call: int, requests: Collection[SentRequest]
+    ) -> AsyncGenerator[int | list[Part], None]:
+        """The ingress's call, in the terms of `rbee_serve.multiplexing`. It has validated the requests."""
+        async with aclosing(self._channels.respond(channel, call, requests)) as messages:
+            async for message in messages:
+                yield message
 
-        `fields` are those of a request that the ingress has validated. A request that is refused gets one `error` frame
-        without a `started` before it.
-        """
-        correlation.enter(correlation_id)
-        yield ACKNOWLEDGEMENT
+    async def control(self, channel: str, left: Collection[int], read: Mapping[int, int]) -> None:
+        """The ingress's word on requests that it has sent: these are not wanted any more, of those so much was read."""
+        self._channels.control(channel, left, read)
+
+    async def _answer(self, fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+        """SSE frames, or one document if the request says so. A request that is refused gets one `error` frame without
+        a `started` before it."""
         service = self._ready_service()
         try:
             request = parse_object(service.request_type, fields)
             events = service.events(request)
             if request.stream:
-                async with aclosing(frames(events)) as messages:
-                    async for message in messages:
-                        yield message
+                async with aclosing(frames(events)) as fragments:
+                    async for fragment in fragments:
+                        yield fragment
             else:
                 document = await service.document(request, await collect(events, service.spec.outputs))
                 yield document.data, True, document.media_type

@@ -14,25 +14,29 @@ from rbee_serve.errors import WorkerLost
 from rbee_serve.ingress import router as module
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.view import FRESH_S
+from rbee_serve.multiplexing import Part, SentRequest
 from rbee_serve.request import InferenceRequest
+from rbee_serve.sse import KEEP_ALIVE
 from tests.ingress.application import ready_view
 
 ACKNOWLEDGE_S = 0.2
 
 
 class Replica:
-    """A deployment handle whose replica notes a request after `delay_s` seconds and then answers it."""
+    """A deployment handle whose replica notes a call after `delay_s` seconds and then answers its requests."""
 
     def __init__(self, delay_s: float) -> None:
-        self._delay_s = delay_s
+        self.delay_s = delay_s
 
     def options(self, **options: Any) -> Replica:
         return self
 
-    async def remote(self, fields: dict[str, Any], correlation_id: str) -> AsyncGenerator[tuple[bytes, bool], None]:
-        await asyncio.sleep(self._delay_s)
-        yield b"", False
-        yield b"data: [DONE]\n\n", True
+    async def remote(
+        self, channel: str, call: int, requests: list[SentRequest]
+    ) -> AsyncGenerator[int | list[Part], None]:
+        await asyncio.sleep(self.delay_s)
+        yield call
+        yield [(number, b"data: [DONE]\n\n", True) for number, *_ in requests]
 
 
 async def outcome(delay_s: float, silence_s: Callable[[], Awaitable[float]], *, fresh: bool = False) -> Any:
@@ -125,52 +129,38 @@ async def test_what_waits_for_one_worker_asks_the_hub_once() -> None:
 
 
 async def test_a_replica_that_answers_others_needs_no_hub() -> None:
-    handles: dict[str, Any] = {"echo-0": Replica(0)}
+    replica: Any = Replica(2 * ACKNOWLEDGE_S)
 
     async def away(worker_id: str) -> float:
         return math.inf
 
-    router = Router(handles, ACKNOWLEDGE_S, away, lambda worker_id, heard_at: False)
-    slow = Replica(2 * ACKNOWLEDGE_S)
-    router._handles["echo-0"] = slow
+    router = Router({"echo-0": replica}, ACKNOWLEDGE_S, away, lambda worker_id, heard_at: False, balanced=["echo-0"])
     waiting = asyncio.create_task(router.send("echo-0", InferenceRequest(), "corr"))
     await asyncio.sleep(ACKNOWLEDGE_S / 2)
-    router._handles["echo-0"] = Replica(0)
+    replica.delay_s = 0
     (await router.send("echo-0", InferenceRequest(), "corr")).close()
     (await waiting).close()
 
 
-class Call:
-    """An answer of Serve's: as there, a cancellation is lost on a call that has not reached its replica."""
+async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.01)
 
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.cancelled = False
+    class Slow(Replica):
+        async def remote(
+            self, channel: str, call: int, requests: list[SentRequest]
+        ) -> AsyncGenerator[int | list[Part], None]:
+            yield call
+            yield [(requests[0][0], b"data: 1\n\n", False)]
+            await asyncio.sleep(0.05)
+            yield [(requests[0][0], b"data: [DONE]\n\n", True)]
 
-    def __aiter__(self) -> Call:
-        return self
-
-    async def __anext__(self) -> tuple[bytes, bool]:
-        await self.reached.wait()
-        return b"", False
-
-    def cancel(self) -> None:
-        self.cancelled = self.reached.is_set()
-
-
-async def test_who_leaves_before_the_acknowledgement_is_cancelled_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = Call()
-    replica = Replica(0)
-    monkeypatch.setattr(replica, "remote", lambda fields, correlation_id: call)
-    router = Router({"echo-0": replica}, ACKNOWLEDGE_S, lambda worker_id: lively(), lambda *_: False)
-    leaving = asyncio.create_task(router.send("echo-0", InferenceRequest(), "corr"))
-    await asyncio.sleep(0.01)
-    leaving.cancel()
-    await asyncio.wait([leaving])
-    assert not call.cancelled
-    call.reached.set()
-    await asyncio.sleep(0.01)
-    assert call.cancelled
+    handles: dict[str, Any] = {"echo-0": Slow(0)}
+    router = Router(handles, ACKNOWLEDGE_S, lambda worker_id: lively(), lambda *_: False)
+    reply = await router.send("echo-0", InferenceRequest(), "corr")
+    chunks = [chunk async for chunk in reply.chunks()]
+    reply.close()
+    assert chunks.count(KEEP_ALIVE) >= 2
+    assert [chunk for chunk in chunks if chunk != KEEP_ALIVE] == [b"data: 1\n\n", b"data: [DONE]\n\n"]
 
 
 def test_a_replica_is_fresh_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
