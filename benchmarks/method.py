@@ -45,13 +45,13 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """`side` against `against`: a ratio of the two, or for times a difference. `goal` is the least ratio, or the
-    largest difference; None where there is none."""
+    largest one (`ratio at most`), or the largest difference; None where there is none."""
 
     measure: str
     side: str
     against: str
     goal: float | None = None
-    kind: Literal["ratio", "difference"] = "ratio"
+    kind: Literal["ratio", "ratio at most", "difference"] = "ratio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def paired(rows: Iterable[Row], comparison: Comparison) -> list[float]:
     results = []
     for block in sorted({block for block, _ in values}):
         ours, theirs = (statistics.fmean(values[block, side]) for side in (comparison.side, comparison.against))
-        results.append(ours / theirs if comparison.kind == "ratio" else ours - theirs)
+        results.append(ours - theirs if comparison.kind == "difference" else ours / theirs)
     return results
 
 
@@ -135,9 +135,7 @@ def comparison_table(rows: Sequence[Row], comparisons: Iterable[Comparison]) -> 
         lines.append(
             [
                 comparison.measure,
-                f"{comparison.side} / {comparison.against}"
-                if comparison.kind == "ratio"
-                else f"{comparison.side} - {comparison.against}",
+                f"{comparison.side} {'-' if comparison.kind == 'difference' else '/'} {comparison.against}",
                 f"{found.median:{digits}}",
                 f"{found.low:{digits}} … {found.high:{digits}}",
                 _goal(comparison, found),
@@ -151,6 +149,8 @@ def _goal(comparison: Comparison, found: Estimate) -> str:
         return "none"
     if comparison.kind == "difference":
         return f"≤ {comparison.goal:+g} {'reached' if found.median <= comparison.goal else 'missed'}"
+    if comparison.kind == "ratio at most":
+        return f"≤ {comparison.goal:g} {'reached' if found.median <= comparison.goal else 'missed'}"
     return f"≥ {comparison.goal:g} {'reached' if found.median >= comparison.goal else 'missed'}"
 
 

@@ -87,11 +87,18 @@ def ours(
     return _started(stack, folder, name, command, target, probe, settings)
 
 
-def peer(stack: ExitStack, folder: Path, module: str, probe: dict[str, Any]) -> Server:
-    """A module of `benchmarks/peers/`."""
+def peer(
+    stack: ExitStack,
+    folder: Path,
+    module: str,
+    probe: dict[str, Any],
+    options: Sequence[str] = (),
+    path: str = "/v1/inference",
+) -> Server:
+    """A module of `benchmarks/peers/`, asked at `path`."""
     port = free_port()
-    command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--port", str(port)]
-    return _started(stack, folder, module, command, Target(port, "/v1/inference"), probe)
+    command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--port", str(port), *options]
+    return _started(stack, folder, module, command, Target(port, path), probe)
 
 
 def vllm_server(stack: ExitStack, folder: Path, options: Sequence[str], probe: dict[str, Any]) -> Server:

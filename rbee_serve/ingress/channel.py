@@ -54,6 +54,7 @@ class Channel:
         self._unacknowledged = 0
         self._left: list[int] = []
         self._read: dict[int, int] = {}
+        self._telling = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, fields: dict[str, Any], correlation_id: str) -> Answer:
@@ -169,11 +170,13 @@ class Channel:
             call.cancel()
 
     def _tell(self) -> None:
-        if len(self._left) + len(self._read) == 1:
+        if not self._telling:
+            self._telling = True
             asyncio.get_running_loop().call_soon(lambda: self._start(self._control()))
 
     async def _control(self) -> None:
         """To all replicas, as a handle cannot name one: those that do not know the channel do nothing."""
+        self._telling = False
         left, self._left = self._left, []
         read, self._read = self._read, {}
         try:

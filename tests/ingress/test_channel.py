@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import random
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Any
 
@@ -20,12 +21,14 @@ Work = Callable[[dict[str, Any]], AsyncGenerator[Fragment, None]]
 
 
 class Messages:
-    """The answer to a call, as Ray Serve gives it: cancelling it stops the work."""
+    """The answer to a call, as Ray Serve gives it: cancelling it stops the work, unless it has not been acknowledged;
+    then it is lost."""
 
     def __init__(self, messages: AsyncGenerator[Any, None], *, hold: asyncio.Event | None = None) -> None:
         self.messages = messages
         self._hold = hold
         self._reading: asyncio.Future[Any] | None = None
+        self._acknowledged = self._cancelled = False
 
     def __aiter__(self) -> Messages:
         return self
@@ -33,11 +36,17 @@ class Messages:
     async def __anext__(self) -> Any:
         if self._hold is not None:
             await self._hold.wait()
+        if self._cancelled:
+            await self.messages.aclose()
+            raise asyncio.CancelledError
         self._reading = asyncio.ensure_future(anext(self.messages))
-        return await self._reading
+        message = await self._reading
+        self._acknowledged = True
+        return message
 
     def cancel(self) -> None:
-        if self._reading is not None and not self._reading.done():
+        self._cancelled = self._acknowledged
+        if self._acknowledged and self._reading is not None:
             self._reading.cancel()
 
 
@@ -255,6 +264,29 @@ async def test_who_leaves_before_the_acknowledgement_is_stopped_after_it(others:
     for answer in staying:
         answer.close()
     await work.until(set())
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+async def test_after_a_thousand_who_left_at_any_moment_nothing_is_left(grouped: bool) -> None:
+    generator = random.Random(0)
+    work = Endless()
+    border = Border(work)
+    channel = channel_to(border, grouped=grouped)
+
+    async def client(number: int) -> None:
+        for turn in range(20):
+            answer = channel.send({"name": f"{number}-{turn}"}, "corr")
+            waiting = asyncio.ensure_future(answer.next())
+            for _ in range(generator.randrange(12)):
+                await asyncio.sleep(0)
+            waiting.cancel()
+            answer.close()
+
+    await asyncio.gather(*(client(number) for number in range(50)))
+    await work.until(set())
+    await soon(lambda: not border.replica._channels and not channel._calls)
+    assert not channel._answers
+    assert not channel._pending
 
 
 @pytest.mark.parametrize("broken", ["the one that carries", "another one", "all"])
