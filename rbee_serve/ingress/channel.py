@@ -229,11 +229,11 @@ class Answer:
     def acknowledge(self, carrier: int) -> None:
         """A replica has noted the request; the answer comes on that call."""
         self.carrier = carrier
-        if not self.acknowledged.done():
-            self.acknowledged.set_result(None)
+        self._note()
 
     def put(self, data: bytes, terminal: bool, media_type: str = JSON) -> None:
-        """Add a fragment."""
+        """Add a fragment. It may come before the acknowledgement, which another call brings."""
+        self._note()
         self._data.append(data)
         if terminal:
             self._end()
@@ -272,6 +272,10 @@ class Answer:
     def close(self) -> None:
         """Stop the work, if it is not complete."""
         self._channel.close(self)
+
+    def _note(self) -> None:
+        if not self.acknowledged.done():
+            self.acknowledged.set_result(None)
 
     def _end(self) -> None:
         self.complete = True

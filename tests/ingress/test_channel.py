@@ -27,6 +27,7 @@ class Messages:
     def __init__(self, messages: AsyncGenerator[Any, None], *, hold: asyncio.Event | None = None) -> None:
         self.messages = messages
         self._hold = hold
+        self.preloaded: Any = None
         self._reading: asyncio.Future[Any] | None = None
         self._acknowledged = self._cancelled = False
 
@@ -39,6 +40,9 @@ class Messages:
         if self._cancelled:
             await self.messages.aclose()
             raise asyncio.CancelledError
+        if self.preloaded is not None:
+            message, self.preloaded = self.preloaded, None
+            return message
         self._reading = asyncio.ensure_future(anext(self.messages))
         message = await self._reading
         self._acknowledged = True
@@ -184,6 +188,24 @@ async def test_a_call_that_is_not_acknowledged_holds_others_up_for_a_moment_only
         assert await whole(answer) == counted("b", 1)
     hold.set()
     assert await whole(stuck) == counted("a", 1)
+
+
+async def test_an_answer_may_come_before_the_acknowledgement() -> None:
+    border = Border(counting)
+    channel = channel_to(border, grouped=False)
+    carrying = channel.send({"name": "a", "count": 1000}, "corr")
+    await carrying.acknowledged
+    border.hold = asyncio.Event()
+    answer = channel.send({"name": "b", "count": 1}, "corr")
+    await asyncio.sleep(0)
+    call = border.calls[-1]
+    call.preloaded = await anext(call.messages)
+    async with asyncio.timeout(5):
+        await answer.acknowledged
+        assert await whole(answer) == counted("b", 1)
+    border.hold.set()
+    assert await whole(carrying) == counted("a", 1000)
+    await soon(lambda: not channel._calls)
 
 
 async def test_a_large_request_goes_alone() -> None:
