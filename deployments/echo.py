@@ -73,6 +73,7 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
             total = min(len(once) * request.repeat, request.max_tokens)
             if request.fail != "block":
                 await asyncio.sleep(request.delay_s)
+            first = time.monotonic()
             yield Narration(actor="echo", action="echo", target="prompt", human=f"Echoing {total} words")
             for i, word in enumerate(islice(cycle(once), total)):
                 if request.fail and i == request.fail_at:
@@ -81,7 +82,7 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
                 yield Output(TokenOutput(t=word, i=i))
                 if request.progress:
                     yield Progress(step=i + 1, total=total)
-                await asyncio.sleep(self._pause(request, began, i))
+                await asyncio.sleep(self._pause(request, first, i))
             if request.fail == "no_end":
                 return
             seconds = time.monotonic() - began
@@ -96,10 +97,10 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
         finally:
             self.active -= 1
 
-    def _pause(self, request: EchoRequest, began: float, i: int) -> float:
+    def _pause(self, request: EchoRequest, first: float, i: int) -> float:
         if request.tokens_per_sec is None:
             return 0.0
-        return max(0.0, began + request.delay_s + (i + 1) / request.tokens_per_sec - time.monotonic())
+        return max(0.0, first + (i + 1) / request.tokens_per_sec - time.monotonic())
 
     async def _fail(self, request: EchoRequest) -> None:
         match request.fail:

@@ -107,7 +107,13 @@ async def test_a_worker_that_is_killed_in_mid_stream(served: Served, neighbour: 
 
 HANGS: dict[str, dict[str, Any] | None] = {
     "engine hangs": {"prompt": "a b c", "fail": "hang", "fail_at": 1},
-    "event loop blocked for 45 s": {"prompt": "a b c", "fail": "block", "fail_at": 1, "delay_s": 45},
+    "event loop blocked for 45 s": {
+        "prompt": "a b c",
+        "fail": "block",
+        "fail_at": 1,
+        "delay_s": 45,
+        "tokens_per_sec": 5,
+    },
     "process stopped (SIGSTOP)": None,
 }
 
