@@ -69,9 +69,10 @@ def main() -> None:
         if VLLM in options.sides:
             server = vllm_server(stack, folder, _arguments(str(model), engine), {"model": NAME, **probe})
             turns[VLLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
-        if RAY_LLM in options.sides:
+        if options.ray_llm:
             arguments = ["--model", str(model), "--served-model-name", NAME, "--engine", json.dumps(engine)]
-            server = peer(stack, folder, "ray_llm", {"model": NAME, **probe}, arguments, "/v1/completions")
+            asked = {"model": NAME, **probe}
+            server = peer(stack, folder, "ray_llm", asked, arguments, "/v1/completions", options.ray_llm)
             turns[RAY_LLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
         if OURS in options.sides:
             server = ours(stack, folder, worker, {**probe, "stream": False})
@@ -95,7 +96,7 @@ def _comparisons(options: argparse.Namespace) -> list[Comparison]:
             comparisons.append(Comparison(measure, OURS, VLLM, goals.get(clients)))
             goal = TTFT_GOAL_MS if clients == 1 else None
             comparisons.append(Comparison(first, OURS, VLLM, goal, "difference"))
-        if {OURS, RAY_LLM} <= set(options.sides):
+        if OURS in options.sides and options.ray_llm:
             comparisons.append(Comparison(measure, OURS, RAY_LLM, RAY_LLM_GOALS.get(clients)))
             goal = RAY_LLM_TTFT_GOAL if clients == 1 else None
             comparisons.append(Comparison(first, OURS, RAY_LLM, goal, "ratio at most"))
@@ -118,7 +119,7 @@ def _turn(
         readings["idle, % of a core"] = Reading(100 * watch.cpu_s() / watch.wall_s())
         readings["other programs, % of a core"] = Reading(watch.others_percent())
         for clients in options.clients:
-            count = clients * (options.rounds if clients == 1 else 1)
+            count = clients * (options.rounds if clients == 1 or options.one_layer else 1)
             bodies = [json.dumps(body(prompt)).encode() for prompt in itertools.islice(prompts, count)]
             watch = Stopwatch(server.tree)
             seen = reader.read(StreamLoad(server.target, bodies, clients, first=first, keep=True))
@@ -183,9 +184,17 @@ def _arguments(model: str, engine: dict[str, Any]) -> list[str]:
 def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 16, 64])
-    parser.add_argument("--rounds", type=int, default=2, help="requests in a turn at one client")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=2,
+        help="requests of one client in a turn; with more clients each asks once, but for --one-layer",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM, RAY_LLM], default=[OURS, VLLM])
+    parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
+    parser.add_argument(
+        "--ray-llm", type=Path, help="Ray Serve LLM too; a folder with pyarrow and jsonref, made by pip"
+    )
     parser.add_argument("--one-layer", action="store_true", help="P2: a model that costs next to nothing")
     return parser.parse_args()
 

@@ -94,11 +94,13 @@ def peer(
     probe: dict[str, Any],
     options: Sequence[str] = (),
     path: str = "/v1/inference",
+    packages: Path | None = None,
 ) -> Server:
-    """A module of `benchmarks/peers/`, asked at `path`."""
+    """A module of `benchmarks/peers/`, asked at `path`. `packages` is a folder of what it imports beside our own."""
     port = free_port()
     command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--port", str(port), *options]
-    return _started(stack, folder, module, command, Target(port, path), probe)
+    settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"} if packages else {}
+    return _started(stack, folder, module, command, Target(port, path), probe, settings)
 
 
 def vllm_server(stack: ExitStack, folder: Path, options: Sequence[str], probe: dict[str, Any]) -> Server:
