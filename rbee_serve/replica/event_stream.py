@@ -65,23 +65,24 @@ async def ordered(
 
 
 async def frames(events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[Fragment, None]:
-    """A fragment for each event; the last one is terminal and holds the marker too.
+    """A fragment for each event; the last one is terminal and holds the marker too. It comes when `events` is closed,
+    so whoever sees it finds the place free that the request had.
 
     Raises what `events` raises before its first event.
     """
+    data = b""
     async with aclosing(events):
         async for event in events:
             try:
                 data = frame(to_json(event))
             except Exception:  # an event that cannot be encoded: the stream must still come to an end
                 logger.exception("an event could not be sent")
-                error = Error.from_exception(InternalError("the worker's answer could not be sent"))
-                yield frame(to_json(error)) + DONE, True
-                return
+                event = Error.from_exception(InternalError("the worker's answer could not be sent"))
+                data = frame(to_json(event))
             if isinstance(event, End | Error):
-                yield data + DONE, True
-                return
+                break
             yield data, False
+    yield data + DONE, True
 
 
 def refusal(error: WorkerError) -> Fragment:
