@@ -10,8 +10,8 @@ import logging
 import pickle
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 from rbee_serve import correlation
@@ -51,10 +51,11 @@ class Channels:
             channel = self._channels[channel_id] = _Channel(call)
         numbers = [number for number, *_ in requests]
         try:
-            for number, fields, correlation_id in requests:
-                asked = pickle.loads(fields)  # noqa: S301  by our own ingress, as everything that crosses here is
-                channel.begin(number, self._answer(asked), correlation_id)
-            yield channel.carrier
+            with channel.expecting():
+                yield channel.carrier  # before the work, which may keep the event loop busy
+                for number, fields, correlation_id in requests:
+                    asked = pickle.loads(fields)  # noqa: S301  by our own ingress, as everything that crosses here is
+                    channel.begin(number, self._answer(asked), correlation_id)
             if carries:
                 while channel.is_open:
                     if parts := await channel.take():
@@ -107,12 +108,23 @@ class _Channel:
         self._parts: deque[Part] = deque()
         self._bytes = 0
         self._taken = 0
+        self._expected = 0
         self._changed = asyncio.Event()
 
     @property
     def is_open(self) -> bool:
-        """Whether anything is worked on or waits to be taken."""
-        return bool(self._answers or self._parts)
+        """Whether anything is worked on, or about to be, or waits to be taken."""
+        return bool(self._answers or self._parts or self._expected)
+
+    @contextmanager
+    def expecting(self) -> Iterator[None]:
+        """While the block runs, requests are about to begin."""
+        self._expected += 1
+        try:
+            yield
+        finally:
+            self._expected -= 1
+            self._changed.set()
 
     def begin(self, number: int, fragments: AsyncGenerator[Fragment, None], correlation_id: str) -> None:
         """Work on a request."""

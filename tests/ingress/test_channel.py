@@ -200,9 +200,11 @@ async def test_an_answer_may_come_before_the_acknowledgement() -> None:
     await asyncio.sleep(0)
     call = border.calls[-1]
     call.preloaded = await anext(call.messages)
+    ending = asyncio.ensure_future(anext(call.messages, None))
     async with asyncio.timeout(5):
         await answer.acknowledged
         assert await whole(answer) == counted("b", 1)
+        assert await ending is None
     border.hold.set()
     assert await whole(carrying) == counted("a", 1000)
     await soon(lambda: not channel._calls)
