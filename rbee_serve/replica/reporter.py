@@ -1,4 +1,4 @@
-"""Pushes a replica's state to the hub: twice a second, and at once when it changes after a while."""
+"""Pushes a replica's state to the hub: twice a second and on change."""
 
 from __future__ import annotations
 
