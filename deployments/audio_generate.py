@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +27,9 @@ from rbee_serve.request import InferenceRequest
 from rbee_serve.result import Document, Result
 from rbee_serve.validation import violated
 from rbee_serve.worker import LoadContext, WorkerSpec
+
+if TYPE_CHECKING:
+    from deployments.speech_engine import Samples
 
 ENGINES = {"hibari": "deployments.hibari_engine", "transformers": "deployments.transformers_speech"}
 """The modules of the engines, by `engine.name`; the first is the default."""
@@ -101,12 +105,13 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
         first_s: float | None = None
         count = 0
         try:
-            async with aclosing(self._thread.iterate(self._work(request, signal, seed, left))) as events:
-                async for event in events:
-                    if isinstance(event, Output):
-                        first_s = first_s or time.monotonic() - began
-                        count += 1
-                    yield event
+            async with aclosing(self._thread.iterate(self._work(request, signal, seed, left))) as pieces:
+                async for events in pieces:
+                    for event in events:
+                        if isinstance(event, Output):
+                            first_s = first_s or time.monotonic() - began
+                            count += 1
+                        yield event
         finally:
             left.set()
         if first_s is None:
@@ -130,8 +135,8 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
 
     def _work(
         self, request: SpeechRequest, signal: Signal, seed: int, left: threading.Event
-    ) -> Generator[Event[AudioChunkOutput], None, None]:
-        """What the engine's thread does for a request."""
+    ) -> Generator[list[Event[AudioChunkOutput]], None, None]:
+        """What the engine's thread does for a request: the events of one piece after another."""
         order = Order(
             prompt=request.prompt,
             voice=request.voice,
@@ -141,19 +146,21 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
             hurry=request.stream,
             cancelled=left.is_set,
         )
-        count = said = 0
+        count = itertools.count()
+
+        def outputs(chunks: Iterable[Samples]) -> list[Event[AudioChunkOutput]]:
+            return [Output(chunk(samples, signal.rate, request.samples_as, next(count))) for samples in chunks]
+
+        said = 0
         for piece in self._engine.speak(order):
-            for samples in signal.feed(piece.samples):
-                yield Output(chunk(samples, signal.rate, request.samples_as, count))
-                count += 1
+            events = outputs(signal.feed(piece.samples))
             if piece.done > said:
                 said = piece.done
-                yield Progress(step=said, total=piece.total)
+                events.append(Progress(step=said, total=piece.total))
+            yield events
             if signal.full:
                 return
-        for samples in signal.rest():
-            yield Output(chunk(samples, signal.rate, request.samples_as, count))
-            count += 1
+        yield outputs(signal.rest())
 
     def _check(self, request: SpeechRequest) -> None:
         voices = self._engine.voices
