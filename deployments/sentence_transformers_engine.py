@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from deployments.embedding_engine import EmbeddingEngine, EmbeddingOptions, ModelCard, Tokens, Vector
+from deployments.packed_texts import CannotPack, packed, use_packed_attention
 from deployments.sentence_transformers_model import ModelOptions, batcher, check_gpus, load_model
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.worker import LoadContext
 
+logger = logging.getLogger(__name__)
+
 PROBES = ["A text.", "Another text, which is somewhat longer, so that the first one is padded."]
+
+COSINE = 0.999
+"""Between the library's vectors and ours, at least; half precision takes some."""
+PACKED_COSINE = 0.99999
+"""Between the library's vectors and packed ones, at least: nothing but the order of sums is different there."""
 
 
 class Options(EmbeddingOptions, ModelOptions):
@@ -27,20 +36,18 @@ def check(worker: WorkerConfig, options: Options) -> None:
 def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, ModelCard]:
     """Load the model into this process. Raises `ConfigurationError`, `InsufficientVram`, `InsufficientResources`."""
     model, folder = load_model("SentenceTransformer", context, options)
-    engine = SentenceTransformersEngine(model, context, options)
     card = ModelCard(folder, options)
-    engine.verify(next(filter(None, card.prompts.values()), ""), context.worker.id)
-    return engine, card
+    encoder = _Encoder(model, packs=context.device.backend == "cpu" and options.attn_implementation is None)
+    encoder.verify(next(filter(None, card.prompts.values()), ""), context.worker.id)
+    return SentenceTransformersEngine(encoder, context, options), card
 
 
 class SentenceTransformersEngine:
     """A `SentenceTransformer` and the batches that it works on."""
 
-    def __init__(self, model: Any, context: LoadContext, options: Options) -> None:
-        self._model = model
-        self._numpy = importlib.import_module("numpy")
-        self._torch = importlib.import_module("torch")
-        self._batcher = batcher(self._vectors, len, context, options)
+    def __init__(self, encoder: _Encoder, context: LoadContext, options: Options) -> None:
+        model = encoder.model
+        self._batcher = batcher(encoder.vectors, len, context, options, padded=not encoder.packs)
         self.tokenizer = model.tokenizer
         self.max_tokens = int(model.max_seq_length)
         self.dimensions = int(model.get_embedding_dimension())
@@ -49,32 +56,6 @@ class SentenceTransformersEngine:
         """The vector of each text, in order."""
         return self._batcher.results(texts)
 
-    def _vectors(self, texts: Sequence[Tokens]) -> Vector:
-        """A matrix with a row for each text. What `SentenceTransformer.encode` does, less reading the texts anew."""
-        numpy, torch = self._numpy, self._torch
-        longest = max(map(len, texts))
-        tokens = numpy.full((len(texts), longest), self.tokenizer.pad_token_id or 0, dtype=numpy.int64)
-        mask = numpy.zeros_like(tokens)
-        for row, text in enumerate(texts):
-            place = slice(longest - len(text), None) if self.tokenizer.padding_side == "left" else slice(len(text))
-            tokens[row, place], mask[row, place] = text, 1
-        with torch.inference_mode():
-            features = {"input_ids": torch.from_numpy(tokens), "attention_mask": torch.from_numpy(mask)}
-            features = {name: tensor.to(self._model.device) for name, tensor in features.items()}
-            return self._model(features)["sentence_embedding"].float().cpu().numpy()
-
-    def verify(self, prompt: str, worker_id: str) -> None:
-        """Raise `ConfigurationError` where the model reads texts in a way of its own, which is not done here: several
-        routes, pooling without the prompt, pictures."""
-        expected = self._model.encode(PROBES, prompt=prompt or None, normalize_embeddings=True)
-        found = self._vectors(self.tokenizer([prompt + text for text in PROBES])["input_ids"])
-        norms = (found * found).sum(axis=1) ** 0.5
-        if ((found * expected).sum(axis=1) / norms).min() < 0.999:
-            raise ConfigurationError(
-                f"worker {worker_id}: this model reads texts in a way that only sentence-transformers itself knows;"
-                " choose another model"
-            )
-
     def is_healthy(self) -> bool:
         """It lives and dies with this process."""
         return True
@@ -82,3 +63,68 @@ class SentenceTransformersEngine:
     def close(self) -> None:
         """End the thread."""
         self._batcher.close()
+
+
+class _Encoder:
+    """What `SentenceTransformer.encode` does, less reading the texts anew; and less the padding, if it `packs`."""
+
+    def __init__(self, model: Any, *, packs: bool) -> None:
+        self.model = model
+        self.packs = packs
+        self._first_position = 0
+        self._numpy = importlib.import_module("numpy")
+        self._torch = importlib.import_module("torch")
+
+    def vectors(self, texts: Sequence[Tokens]) -> Vector:
+        """A matrix with a row for each text."""
+        if self.packs and len(texts) > 1:
+            try:
+                return self._run(packed(texts, self._first_position))
+            except CannotPack:
+                self.packs = False
+        return self._run(self._padded(texts))
+
+    def _padded(self, texts: Sequence[Tokens]) -> dict[str, Any]:
+        numpy, tokenizer = self._numpy, self.model.tokenizer
+        longest = max(map(len, texts))
+        tokens = numpy.full((len(texts), longest), tokenizer.pad_token_id or 0, dtype=numpy.int64)
+        mask = numpy.zeros_like(tokens)
+        for row, text in enumerate(texts):
+            place = slice(longest - len(text), None) if tokenizer.padding_side == "left" else slice(len(text))
+            tokens[row, place], mask[row, place] = text, 1
+        features = {"input_ids": self._torch.from_numpy(tokens), "attention_mask": self._torch.from_numpy(mask)}
+        return {name: tensor.to(self.model.device) for name, tensor in features.items()}
+
+    def _run(self, features: dict[str, Any]) -> Vector:
+        with self._torch.inference_mode():
+            return self.model(features)["sentence_embedding"].float().cpu().numpy()
+
+    def verify(self, prompt: str, worker_id: str) -> None:
+        """Find out whether the model's texts can be packed. Raise `ConfigurationError` where it reads them in a way of
+        its own, which is not done here: several routes, pooling without the prompt, pictures."""
+        expected = self.model.encode(PROBES, prompt=prompt or None, normalize_embeddings=True)
+        probes = self.model.tokenizer([prompt + text for text in PROBES])["input_ids"]
+        self.packs = self.packs and self._can_pack(probes, expected)
+        if not self._agree(self._run(self._padded(probes)), expected, COSINE):
+            raise ConfigurationError(
+                f"worker {worker_id}: this model reads texts in a way that only sentence-transformers itself knows;"
+                " choose another model"
+            )
+
+    def _can_pack(self, probes: Sequence[Tokens], expected: Vector) -> bool:
+        transformer = self.model[0].model
+        attention = transformer.config._attn_implementation
+        try:
+            self._first_position = use_packed_attention(transformer)
+            if self._agree(self._run(packed(probes, self._first_position)), expected, PACKED_COSINE):
+                return True
+            logger.info("texts are padded: the model does not see the border between packed ones")
+        except Exception as exc:  # another architecture, another error
+            logger.info("texts are padded: the model cannot take them packed: %r", exc)
+        transformer.set_attn_implementation(attention)
+        return False
+
+    def _agree(self, found: Vector, expected: Vector, cosine: float) -> bool:
+        """Whether the vectors have the directions that they should have."""
+        norms = (found * found).sum(axis=1) ** 0.5
+        return bool(((found * expected).sum(axis=1) / norms).min() >= cosine)

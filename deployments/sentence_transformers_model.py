@@ -91,8 +91,11 @@ def batcher(
     tokens: Callable[[ItemT], int],
     context: LoadContext,
     options: ModelOptions,
+    *,
+    padded: bool = True,
 ) -> Batcher[ItemT, ResultT]:
-    """Batches for `run`; `tokens` tells how many an item has."""
+    """Batches for `run`; `tokens` tells how many an item has. `padded`: each costs as much as the longest of its
+    batch."""
     backend = context.device.backend
     lanes = TorchLanes(context)
     return Batcher(
@@ -103,4 +106,5 @@ def batcher(
         steps=context.steps,
         lanes=lanes.count,
         enter=lanes.enter,
+        padded=padded,
     )

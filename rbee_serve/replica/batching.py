@@ -45,6 +45,7 @@ class Batcher(Generic[ItemT, ResultT]):
     `size` says how long an item is, such as its tokens. All items of a batch are padded to the longest: so long times
     their number is at most `budget`, unless a single item is longer. `overhead` is what a batch costs beside its items,
     in the same unit: items of different lengths go together where the padding costs less than another batch would.
+    If they are not `padded`, lengths do not matter, only their sum.
 
     Requests that wait share the model alike: of each as much is taken as of the others, so that a request of one item
     does not wait behind all of one with hundreds.
@@ -62,6 +63,7 @@ class Batcher(Generic[ItemT, ResultT]):
         steps: StepClock,
         lanes: int = 1,
         enter: Callable[[bool], object] = lambda alone: None,
+        padded: bool = True,
     ) -> None:
         self._run = run
         self._size = size
@@ -70,6 +72,7 @@ class Batcher(Generic[ItemT, ResultT]):
         self._steps = steps
         self._lanes = lanes
         self._enter_lane = enter
+        self._padded = padded
         self._threads = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="model")
         self._numbers = count()
         self._now = 0.0
@@ -148,7 +151,7 @@ class Batcher(Generic[ItemT, ResultT]):
                 break
             candidates.append(entry)
         first = self._waiting[0]
-        taken = next(batch for batch in self._cut(candidates) if first in batch)
+        taken = next(batch for batch in self._cut(candidates) if first in batch) if self._padded else candidates
         requests = len({entry.request for entry in self._waiting})
         self._now += sum(entry.size for entry in taken) / requests
         numbers = {entry.number for entry in taken}

@@ -17,7 +17,14 @@ from rbee_serve.step_clock import StepClock
 class Model:
     """Upper-cases texts, notes each batch, and works on none before its gate is open."""
 
-    def __init__(self, budget: int = 1000, overhead: int = 10, clock: StepClock | None = None, lanes: int = 1) -> None:
+    def __init__(
+        self,
+        budget: int = 1000,
+        overhead: int = 10,
+        clock: StepClock | None = None,
+        lanes: int = 1,
+        padded: bool = True,
+    ) -> None:
         self.batches: list[list[str]] = []
         self.alone: list[bool] = []
         self.threads: set[int] = set()
@@ -26,7 +33,7 @@ class Model:
         self.begun = threading.Event()
         self.batcher = Batcher(
             self.run, len, budget=budget, overhead=overhead, steps=clock or StepClock(math.inf), lanes=lanes,
-            enter=self.alone.append,
+            enter=self.alone.append, padded=padded,
         )  # fmt: skip
 
     def run(self, texts: list[str]) -> Iterable[str]:
@@ -98,6 +105,12 @@ async def test_a_batch_takes_no_more_room_than_the_budget_padding_included() -> 
     rooms = [len(batch) * max(map(len, batch)) for batch in model.batches]
     assert sum(map(len, model.batches)) == 7
     assert [room for room in rooms if room > 60] == [100]
+
+
+async def test_items_that_are_not_padded_go_together_whatever_their_lengths() -> None:
+    model = Model(budget=60, overhead=1, padded=False)
+    await model.ask(*("a" * size for size in (10, 40, 5, 5, 50, 11)))
+    assert [list(map(len, batch)) for batch in model.batches] == [[10, 40, 5, 5], [50], [11]]
 
 
 async def test_a_request_of_one_item_does_not_wait_behind_all_of_a_long_one() -> None:
