@@ -11,6 +11,7 @@ items gather, and when it is free again the next batch is taken from all of them
 from __future__ import annotations
 
 import asyncio
+import time
 from bisect import insort
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,9 @@ from rbee_serve.step_clock import StepClock
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
+
+GATHER_S = 0.02
+"""The longest that a lane waits for more, while others work on more than twice as much as is there."""
 
 
 @dataclass(order=True, slots=True)
@@ -79,6 +83,10 @@ class Batcher(Generic[ItemT, ResultT]):
         """What each request that has been waiting all the time has had done by now, in units of size."""
         self._busy = 0
         """Lanes with a batch."""
+        self._at_work = 0
+        """What these are worked on in all, in units of size."""
+        self._news = asyncio.Event()
+        """An item has come, or a lane is free."""
         self._waiting: list[_Entry[ItemT, ResultT]] = []
         self._work: set[asyncio.Task[None]] = set()
         """One task for each lane that is busy."""
@@ -107,6 +115,7 @@ class Batcher(Generic[ItemT, ResultT]):
             insort(self._waiting, entry)
             entries.append(entry)
             turn += entry.size
+        self._news.set()
         self._work = {task for task in self._work if not task.done()}
         for _ in range(min(self._lanes - len(self._work), len(entries))):
             self._work.add(loop.create_task(self._work_off()))
@@ -122,8 +131,13 @@ class Batcher(Generic[ItemT, ResultT]):
     async def _work_off(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:
+            await self._gather()
+            if not self._waiting:
+                break
             batch = self._take()
+            size = sum(entry.size for entry in batch)
             self._busy += 1
+            self._at_work += size
             alone = self._busy == 1 and not self._waiting
             try:
                 with self._steps.expected():
@@ -132,6 +146,8 @@ class Batcher(Generic[ItemT, ResultT]):
                     )
             finally:
                 self._busy -= 1
+                self._at_work -= size
+                self._news.set()
             for entry, outcome in zip(batch, outcomes, strict=True):
                 if entry.result.cancelled():
                     continue
@@ -139,6 +155,18 @@ class Batcher(Generic[ItemT, ResultT]):
                     entry.result.set_exception(outcome)
                 else:
                     entry.result.set_result(outcome)
+
+    async def _gather(self) -> None:
+        """While other lanes have much more to do than waits here, more is likely to come: their clients' next requests.
+        Small batches beside large ones would spend the cores on what a batch costs beside its items."""
+        deadline = time.monotonic() + GATHER_S
+        while self._busy and sum(entry.size for entry in self._waiting) * 2 * self._busy < self._at_work:
+            self._news.clear()
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self._news.wait()
+            except TimeoutError:
+                return
 
     def _take(self) -> list[_Entry[ItemT, ResultT]]:
         """The next batch: the item whose turn it is, and those of like size among the next ones."""

@@ -10,7 +10,7 @@ from contextlib import aclosing
 
 import pytest
 
-from rbee_serve.replica.batching import Batcher
+from rbee_serve.replica.batching import GATHER_S, Batcher
 from rbee_serve.step_clock import StepClock
 
 
@@ -234,3 +234,25 @@ async def test_lanes_work_on_what_comes_at_the_very_end_of_the_last_batch() -> N
     model = Model(lanes=2)
     for number in range(200):
         assert await asyncio.wait_for(model.ask(f"text {number}"), 5) == [f"TEXT {number}"]
+
+
+async def test_a_lane_beside_a_large_batch_waits_a_moment_for_more() -> None:
+    model = Model(lanes=2)
+    large = await model.busy("a large one")
+    (first,) = await requests(model, ["b"])
+    await asyncio.sleep(GATHER_S / 4)
+    (second,) = await requests(model, ["c"])
+    await asyncio.sleep(2 * GATHER_S)
+    model.gate.set()
+    await asyncio.gather(large, first, second)
+    assert sorted(model.batches) == [["a large one"], ["b", "c"]]
+
+
+async def test_what_waits_beside_a_large_batch_is_taken_when_enough_has_come() -> None:
+    model = Model(lanes=2)
+    large = await model.busy("a large one")
+    waiting = await requests(model, ["b"], ["more"], ["yet more"])
+    await asyncio.sleep(0)
+    assert model.batcher._busy == 2
+    model.gate.set()
+    await asyncio.gather(large, *waiting)
