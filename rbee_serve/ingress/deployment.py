@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
@@ -47,7 +48,12 @@ class Ingress:
         }
         balanced = {worker.id for worker in config.workers if worker.replicas > 1 or worker.autoscaling is not None}
         router = Router(
-            handles, config.limits.acknowledge_timeout_s, hub.silence_s.remote, view.is_fresh, balanced=balanced
+            handles,
+            config.limits.acknowledge_timeout_s,
+            hub.silence_s.remote,
+            view.is_fresh,
+            node_id=ray.get_runtime_context().get_node_id(),
+            balanced=balanced,
         )
         services = IngressServices(workers, config.limits, view, router, base_url, port)
         self._app = build_ingress(services, config.auth.token())

@@ -23,7 +23,8 @@ from ray.serve.handle import DeploymentHandle
 from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, translate
 from rbee_serve.errors import WorkerError, WorkerLost, WorkerStopping, error_from_json
 from rbee_serve.events import Error, to_json
-from rbee_serve.ingress.channel import Answer, Channel
+from rbee_serve.ingress.answer import Answer
+from rbee_serve.ingress.channel import Channel
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import DONE, KEEP_ALIVE, frame
 
@@ -96,11 +97,13 @@ class Router:
         silence_s: Callable[[str], Awaitable[float]],
         is_fresh: Callable[[str, float], bool],
         *,
+        node_id: str = "",
         balanced: Container[str] = (),
     ) -> None:
         """`silence_s(worker_id)` asks the hub how long ago a replica of the worker last showed life; `is_fresh` tells
         whether one has just come up and nothing was heard from the worker since a time, so that Serve may need a moment
-        to find it. To the workers in `balanced` each request goes by itself, for Serve to choose a replica."""
+        to find it. `node_id` is Ray's name for this machine. For each request to the workers in `balanced` Serve
+        chooses a replica."""
         self._acknowledge_timeout_s = acknowledge_timeout_s
         self._silence_s = silence_s
         self._is_fresh = is_fresh
@@ -110,7 +113,7 @@ class Router:
         self._questions: dict[str, asyncio.Future[float]] = {}
         """What the hub has been asked and has not answered yet: hundreds of requests that wait ask once."""
         self._channels = {
-            worker_id: Channel(handle, partial(self._hear, worker_id), grouped=worker_id not in balanced)
+            worker_id: Channel(handle, node_id, partial(self._hear, worker_id), balanced=worker_id in balanced)
             for worker_id, handle in handles.items()
         }
 

@@ -1,14 +1,14 @@
 """The Ray Serve deployment of a worker: one replica is one loaded model.
 
-The ingress calls `respond` and gets bytes: SSE frames or documents, of many requests in one message. Python users call
-`stream_events` and `collect` instead and get typed events and a typed result.
+The ingress asks over a connection of its own, to which `reach` shows the way, and gets bytes: SSE frames or documents.
+Python users call `stream_events` and `collect` instead and get typed events and a typed result.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -21,9 +21,8 @@ from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import WorkerError, WorkerLoading, WorkerUnhealthy
 from rbee_serve.events import Event
-from rbee_serve.multiplexing import Fragment, Part, SentRequest
 from rbee_serve.registry import load_spec
-from rbee_serve.replica.channel import Channels
+from rbee_serve.replica.connections import Connections
 from rbee_serve.replica.device import choose_device, set_threads
 from rbee_serve.replica.event_stream import frames, refusal
 from rbee_serve.replica.loading import load, reason
@@ -35,9 +34,13 @@ from rbee_serve.result import Result, collect
 from rbee_serve.state import LoadProgress, Phase, ReplicaState
 from rbee_serve.step_clock import StepClock
 from rbee_serve.validation import parse_object
+from rbee_serve.wire import Fragment, Place
 from rbee_serve.worker import Device, LoadContext
 
 logger = logging.getLogger(__name__)
+
+DRAIN_S = 10.0
+"""How long a replica that is to go waits for its requests; Serve kills it after fifteen seconds."""
 
 
 class WorkerReplica:
@@ -61,7 +64,7 @@ class WorkerReplica:
         self._failure: tuple[str, str] | None = None
         self._device = Device("cpu" if worker.backend == "auto" else worker.backend)
         self._service: WorkerService | None = None
-        self._channels = Channels(self._answer)
+        self._connections = Connections(self._answer)
         self._reporter = Reporter(self._observe, hub.push.remote)
         self._reporter.start()
         try:
@@ -80,17 +83,12 @@ class WorkerReplica:
         set_threads(self._worker)
         return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
 
-    async def respond(
-        self, channel: str, call: int, requests: Collection[SentRequest]
-    ) -> AsyncGenerator[int | list[Part], None]:
-        """The ingress's call, in the terms of `rbee_serve.multiplexing`. It has validated the requests."""
-        async with aclosing(self._channels.respond(channel, call, requests)) as messages:
-            async for message in messages:
-                yield message
-
-    async def control(self, channel: str, left: Collection[int], read: Mapping[int, int]) -> None:
-        """The ingress's word on requests that it has sent: these are not wanted any more, of those so much was read."""
-        self._channels.control(channel, left, read)
+    async def reach(self, node_id: str) -> AsyncGenerator[Place, None]:
+        """Where an ingress on that node finds this replica. The call stays open until it is cancelled, so Ray Serve
+        counts it."""
+        near = node_id == ray.get_runtime_context().get_node_id()
+        yield await self._connections.place("127.0.0.1" if near else ray.util.get_node_ip_address())
+        await asyncio.Event().wait()
 
     async def _answer(self, fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
         """SSE frames, or one document if the request says so. A request that is refused gets one `error` frame without
@@ -140,6 +138,7 @@ class WorkerReplica:
         """Called by Ray Serve when the replica is to go in peace."""
         self._phase = "stopping"
         await self._reporter.push_now()
+        await self._connections.close(DRAIN_S)
         await self._reporter.stop()
         if self._service is not None:
             await asyncio.to_thread(self._service.backend.close)

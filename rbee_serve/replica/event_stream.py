@@ -15,9 +15,9 @@ import msgspec
 from rbee_serve.errors import InternalError, WorkerError
 from rbee_serve.events import End, Error, Event, Started, to_json
 from rbee_serve.grammar import GrammarError, StreamGrammar
-from rbee_serve.multiplexing import Fragment
 from rbee_serve.replica.foreign_errors import translate
 from rbee_serve.sse import DONE, frame
+from rbee_serve.wire import Fragment
 
 logger = logging.getLogger(__name__)
 

@@ -1,82 +1,95 @@
-"""The border between a channel's two ends, in one process: a deployment handle with one replica behind it."""
+"""The border between an ingress and a replica, in one process: a deployment handle with one replica behind it, and a
+real connection."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from rbee_serve.multiplexing import Fragment, Part, SentRequest
-from rbee_serve.replica.channel import Channels
+from rbee_serve.replica.connections import Connections
+from rbee_serve.wire import Fragment, Place
 
 Work = Callable[[dict[str, Any]], AsyncGenerator[Fragment, None]]
 
 
-class Messages:
-    """The answer to a call, as Ray Serve gives it: cancelling it stops the work, unless it has not been acknowledged;
-    then it is lost."""
+async def soon(condition: Callable[[], bool]) -> None:
+    """Return when it holds, which other tasks bring about without an event."""
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
 
-    def __init__(self, messages: AsyncGenerator[Any, None], *, hold: asyncio.Event | None = None) -> None:
-        self.messages = messages
+
+class Call:
+    """What Ray Serve gives for a call to `reach`. Cancelling it before it is answered does nothing."""
+
+    def __init__(self, place: Callable[[], Any], hold: asyncio.Event | None) -> None:
+        self._place = place
         self._hold = hold
-        self.preloaded: Any = None
-        self._reading: asyncio.Future[Any] | None = None
-        self._acknowledged = self._cancelled = False
+        self._answered = False
+        self.open = True
 
-    def __aiter__(self) -> Messages:
+    def __aiter__(self) -> Call:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> Place:
         if self._hold is not None:
             await self._hold.wait()
-        if self._cancelled:
-            await self.messages.aclose()
-            raise asyncio.CancelledError
-        if self.preloaded is not None:
-            message, self.preloaded = self.preloaded, None
-            return message
-        self._reading = asyncio.ensure_future(anext(self.messages))
-        message = await self._reading
-        self._acknowledged = True
-        return message
+        place: Place = await self._place()
+        self._answered = True
+        return place
 
     def cancel(self) -> None:
-        self._cancelled = self._acknowledged
-        if self._acknowledged and self._reading is not None:
-            self._reading.cancel()
+        self.open = not self._answered
 
 
 class Border:
     """A deployment handle with one replica behind it."""
 
     def __init__(self, work: Work) -> None:
-        self.replica = Channels(work)
-        self.groups: list[int] = []
-        """How many requests each call held."""
-        self.calls: list[Messages] = []
+        self._work = work
+        self.replica = Connections(work)
+        self.calls: list[Call] = []
         self.hold: asyncio.Event | None = None
-        self.message_sizes: list[int] = []
+        self._replaced: list[Connections] = []
 
     def options(self, **options: Any) -> Border:
         return self
 
-    def remote(self, channel: str, call: int, requests: list[SentRequest]) -> Messages:
-        self.groups.append(len(requests))
-        self.calls.append(Messages(self._respond(channel, call, requests), hold=self.hold))
+    def remote(self, node_id: str) -> Call:
+        self.calls.append(Call(self._place, self.hold))
         return self.calls[-1]
 
-    async def _respond(
-        self, channel: str, call: int, requests: list[SentRequest]
-    ) -> AsyncGenerator[int | list[Part], None]:
-        async for message in self.replica.respond(channel, call, requests):
-            if isinstance(message, list):
-                self.message_sizes.append(sum(len(part[1]) for part in message))
-            yield message
+    async def _place(self) -> Place:
+        return await self.replica.place("127.0.0.1")
 
-    def broadcast(self, method: str, channel: str, left: Collection[int], read: Mapping[int, int]) -> Border:
-        assert method == "control"
-        self.replica.control(channel, left, read)
-        return self
+    @property
+    def asked(self) -> int:
+        """Requests that are worked on."""
+        return sum(len(connection.tasks()) for connection in self.replica._open)
 
-    async def results_async(self, *, return_exceptions: bool) -> list[None]:
-        return []
+    @property
+    def open_calls(self) -> int:
+        """Calls that Ray Serve would count."""
+        return sum(call.open for call in self.calls)
+
+    def replace(self) -> None:
+        """The replica dies, and there is another one."""
+        for connection in list(self.replica._open):
+            connection.wire._abort()
+        self.replace_peacefully()
+
+    def replace_peacefully(self) -> None:
+        """There is another replica, to which Ray Serve sends."""
+        self._replaced.append(self.replica)
+        self.replica = Connections(self._work)
+
+    async def close(self) -> None:
+        """End everything."""
+        for replica in (self.replica, *self._replaced):
+            for connection in replica._open:
+                for task in connection.tasks():
+                    task.cancel()
+            await replica.close(5)
+            await soon(lambda replica=replica: not replica._open)  # type: ignore[misc]
+        await asyncio.sleep(0.01)  # for the other ends to notice

@@ -5,23 +5,38 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
 from rbee_serve.errors import InvalidRequest
-from rbee_serve.ingress import channel as module
-from rbee_serve.ingress.channel import Answer, Channel
-from rbee_serve.multiplexing import WINDOW_BYTES, Fragment
-from rbee_serve.replica.channel import MESSAGE_BYTES
+from rbee_serve.ingress.answer import Answer
+from rbee_serve.ingress.channel import Channel
 from rbee_serve.replica.event_stream import refusal
-from tests.ingress.border import Border
+from rbee_serve.wire import WINDOW_BYTES, Fragment
+from tests.ingress.border import Border, Work, soon
+
+Borders = Callable[[Work], Border]
 
 
-def channel_to(border: Border, *, grouped: bool = True) -> Channel:
+@pytest.fixture
+async def borders() -> AsyncIterator[Borders]:
+    """Makes borders, and closes them in the end."""
+    made: list[Border] = []
+
+    def make(work: Work) -> Border:
+        made.append(Border(work))
+        return made[-1]
+
+    yield make
+    for border in made:
+        await border.close()
+
+
+def channel_to(border: Border, *, balanced: bool = False) -> Channel:
     handle: Any = border
-    return Channel(handle, lambda: None, grouped=grouped)
+    return Channel(handle, "node", lambda: None, balanced=balanced)
 
 
 async def whole(answer: Answer) -> bytes:
@@ -46,10 +61,10 @@ def counted(name: str, count: int) -> bytes:
     return b"".join(f"{name}.{i} ".encode() for i in range(count)) + b"end"
 
 
-@pytest.mark.parametrize("grouped", [True, False])
-async def test_every_answer_comes_whole_and_in_order_however_many_there_are(grouped: bool) -> None:
-    border = Border(counting)
-    channel = channel_to(border, grouped=grouped)
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_every_answer_comes_whole_and_in_order_however_many_there_are(borders: Borders, balanced: bool) -> None:
+    border = borders(counting)
+    channel = channel_to(border, balanced=balanced)
 
     async def client(number: int) -> None:
         for turn in range(5):
@@ -57,101 +72,47 @@ async def test_every_answer_comes_whole_and_in_order_however_many_there_are(grou
             assert await whole(channel.send({"name": name, "count": count}, "corr")) == counted(name, count)
 
     await asyncio.gather(*(client(number) for number in range(50)))
-    assert sum(border.groups) == 250
-    assert (len(border.groups) == 250) is not grouped
-    assert not channel._answers
-    await asyncio.sleep(0)
-    assert not channel._calls
-    assert not border.replica._channels
+    assert len(border.calls) == (250 if balanced else 1)
+    assert len(border.replica._open) == 1
+    await soon(lambda: border.asked == border.open_calls == 0)
 
 
-async def test_what_many_have_to_say_leaves_in_one_message() -> None:
+async def test_a_balanced_request_is_counted_by_ray_serve_until_it_is_done(borders: Borders) -> None:
+    work = Endless()
+    border = borders(work)
+    channel = channel_to(border, balanced=True)
+    answers = [channel.send({"name": name}, "corr") for name in "abc"]
+    await work.until(set("abc"))
+    assert border.open_calls == 3
+    for left, answer in enumerate(answers, 1):
+        answer.close()
+        await soon(lambda left=left: border.open_calls == 3 - left)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_requests_wait_until_ray_serve_has_found_a_replica(borders: Borders, balanced: bool) -> None:
+    border = borders(counting)
+    border.hold = asyncio.Event()
+    channel = channel_to(border, balanced=balanced)
+    answers = [channel.send({"name": "a", "count": 3}, "corr") for _ in range(5)]
+    await asyncio.sleep(0.02)
+    assert not any(answer.acknowledged.done() for answer in answers)
+    border.hold.set()
+    assert [await whole(answer) for answer in answers] == [counted("a", 3)] * 5
+
+
+async def test_a_request_is_acknowledged_before_there_is_anything_to_say(borders: Borders) -> None:
     go = asyncio.Event()
 
     async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
-        yield b"first", False
         await go.wait()
-        yield b"last", True
+        yield b"end", True
 
-    border = Border(work)
-    channel = channel_to(border)
-    answers = [channel.send({}, "corr") for _ in range(20)]
-    await asyncio.gather(*(answer.acknowledged for answer in answers))
-    assert border.groups == [20]
-    assert [await answer.next() for answer in answers] == [(b"first", False)] * 20
+    answers = [channel.send({}, "corr") for channel in [channel_to(borders(work))] for _ in range(20)]
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(answer.acknowledged for answer in answers))
     go.set()
-    assert [await whole(answer) for answer in answers] == [b"last"] * 20
-    assert border.message_sizes == [20 * len(b"first"), 20 * len(b"last")]
-
-
-async def test_one_that_comes_alone_does_not_wait_and_one_that_comes_meanwhile_does(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "HOLD_S", 30.0)
-    border = Border(counting)
-    border.hold = asyncio.Event()
-    channel = channel_to(border)
-    first = channel.send({"name": "a", "count": 1}, "corr")
-    await asyncio.sleep(0)
-    later = [channel.send({"name": "b", "count": 1}, "corr") for _ in range(3)]
-    await asyncio.sleep(0.02)
-    assert border.groups == [1]
-    border.hold.set()
-    assert await whole(first) == counted("a", 1)
-    assert [await whole(answer) for answer in later] == [counted("b", 1)] * 3
-    assert border.groups == [1, 3]
-
-
-async def test_a_call_that_is_not_acknowledged_holds_others_up_for_a_moment_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "HOLD_S", 0.02)
-    border = Border(counting)
-    hold = border.hold = asyncio.Event()
-    channel = channel_to(border)
-    stuck = channel.send({"name": "a", "count": 1}, "corr")
-    await asyncio.sleep(0)
-    border.hold = None
-    answer = channel.send({"name": "b", "count": 1}, "corr")
-    async with asyncio.timeout(5):
-        assert await whole(answer) == counted("b", 1)
-    hold.set()
-    assert await whole(stuck) == counted("a", 1)
-
-
-async def test_an_answer_may_come_before_the_acknowledgement() -> None:
-    border = Border(counting)
-    channel = channel_to(border, grouped=False)
-    carrying = channel.send({"name": "a", "count": 1000}, "corr")
-    await carrying.acknowledged
-    border.hold = asyncio.Event()
-    answer = channel.send({"name": "b", "count": 1}, "corr")
-    await asyncio.sleep(0)
-    call = border.calls[-1]
-    call.preloaded = await anext(call.messages)
-    ending = asyncio.ensure_future(anext(call.messages, None))
-    async with asyncio.timeout(5):
-        await answer.acknowledged
-        assert await whole(answer) == counted("b", 1)
-        assert await ending is None
-    border.hold.set()
-    assert await whole(carrying) == counted("a", 1000)
-    await soon(lambda: not channel._calls)
-
-
-async def test_a_large_request_goes_alone() -> None:
-    border = Border(counting)
-    channel = channel_to(border)
-    answers = [channel.send({"name": "x" * size, "count": 0}, "corr") for size in (1, module.SMALL_BYTES, 1)]
-    assert [await whole(answer) for answer in answers] == [b"end"] * 3
-    assert sorted(border.groups) == [1, 2]
-
-
-async def soon(condition: Callable[[], bool]) -> None:
-    """Return when it holds, which other tasks bring about without an event."""
-    async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+    assert [await whole(answer) for answer in answers] == [b"end"] * 20
 
 
 class Endless:
@@ -173,12 +134,12 @@ class Endless:
         await soon(lambda: self.working == names)
 
 
-@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("order", ["abcd", "dcba", "bcda"])
-async def test_who_leaves_stops_his_own_work_only(order: str, grouped: bool) -> None:
+async def test_who_leaves_stops_his_own_work_only(borders: Borders, order: str, balanced: bool) -> None:
     work = Endless()
-    border = Border(work)
-    channel = channel_to(border, grouped=grouped)
+    border = borders(work)
+    channel = channel_to(border, balanced=balanced)
     answers = {name: channel.send({"name": name}, "corr") for name in "abcd"}
     await work.until(set("abcd"))
     staying = set("abcd")
@@ -189,42 +150,35 @@ async def test_who_leaves_stops_his_own_work_only(order: str, grouped: bool) -> 
         for other in staying:
             await answers[other].next()
             await answers[other].next()
-    await soon(lambda: not border.replica._channels and not channel._calls)
+    await soon(lambda: border.asked == border.open_calls == 0)
 
 
-async def test_who_leaves_before_he_was_sent_is_not_sent() -> None:
-    border = Border(counting)
-    channel = channel_to(border)
-    gone, stays = (channel.send({"name": name, "count": 1}, "corr") for name in "ab")
-    gone.close()
-    assert await whole(stays) == counted("b", 1)
-    assert border.groups == [1]
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_who_leaves_before_a_replica_was_found_is_not_sent(borders: Borders, balanced: bool) -> None:
+    seen: list[str] = []
 
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+        seen.append(fields["name"])
+        yield b"end", True
 
-@pytest.mark.parametrize("others", [0, 1])
-async def test_who_leaves_before_the_acknowledgement_is_stopped_after_it(others: int) -> None:
-    work = Endless()
-    border = Border(work)
+    border = borders(work)
     border.hold = asyncio.Event()
-    channel = channel_to(border)
-    leaving = channel.send({"name": "leaving"}, "corr")
-    staying = [channel.send({"name": "staying"}, "corr") for _ in range(others)]
-    await asyncio.sleep(0.01)
-    leaving.close()
-    await asyncio.sleep(0.01)
+    channel = channel_to(border, balanced=balanced)
+    gone, stays = (channel.send({"name": name}, "corr") for name in "ab")
+    await asyncio.sleep(0)
+    gone.close()
     border.hold.set()
-    await work.until({"staying"} if others else set())
-    for answer in staying:
-        answer.close()
-    await work.until(set())
+    assert await whole(stays) == b"end"
+    assert seen == ["b"]
+    await soon(lambda: border.open_calls == 0)
 
 
-@pytest.mark.parametrize("grouped", [True, False])
-async def test_after_a_thousand_who_left_at_any_moment_nothing_is_left(grouped: bool) -> None:
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_after_a_thousand_who_left_at_any_moment_nothing_is_left(borders: Borders, balanced: bool) -> None:
     generator = random.Random(0)
     work = Endless()
-    border = Border(work)
-    channel = channel_to(border, grouped=grouped)
+    border = borders(work)
+    channel = channel_to(border, balanced=balanced)
 
     async def client(number: int) -> None:
         for turn in range(20):
@@ -237,37 +191,73 @@ async def test_after_a_thousand_who_left_at_any_moment_nothing_is_left(grouped: 
 
     await asyncio.gather(*(client(number) for number in range(50)))
     await work.until(set())
-    await soon(lambda: not border.replica._channels and not channel._calls)
-    assert not channel._answers
-    assert not channel._pending
+    await soon(lambda: border.asked == border.open_calls == 0)
+    assert not channel._waiting
 
 
-@pytest.mark.parametrize("broken", ["the one that carries", "another one", "all"])
-async def test_a_call_that_breaks_fails_those_whose_answers_it_brought(broken: str) -> None:
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_a_replica_that_dies_fails_its_requests_and_the_next_goes_to_another(
+    borders: Borders, balanced: bool
+) -> None:
     work = Endless()
-    border = Border(work)
-    channel = channel_to(border, grouped=False)
-    first, second = (channel.send({"name": name}, "corr") for name in "ab")
+    border = borders(work)
+    channel = channel_to(border, balanced=balanced)
+    answers = [channel.send({"name": name}, "corr") for name in "ab"]
     await work.until({"a", "b"})
-    await asyncio.gather(first.acknowledged, second.acknowledged)
-
-    async def dead(*_: Any) -> Any:
-        raise ConnectionError("the replica died")
-        yield
-
-    for call in border.calls[slice(0, 2) if broken == "all" else {"t": slice(0, 1), "a": slice(1, 2)}[broken[0]]]:
-        call.messages = dead()
-        call.cancel()
-    with pytest.raises((ConnectionError, StopAsyncIteration)):
-        await whole(second)
-    if broken != "another one":
-        with pytest.raises((ConnectionError, StopAsyncIteration)):
-            await whole(first)
-    for answer in (first, second):
+    border.replace()
+    for answer in answers:
+        with pytest.raises(ConnectionError):
+            await whole(answer)
         answer.close()
+    await work.until(set())
+    later = channel.send({"name": "c"}, "corr")
+    await work.until({"c"})
+    later.close()
+    await soon(lambda: border.asked == border.open_calls == 0)
 
 
-async def test_a_reader_that_is_behind_slows_its_own_work_down_and_no_other() -> None:
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_a_replica_that_goes_finishes_what_it_has_and_gets_no_more(borders: Borders, balanced: bool) -> None:
+    go = asyncio.Event()
+
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+        yield b"first ", False
+        await go.wait()
+        yield b"last", True
+
+    border = borders(work)
+    channel = channel_to(border, balanced=balanced)
+    answer = channel.send({}, "corr")
+    await answer.acknowledged
+    old = border.replica
+    border.replace_peacefully()
+    closing = asyncio.create_task(old.close(5))
+    await asyncio.sleep(0.02)
+    later = channel.send({}, "corr")
+    await later.acknowledged
+    assert not closing.done()
+    assert [len(connection.tasks()) for connection in old._open] == [1]
+    go.set()
+    assert [await whole(answer), await whole(later)] == [b"first last"] * 2
+    await closing
+    await soon(lambda: not old._open)
+
+
+async def test_a_replica_that_ray_serve_cannot_find_fails_what_waits(borders: Borders) -> None:
+    border = borders(counting)
+
+    async def nowhere() -> Any:
+        raise RuntimeError("the deployment has failed")
+
+    border._place = nowhere  # type: ignore[method-assign]
+    channel = channel_to(border)
+    for _ in range(2):
+        answer = channel.send({"name": "a", "count": 1}, "corr")
+        with pytest.raises(RuntimeError, match="the deployment has failed"):
+            await whole(answer)
+
+
+async def test_a_reader_that_is_behind_slows_its_own_work_down_and_no_other(borders: Borders) -> None:
     made: dict[str, int] = {"slow": 0, "fast": 0}
     piece = b"x" * 10_000
 
@@ -278,35 +268,34 @@ async def test_a_reader_that_is_behind_slows_its_own_work_down_and_no_other() ->
             await asyncio.sleep(0)
         yield b"end", True
 
-    border = Border(work)
+    border = borders(work)
     channel = channel_to(border)
     slow, fast = channel.send({"name": "slow"}, "corr"), channel.send({"name": "fast"}, "corr")
     assert len(await whole(fast)) == 1000 * len(piece) + 3
     assert made["fast"] == 1000
     assert made["slow"] * len(piece) <= WINDOW_BYTES + len(piece)
     assert len(await whole(slow)) == 1000 * len(piece) + 3
-    assert max(border.message_sizes) <= MESSAGE_BYTES
 
 
-async def test_an_answer_larger_than_the_window_comes_whole() -> None:
+async def test_an_answer_larger_than_the_window_comes_whole(borders: Borders) -> None:
     document = b"x" * (5 * WINDOW_BYTES)
 
     async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
         yield document, True, "audio/wav"
 
-    border = Border(work)
+    border = borders(work)
     answer = channel_to(border).send({}, "corr")
     assert await whole(answer) == document
     assert answer.media_type == "audio/wav"
 
 
-async def test_a_refusal_and_a_fault_in_the_work_are_answers_too() -> None:
+async def test_a_refusal_and_a_fault_in_the_work_are_answers_too(borders: Borders) -> None:
     async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
         if fields["name"] == "fault":
             raise ValueError("nobody has foreseen this")
         yield refusal(InvalidRequest("not so"))
 
-    channel = channel_to(Border(work))
+    channel = channel_to(borders(work))
     refused, failed = (channel.send({"name": name}, "corr") for name in ("refusal", "fault"))
     assert b'"message":"not so"' in await whole(refused)
     assert b'"code":"INTERNAL"' in await whole(failed)

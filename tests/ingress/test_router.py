@@ -14,29 +14,29 @@ from rbee_serve.errors import WorkerLost
 from rbee_serve.ingress import router as module
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.view import FRESH_S
-from rbee_serve.multiplexing import Part, SentRequest
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import KEEP_ALIVE
+from rbee_serve.wire import Fragment, Place
 from tests.ingress.application import ready_view
+from tests.ingress.border import Border, Work
 
 ACKNOWLEDGE_S = 0.2
 
 
-class Replica:
-    """A deployment handle whose replica notes a call after `delay_s` seconds and then answers its requests."""
+async def done(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    yield b"data: [DONE]\n\n", True
 
-    def __init__(self, delay_s: float) -> None:
+
+class Replica(Border):
+    """A deployment handle whose replica is found after `delay_s` seconds and then answers its requests."""
+
+    def __init__(self, delay_s: float, work: Work = done) -> None:
+        super().__init__(work)
         self.delay_s = delay_s
 
-    def options(self, **options: Any) -> Replica:
-        return self
-
-    async def remote(
-        self, channel: str, call: int, requests: list[SentRequest]
-    ) -> AsyncGenerator[int | list[Part], None]:
+    async def _place(self) -> Place:
         await asyncio.sleep(self.delay_s)
-        yield call
-        yield [(number, b"data: [DONE]\n\n", True) for number, *_ in requests]
+        return await super()._place()
 
 
 async def outcome(delay_s: float, silence_s: Callable[[], Awaitable[float]], *, fresh: bool = False) -> Any:
@@ -45,14 +45,17 @@ async def outcome(delay_s: float, silence_s: Callable[[], Awaitable[float]], *, 
     async def asked(worker_id: str) -> float:
         return await silence_s()
 
-    handles: dict[str, Any] = {"echo-0": Replica(delay_s)}
-    router = Router(handles, ACKNOWLEDGE_S, asked, lambda worker_id, heard_at: fresh)
+    replica: Any = Replica(delay_s)
+    router = Router({"echo-0": replica}, ACKNOWLEDGE_S, asked, lambda worker_id, heard_at: fresh)
     began = time.monotonic()
     try:
         (await router.send("echo-0", InferenceRequest(), "corr")).close()
     except WorkerLost:
         return "lost", time.monotonic() - began
-    return "answered", time.monotonic() - began
+    else:
+        return "answered", time.monotonic() - began
+    finally:
+        await replica.close()
 
 
 async def lively() -> float:
@@ -140,27 +143,25 @@ async def test_a_replica_that_answers_others_needs_no_hub() -> None:
     replica.delay_s = 0
     (await router.send("echo-0", InferenceRequest(), "corr")).close()
     (await waiting).close()
+    await replica.close()
 
 
 async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.01)
 
-    class Slow(Replica):
-        async def remote(
-            self, channel: str, call: int, requests: list[SentRequest]
-        ) -> AsyncGenerator[int | list[Part], None]:
-            yield call
-            yield [(requests[0][0], b"data: 1\n\n", False)]
-            await asyncio.sleep(0.05)
-            yield [(requests[0][0], b"data: [DONE]\n\n", True)]
+    async def slow(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+        yield b"data: 1\n\n", False
+        await asyncio.sleep(0.05)
+        yield b"data: [DONE]\n\n", True
 
-    handles: dict[str, Any] = {"echo-0": Slow(0)}
-    router = Router(handles, ACKNOWLEDGE_S, lambda worker_id: lively(), lambda *_: False)
+    replica: Any = Replica(0, slow)
+    router = Router({"echo-0": replica}, ACKNOWLEDGE_S, lambda worker_id: lively(), lambda *_: False)
     reply = await router.send("echo-0", InferenceRequest(), "corr")
     chunks = [chunk async for chunk in reply.chunks()]
     reply.close()
     assert chunks.count(KEEP_ALIVE) >= 2
     assert [chunk for chunk in chunks if chunk != KEEP_ALIVE] == [b"data: 1\n\n", b"data: [DONE]\n\n"]
+    await replica.close()
 
 
 def test_a_replica_is_fresh_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:

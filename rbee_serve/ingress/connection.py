@@ -1,0 +1,70 @@
+"""The ingress's end of a connection to one replica.
+
+What is said is told in `rbee_serve.wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from rbee_serve.ingress.answer import Answer
+from rbee_serve.ingress.body import JSON
+from rbee_serve.wire import Ask, Closing, FromReplica, Hello, Leave, Noted, Part, Place, Read, Wire
+
+
+class Connection:
+    """Carries all requests to a replica, and their answers back."""
+
+    def __init__(self, on_message: Callable[[], None]) -> None:
+        """`on_message` is called for whatever the replica says."""
+        self._wire: Wire[FromReplica] = Wire(FromReplica, self._receive, self._lost)
+        self._on_message = on_message
+        self._answers: dict[int, Answer] = {}
+        self.usable = True
+        """Whether the replica takes new requests, as far as is known."""
+
+    async def open(self, place: Place) -> None:
+        """Connect, and show the key. Raises `OSError`."""
+        await asyncio.get_running_loop().create_connection(lambda: self._wire, place.host, place.port)
+        self._wire.send(Hello(place.key))
+
+    def ask(self, answer: Answer, request: Ask) -> None:
+        """Send a request."""
+        if not self.usable:
+            answer.fail(ConnectionError("the replica is gone"))
+            return
+        self._answers[request.number] = answer
+        answer.connect(
+            leave=lambda: self._leave(request.number),
+            note_read=lambda size: self._wire.send(Read(request.number, size)),
+        )
+        self._wire.send(request)
+
+    def close(self) -> None:
+        """Hang up; what is open fails."""
+        self._wire.close()
+
+    def _leave(self, number: int) -> None:
+        if self._answers.pop(number, None) is not None:
+            self._wire.send(Leave(number))
+
+    def _receive(self, message: FromReplica) -> None:
+        self._on_message()
+        match message:
+            case Part(number, data, last, media_type):
+                if answer := self._answers.get(number):
+                    if last:
+                        del self._answers[number]
+                    answer.put(data, last, media_type or JSON)
+            case Noted(number):
+                if answer := self._answers.get(number):
+                    answer.acknowledge()
+            case Closing():
+                self.usable = False
+
+    def _lost(self) -> None:
+        self.usable = False
+        answers, self._answers = self._answers, {}
+        for answer in answers.values():
+            answer.fail(ConnectionError("the connection broke"))

@@ -1,0 +1,165 @@
+"""The replica's end of the connections: requests in, what their work has to say out.
+
+What is said is told in `rbee_serve.wire`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import pickle
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from rbee_serve import correlation
+from rbee_serve.errors import InternalError
+from rbee_serve.replica.event_stream import refusal
+from rbee_serve.wire import (
+    HELLO_BYTES,
+    WINDOW_BYTES,
+    Ask,
+    Closing,
+    Fragment,
+    FromIngress,
+    Hello,
+    Leave,
+    Noted,
+    Part,
+    Place,
+    Read,
+    Wire,
+)
+
+logger = logging.getLogger(__name__)
+
+HELLO_S = 5.0
+"""How long a connection may take to show the key."""
+
+Answering = Callable[[dict[str, Any]], AsyncGenerator[Fragment, None]]
+"""From the fields of a request to the fragments of its answer, the last of which is terminal."""
+
+
+class Connections:
+    """Those of all ingresses."""
+
+    def __init__(self, answer: Answering) -> None:
+        self._answer = answer
+        self._key = secrets.token_hex(32)
+        self._listening: dict[str, asyncio.Task[asyncio.Server]] = {}
+        self._open: set[_Connection] = set()
+        self._idle = asyncio.Event()
+
+    async def place(self, host: str) -> Place:
+        """Where an ingress finds this replica that reaches this machine as `host`. Raises `OSError`."""
+        if host not in self._listening:
+            self._listening[host] = asyncio.create_task(self._listen(host))
+        server = await asyncio.shield(self._listening[host])
+        return Place(host, server.sockets[0].getsockname()[1], self._key)
+
+    async def _listen(self, host: str) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        return await loop.create_server(lambda: _Connection(self._answer, self._key, self._open).wire, host, 0)
+
+    async def close(self, within_s: float) -> None:
+        """Take no more requests, and wait for those that are open, at most `within_s` seconds."""
+        for connection in self._open:
+            connection.say_closing()
+        tasks = [task for connection in self._open for task in connection.tasks()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=within_s)
+        for listening in self._listening.values():
+            (await listening).close()
+        for connection in list(self._open):
+            connection.wire.close()
+
+
+class _Answer:
+    """A request that is worked on, and how far its client is behind."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None]
+        self.unread = 0
+        self.room = asyncio.Event()
+
+    def sent(self, size: int) -> bool:
+        """Note `size` bytes. Whether the client is too far behind for more."""
+        self.unread += size
+        if self.unread <= WINDOW_BYTES:
+            return False
+        self.room.clear()
+        return True
+
+    def read(self, size: int) -> None:
+        """Note that the client has taken `size` bytes."""
+        self.unread -= size
+        if self.unread <= WINDOW_BYTES:
+            self.room.set()
+
+
+class _Connection:
+    """One ingress, and its requests."""
+
+    def __init__(self, answer: Answering, key: str, among: set[_Connection]) -> None:
+        self.wire: Wire[FromIngress] = Wire(FromIngress, self._receive, self._lost, longest=HELLO_BYTES)
+        self._answer = answer
+        self._key = key
+        self._among = among
+        self._known = False
+        self._answers: dict[int, _Answer] = {}
+        self._giving_up = asyncio.get_running_loop().call_later(HELLO_S, self.wire.close)
+
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """The work on its requests."""
+        return [answer.task for answer in self._answers.values()]
+
+    def say_closing(self) -> None:
+        """Have new requests go elsewhere."""
+        self.wire.send(Closing())
+
+    def _receive(self, message: FromIngress) -> None:
+        if not self._known:
+            self._meet(message)
+            return
+        match message:
+            case Ask(number, fields, correlation_id):
+                self.wire.send(Noted(number))  # leaves before the work begins, which may keep the event loop busy
+                answer = self._answers[number] = _Answer()
+                answer.task = asyncio.create_task(self._run(number, answer, fields, correlation_id))
+                answer.task.add_done_callback(lambda _: self._answers.pop(number))
+            case Read(number, size) if number in self._answers:
+                self._answers[number].read(size)
+            case Leave(number) if number in self._answers:
+                self._answers[number].task.cancel()
+
+    def _meet(self, message: FromIngress) -> None:
+        if isinstance(message, Hello) and hmac.compare_digest(message.key.encode(), self._key.encode()):
+            self._known = True
+            self._giving_up.cancel()
+            self.wire.longest = None
+            self._among.add(self)
+        else:
+            self.wire.close()
+
+    def _lost(self) -> None:
+        """There is nobody any more who could hand an answer out."""
+        self._giving_up.cancel()
+        self._among.discard(self)
+        for task in self.tasks():
+            task.cancel()
+
+    async def _run(self, number: int, answer: _Answer, fields: bytes, correlation_id: str) -> None:
+        correlation.enter(correlation_id)
+        try:
+            asked = pickle.loads(fields)  # noqa: S301  by our own ingress, which has shown the key
+            async with aclosing(self._answer(asked)) as fragments:
+                async for fragment in fragments:
+                    self.wire.send(Part(number, *fragment))
+                    data, terminal, *_ = fragment
+                    if answer.sent(len(data)) and not terminal:
+                        await answer.room.wait()
+        except Exception:  # whatever it is, the ingress must hear of the end
+            logger.exception("a request could not be answered")
+            self.wire.send(Part(number, *refusal(InternalError("the worker's answer could not be sent"))))

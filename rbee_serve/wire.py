@@ -1,0 +1,199 @@
+"""What an ingress and the replicas of a worker say to each other about requests, and how it is framed.
+
+    ingress (a `Channel` for each worker)                        replica (`Connections`)
+
+    reach()                       ── through Ray Serve ──→       which replica: its `Place`
+    Hello(key)                    ═══════ TCP ═══════════→       a connection, for all requests
+    Ask(number, fields, id)       ═══════════════════════→       work on a request
+        Noted(number)             ←═══════════════════════       an acknowledgement
+        Part(number, data, last)  ←═══════════════════════       what there is to say
+    Read(number, size)            ═══════════════════════→       the client has taken so much of it
+    Leave(number)                 ═══════════════════════→       it is not wanted any more
+        Closing()                 ←═══════════════════════       new requests are to go to another replica
+
+A frame is four bytes of length and a list of messages in MessagePack: whatever is to be said in one turn of the event
+loop is one frame and one write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+Fragment = tuple[bytes, bool] | tuple[bytes, bool, str]
+"""Of an answer: SSE frames and whether the end is among them; or one document, True, and its content type."""
+
+WINDOW_BYTES = 1024 * 1024
+"""So far a request's client may be behind before its replica waits for it. Both sides keep that much at most, beside
+the last event."""
+
+HELLO_BYTES = 256
+"""A frame from somebody who has not shown the key is no longer."""
+
+_LENGTH_BYTES = 4
+
+MessageT = TypeVar("MessageT")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a replica listens, and what it wants to hear first: whoever holds the key has it from Ray."""
+
+    host: str
+    port: int
+    key: str
+
+
+class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
+    """The first message of a connection."""
+
+    key: str
+
+
+class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
+    """A request: the ingress's number for it, its pickled fields, its correlation id."""
+
+    number: int
+    fields: bytes
+    correlation_id: str
+
+
+class Read(msgspec.Struct, frozen=True, array_like=True, tag=2):
+    """The client has taken `size` bytes more."""
+
+    number: int
+    size: int
+
+
+class Leave(msgspec.Struct, frozen=True, array_like=True, tag=3):
+    """The client has left."""
+
+    number: int
+
+
+class Noted(msgspec.Struct, frozen=True, array_like=True, tag=4):
+    """The request has come."""
+
+    number: int
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """A fragment of an answer. A document has a media type, unless it is JSON."""
+
+    number: int
+    data: bytes
+    last: bool
+    media_type: str = ""
+
+
+class Closing(msgspec.Struct, frozen=True, array_like=True, tag=6):
+    """The replica goes when the requests that it has are done."""
+
+
+FromIngress = Hello | Ask | Read | Leave
+FromReplica = Noted | Part | Closing
+
+
+class Wire(asyncio.Protocol, Generic[MessageT]):
+    """One end of a connection."""
+
+    def __init__(
+        self,
+        heard: Any,
+        receive: Callable[[MessageT], None],
+        lost: Callable[[], None],
+        *,
+        longest: int | None = None,
+    ) -> None:
+        """`receive` is called for each message of the types in `heard`, `lost` when the connection is gone. A frame
+        over `longest` bytes, or one that cannot be read, ends it."""
+        self.longest = longest
+        self._decoder: msgspec.msgpack.Decoder[list[MessageT]] = msgspec.msgpack.Decoder(list[heard])
+        self._receive = receive
+        self._lost = lost
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._unsent: list[Any] = []
+        self._flushing = False
+        self._full = False
+
+    def send(self, message: Any) -> None:
+        """Say something; it leaves in this turn of the event loop, or when the other end has taken what was sent."""
+        self._unsent.append(message)
+        if not self._flushing and not self._full:
+            self._flushing = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def close(self) -> None:
+        """Hang up, after what has been said."""
+        if self._transport is not None:
+            self._flush()
+            self._transport.close()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._unsent and self._transport is not None and not self._transport.is_closing():
+            body = _encoder.encode(self._unsent)
+            self._unsent = []
+            self._transport.write(len(body).to_bytes(_LENGTH_BYTES) + body)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = cast("asyncio.Transport", transport)
+        _notice_silence(transport.get_extra_info("socket"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._unsent = []
+        self._lost()
+
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._full = False
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        self._received += data
+        begin = 0
+        while len(self._received) - begin >= _LENGTH_BYTES:
+            size = int.from_bytes(self._received[begin : begin + _LENGTH_BYTES])
+            end = begin + _LENGTH_BYTES + size
+            if self.longest is not None and size > self.longest:
+                self._abort()
+                return
+            if len(self._received) < end:
+                break
+            try:
+                messages = self._decoder.decode(bytes(self._received[begin + _LENGTH_BYTES : end]))
+            except msgspec.MsgspecError:
+                self._abort()
+                return
+            begin = end
+            for message in messages:
+                self._receive(message)
+        del self._received[:begin]
+
+    def _abort(self) -> None:
+        self._received.clear()
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _notice_silence(connected: Any) -> None:
+    """A machine that was switched off says nothing: have the kernel ask, and give the connection up after 25 s."""
+    options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        if (option := getattr(socket, name, None)) is not None:  # macOS has only some of them
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+_encoder = msgspec.msgpack.Encoder()
