@@ -33,14 +33,13 @@ from benchmarks.texts import sentences
 OURS, LIBRARY = "rbee-serve", "hibari"
 FORMATS = {"pcm": "pcm_s16le", "numbers": "f32"}
 RATE = 24_000
-SENTENCES = 5
 
 
 def main() -> None:
     """Measure and print."""
     options = _options()
     worker = {"id": "speech-0", "type": "audio", "task": "generate", "cpus": 1, "threads": 1}
-    texts = _texts(options.requests)
+    texts = _texts(options.requests, options.sentences)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         client = stack.enter_context(one_process())
@@ -138,14 +137,15 @@ def speak(text: str) -> tuple[float, float, float, float]:
     return first_s, time.perf_counter() - began, samples / RATE, time.process_time() - cpu
 
 
-def _texts(count: int) -> list[str]:
+def _texts(count: int, length: int) -> list[str]:
     spoken = sentences(8, 16)
-    return [" ".join(itertools.islice(spoken, SENTENCES)) for _ in range(count)]
+    return [" ".join(itertools.islice(spoken, length)) for _ in range(count)]
 
 
 def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--requests", type=int, default=10, help="texts in one turn")
+    parser.add_argument("--sentences", type=int, default=15, help="sentences in a text; five make 16 s of sound")
     return parser.parse_args()
 
 
