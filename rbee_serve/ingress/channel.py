@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-import logging
 import pickle
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -20,8 +19,6 @@ from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, cancel
 from rbee_serve.ingress.answer import Answer
 from rbee_serve.ingress.connection import Connection
 from rbee_serve.wire import Ask, Place
-
-logger = logging.getLogger(__name__)
 
 
 class Channel:

@@ -41,10 +41,6 @@ class Connection:
         )
         self._wire.send(request)
 
-    def close(self) -> None:
-        """Hang up; what is open fails."""
-        self._wire.close()
-
     def _leave(self, number: int) -> None:
         if self._answers.pop(number, None) is not None:
             self._wire.send(Leave(number))

@@ -50,7 +50,6 @@ class Connections:
         self._key = secrets.token_hex(32)
         self._listening: dict[str, asyncio.Task[asyncio.Server]] = {}
         self._open: set[_Connection] = set()
-        self._idle = asyncio.Event()
 
     async def place(self, host: str) -> Place:
         """Where an ingress finds this replica that reaches this machine as `host`. Raises `OSError`."""
