@@ -80,7 +80,9 @@ class Signal:
     def _chunks(self, samples: Samples) -> Iterator[Samples]:
         import numpy as np
 
-        samples = np.clip(np.nan_to_num(samples, posinf=0.0, neginf=0.0), -1, 1)
+        if not np.isfinite(samples).all():  # ten times faster than to replace what is not there
+            samples = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
+        samples = np.clip(samples, -1, 1)
         left = self._most - self.samples
         if len(samples) > left:
             samples = faded(samples[:left], self.rate, begin=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -14,6 +15,9 @@ from rbee_serve.step_clock import StepClock
 T = TypeVar("T")
 
 _NO_MORE: Any = object()
+
+AHEAD = 2
+"""How many items are asked for before their reader asks: one is read while the next is made, without a wait between."""
 
 
 class Outlet(Generic[T]):
@@ -49,23 +53,25 @@ class EngineThread:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     async def iterate(self, work: Generator[T, None, None]) -> AsyncGenerator[T, None]:
-        """What `work` yields, made only one item ahead of its reader. Closing this closes `work`, at the latest after
-        the item that is being made.
+        """What `work` yields, made at most `AHEAD` items ahead of its reader. Closing this closes `work`, at the latest
+        after the item that is being made.
 
         Several at once take turns, item by item, so that a short request does not wait for the whole of a long one.
         """
         loop = asyncio.get_running_loop()
-        ahead = loop.run_in_executor(self._pool, self._next, work)
+        ahead = deque(loop.run_in_executor(self._pool, self._next, work) for _ in range(AHEAD))
         try:
             while True:
                 with self._steps.expected():
-                    item = await ahead
+                    item = await ahead[0]
                 if item is _NO_MORE:
                     return
-                ahead = loop.run_in_executor(self._pool, self._next, work)
+                ahead.popleft()
+                ahead.append(loop.run_in_executor(self._pool, self._next, work))
                 yield item
         finally:
-            _forget(ahead)
+            for future in ahead:
+                _forget(future)
             with suppress(RuntimeError):  # the thread has been ended
                 self._pool.submit(work.close)
 

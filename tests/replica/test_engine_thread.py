@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from rbee_serve.replica.engine_thread import EngineThread, Outlet
+from rbee_serve.replica.engine_thread import AHEAD, EngineThread, Outlet
 from rbee_serve.step_clock import StepClock
 
 
@@ -58,15 +58,15 @@ async def test_a_short_work_does_not_wait_for_a_long_one(engine: EngineThread) -
     async with aclosing(engine.iterate(long.items())) as items:
         await anext(items)
         assert [item async for item in engine.iterate(Work(3).items())] == [0, 1, 2]
-    assert len(long.made) == 2
+    assert len(long.made) == 1 + AHEAD
 
 
-async def test_a_reader_that_leaves_closes_the_work_one_item_later_at_most(engine: EngineThread) -> None:
+async def test_a_reader_that_leaves_closes_the_work_after_the_item_that_is_made(engine: EngineThread) -> None:
     work = Work()
     async with aclosing(engine.iterate(work.items())) as items:
         assert [await anext(items) for _ in range(3)] == [0, 1, 2]
     assert await asyncio.to_thread(work.closed.wait, 1)
-    assert len(work.made) <= 4
+    assert len(work.made) <= 3 + AHEAD
 
 
 async def test_a_reader_that_is_cancelled_while_it_waits_closes_the_work(engine: EngineThread) -> None:
