@@ -1,26 +1,33 @@
 """P8: what the serving layer costs when there is no model.
 
-The echo worker behind `rbee-serve serve`, the same echo as a plain user of Ray Serve would write it, and the same on
-uvicorn and Starlette in one process. Requests are answered with one JSON document, streams are read frame by frame.
+The echo worker behind `rbee-serve serve`, and the same echo as a plain user would write it: on Ray Serve, on uvicorn
+and Starlette in one process, and on LitServe where an environment with it is named. Requests are answered with one JSON
+document, streams are read frame by frame.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.load import StreamLoad, StreamReader, requests
+from benchmarks.load import StreamLoad, StreamReader, Target, requests
 from benchmarks.method import (
+    NO_GOAL,
     Comparison,
+    Goal,
     Reading,
     Row,
     block_options,
     comparison_table,
+    measures,
     run_blocks,
     save,
     side_table,
@@ -32,7 +39,12 @@ from benchmarks.servers import Server, ours, peer
 CLIENTS = 32
 PROMPT = "the quick brown fox jumps over the lazy dog again"
 WORDS = len(PROMPT.split())
-OURS, RAY_SERVE, STARLETTE = "rbee-serve", "plain Ray Serve", "uvicorn"
+ANSWERED = json.dumps({"prompt": "hello world", "stream": False}).encode()
+"""A request that is answered with one JSON document."""
+OURS, RAY_SERVE, STARLETTE, LITSERVE = "rbee-serve", "plain Ray Serve", "uvicorn", "LitServe"
+RAY_SERVE_GOALS: Mapping[str, Goal] = {"requests/s": (3.0, 4.5), "events/s": (10.0, 25.0)}
+"""Against plain Ray Serve, with `CLIENTS`: at least and better."""
+STARLETTE_GOALS: Mapping[str, Goal] = {"events/s": (0.8, 1.0)}
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_NBTHREAD": "1"}
 
 
@@ -52,63 +64,78 @@ def main() -> None:
             servers[RAY_SERVE] = peer(stack, folder, "ray_serve", probe)
         if STARLETTE in options.against:
             servers[STARLETTE] = peer(stack, folder, "starlette", probe)
-        turns = {name: partial(_turn, server, reader, options) for name, server in servers.items()}
+        if options.litserve:
+            servers[LITSERVE] = peer(stack, folder, "litserve", probe, environment=options.litserve)
+        answers = {name: server.target for name, server in servers.items()}
+        if options.litserve:
+            answers[LITSERVE] = replace(answers[LITSERVE], path="/v1/answer")  # there an API either streams or answers
+        turns = {name: partial(_turn, server, answers[name], reader, options) for name, server in servers.items()}
         rows = run_blocks(turns, options.blocks)
-        _print(rows, options)
+        print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+        if options.save:
+            save(rows, options.save)
         if options.processes:
             _print_processes(servers[OURS], reader, options)
 
 
-def _turn(server: Server, reader: StreamReader, options: argparse.Namespace) -> dict[str, Reading]:
-    readings = {}
-    body = json.dumps({"prompt": "hello world", "stream": False}).encode()
+def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
+    """What can be said of `rows`; the goals are for as many clients as `CLIENTS`."""
+    for measure in measures(rows):
+        kind = measure.partition(",")[0]
+        if kind not in RAY_SERVE_GOALS:
+            continue
+        judged = measure.endswith(f", {CLIENTS} clients")
+        yield Comparison(measure, f"{OURS} again", OURS)
+        yield Comparison(measure, OURS, RAY_SERVE, *(RAY_SERVE_GOALS[kind] if judged else NO_GOAL))
+        yield Comparison(measure, OURS, STARLETTE, *(STARLETTE_GOALS.get(kind, NO_GOAL) if judged else NO_GOAL))
+        yield Comparison(measure, OURS, LITSERVE)
+
+
+def _turn(server: Server, answers: Target, reader: StreamReader, options: argparse.Namespace) -> dict[str, Reading]:
     with server.awake():
         watch = Stopwatch(server.tree)
         time.sleep(options.idle)
-        readings["idle, % of a core"] = Reading(100 * watch.cpu_s() / watch.wall_s())
-        readings["other programs, % of a core"] = Reading(watch.others_percent())
-        watch = Stopwatch(server.tree)
-        answered = requests(server.target, body, CLIENTS, options.seconds)
-        readings["requests/s"] = Reading(answered.per_s, 1e6 * watch.cpu_s() / answered.count)
-        readings["one request, ms"] = Reading(answered.median_ms)
-        for words in options.words:
-            watch = Stopwatch(server.tree)
-            seen = reader.read(_streams(server, words, options.seconds))
-            readings[f"events/s, {words} words"] = Reading(seen.frames_per_s, 1e6 * watch.cpu_s() / seen.all_frames)
-            firsts = sorted(seen.first_s)
-            readings[f"first byte, ms, {words} words"] = Reading(1e3 * firsts[len(firsts) // 2])
+        readings = {
+            "idle, % of a core": Reading(100 * watch.cpu_s() / watch.wall_s()),
+            "other programs, % of a core": Reading(watch.others_percent()),
+        }
+        for clients in options.clients:
+            readings |= _loaded(server, answers, reader, clients, options)
     return readings
 
 
-def _streams(server: Server, words: int, seconds: float) -> StreamLoad:
+def _loaded(
+    server: Server, answers: Target, reader: StreamReader, clients: int, options: argparse.Namespace
+) -> dict[str, Reading]:
+    readings = {}
+    watch = Stopwatch(server.tree)
+    answered = requests(answers, ANSWERED, clients, options.seconds)
+    readings[f"requests/s, {clients} clients"] = Reading(answered.per_s, 1e6 * watch.cpu_s() / answered.count)
+    readings[f"one request, ms, {clients} clients"] = Reading(answered.median_ms)
+    for words in options.words:
+        watch = Stopwatch(server.tree)
+        seen = reader.read(_streams(server, words, clients, options.seconds))
+        load = f"{words} words, {clients} clients"
+        readings[f"events/s, {load}"] = Reading(seen.frames_per_s, 1e6 * watch.cpu_s() / seen.all_frames)
+        readings[f"first byte, ms, {load}"] = Reading(1e3 * statistics.median(seen.first_s))
+    return readings
+
+
+def _streams(server: Server, words: int, clients: int, seconds: float) -> StreamLoad:
     body = json.dumps({"prompt": PROMPT, "repeat": words // WORDS}).encode()
-    return StreamLoad(server.target, [body], CLIENTS, seconds, ramp_s=0.5)
-
-
-def _print(rows: list[Row], options: argparse.Namespace) -> None:
-    comparisons = []
-    for measure in ("requests/s", *(f"events/s, {words} words" for words in options.words)):
-        comparisons.append(Comparison(measure, f"{OURS} again", OURS))
-        if RAY_SERVE in options.against:
-            comparisons.append(Comparison(measure, OURS, RAY_SERVE, 3.0 if measure == "requests/s" else 10.0))
-        if STARLETTE in options.against:
-            comparisons.append(Comparison(measure, OURS, STARLETTE, None if measure == "requests/s" else 0.8))
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons)}")
-    if options.save:
-        save(rows, options.save)
+    return StreamLoad(server.target, [body], clients, seconds, ramp_s=0.5)
 
 
 def _print_processes(server: Server, reader: StreamReader, options: argparse.Namespace) -> None:
     """Where our CPU time goes, by process."""
     lines = []
-    body = json.dumps({"prompt": "hello world", "stream": False}).encode()
     with server.awake():
         watch = Stopwatch(server.tree)
-        count = requests(server.target, body, CLIENTS, options.seconds).count
+        count = requests(server.target, ANSWERED, CLIENTS, options.seconds).count
         lines += [["request", name, f"{1e6 * s / count:.1f}"] for name, s in watch.cpu_by_name().most_common(6)]
         for words in options.words:
             watch = Stopwatch(server.tree)
-            count = reader.read(_streams(server, words, options.seconds)).all_frames
+            count = reader.read(_streams(server, words, CLIENTS, options.seconds)).all_frames
             unit = f"event of {words} words"
             lines += [[unit, name, f"{1e6 * s / count:.1f}"] for name, s in watch.cpu_by_name().most_common(6)]
     print(f"\n{table(['unit', 'process', 'CPU µs'], lines)}")
@@ -118,8 +145,10 @@ def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one reading")
     parser.add_argument("--idle", type=float, default=1.0, help="seconds for which CPU without load is measured")
+    parser.add_argument("--clients", type=int, nargs="+", default=[CLIENTS])
     parser.add_argument("--words", type=int, nargs="+", default=[100, 1000], help="words in a stream")
     parser.add_argument("--against", nargs="*", choices=[RAY_SERVE, STARLETTE], default=[RAY_SERVE, STARLETTE])
+    parser.add_argument("--litserve", type=Path, help="LitServe too; a virtual environment with it")
     parser.add_argument("--haproxy", action="store_true", help="HAProxy in front of ours")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="environment variables for ours")
     parser.add_argument("--processes", action="store_true", help="show where our CPU time goes")

@@ -42,16 +42,21 @@ class Row:
     cpu_us: float
 
 
+Kind = Literal["ratio", "ratio at most", "difference", "value at most"]
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`side` against `against`: a ratio of the two, or for times a difference. `goal` is the least ratio, or the
-    largest one (`ratio at most`), or the largest difference; None where there is none."""
+    """`side` against `against`: a ratio of the two, or for times a difference; or, where there is nothing to compare it
+    with (`value at most`, an empty `against`), what it gave. `must` and `stretch` are the least ratio, or the largest
+    one (`ratio at most`), difference or value; None where there is none."""
 
     measure: str
     side: str
     against: str
-    goal: float | None = None
-    kind: Literal["ratio", "ratio at most", "difference"] = "ratio"
+    must: float | None = None
+    stretch: float | None = None
+    kind: Kind = "ratio"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,10 @@ class Estimate:
     median: float
     high: float
 
+
+Goal = tuple[float | None, float | None]
+"""What must be reached, and what is more than that."""
+NO_GOAL: Goal = (None, None)
 
 Turn = Callable[[], Mapping[str, Reading]]
 """Measures one side once: readings by the name of the measure."""
@@ -91,16 +100,26 @@ def run_blocks(sides: Mapping[str, Turn], blocks: int) -> list[Row]:
     return rows
 
 
+def measures(rows: Iterable[Row]) -> list[str]:
+    """What was measured, in the order of the rows."""
+    return list(dict.fromkeys(row.measure for row in rows))
+
+
 def paired(rows: Iterable[Row], comparison: Comparison) -> list[float]:
-    """One ratio or difference for each block: of the means of what the two sides gave in it."""
+    """One ratio or difference for each block: of the means of what the two sides gave in it. Blocks without one of them
+    are left out."""
     values: dict[tuple[int, str], list[float]] = {}
     for row in rows:
         if row.measure == comparison.measure:
             values.setdefault((row.block, row.side), []).append(row.value)
     results = []
-    for block in sorted({block for block, _ in values}):
-        ours, theirs = (statistics.fmean(values[block, side]) for side in (comparison.side, comparison.against))
-        results.append(ours - theirs if comparison.kind == "difference" else ours / theirs)
+    for block in sorted({block for block, side in values if side == comparison.side}):
+        ours = statistics.fmean(values[block, comparison.side])
+        if comparison.kind == "value at most":
+            results.append(ours)
+        elif theirs := values.get((block, comparison.against)):
+            mean = statistics.fmean(theirs)
+            results.append(ours - mean if comparison.kind == "difference" else ours / mean)
     return results
 
 
@@ -126,32 +145,63 @@ def side_table(rows: Sequence[Row]) -> str:
     return table(["measure", "side", "median", "server CPU µs per unit"], lines)
 
 
+COMPARED = ["measure", "compared", "median", "95 % interval", "blocks", "must / stretch", "verdict"]
+"""What `compared` tells of a comparison."""
+
+
+def compared(rows: Sequence[Row], comparison: Comparison) -> list[str] | None:
+    """The median over blocks, its interval, and whether the goals are reached; None if not both sides were measured."""
+    values = paired(rows, comparison)
+    if not values:
+        return None
+    found = estimate(values)
+    form, sign = _FORMS[comparison.kind]
+    return [
+        comparison.measure,
+        f"{comparison.side} {sign} {comparison.against}".strip(),
+        f"{found.median:{form}}",
+        f"{found.low:{form}} … {found.high:{form}}",
+        str(len(values)),
+        _bounds(comparison),
+        verdict(comparison, found.median),
+    ]
+
+
 def comparison_table(rows: Sequence[Row], comparisons: Iterable[Comparison]) -> str:
-    """For each comparison: the median over blocks, its interval, and whether the goal is reached."""
-    lines = []
-    for comparison in comparisons:
-        found = estimate(paired(rows, comparison))
-        digits = "+.1f" if comparison.kind == "difference" else ".2f"
-        lines.append(
-            [
-                comparison.measure,
-                f"{comparison.side} {'-' if comparison.kind == 'difference' else '/'} {comparison.against}",
-                f"{found.median:{digits}}",
-                f"{found.low:{digits}} … {found.high:{digits}}",
-                _goal(comparison, found),
-            ]
-        )
-    return table(["measure", "compared", "median", "95 % interval", "goal"], lines)
+    """All comparisons of which both sides were measured."""
+    return table(COMPARED, filter(None, (compared(rows, comparison) for comparison in comparisons)))
 
 
-def _goal(comparison: Comparison, found: Estimate) -> str:
-    if comparison.goal is None:
-        return "none"
-    if comparison.kind == "difference":
-        return f"≤ {comparison.goal:+g} {'reached' if found.median <= comparison.goal else 'missed'}"
-    if comparison.kind == "ratio at most":
-        return f"≤ {comparison.goal:g} {'reached' if found.median <= comparison.goal else 'missed'}"
-    return f"≥ {comparison.goal:g} {'reached' if found.median >= comparison.goal else 'missed'}"
+def verdict(comparison: Comparison, median: float) -> str:
+    """`stretch` or `must`, whichever is reached, or `missed`; empty where there is no goal."""
+
+    def reached(bound: float | None) -> bool:
+        return bound is not None and (median >= bound if comparison.kind == "ratio" else median <= bound)
+
+    if reached(comparison.stretch):
+        return "stretch"
+    if reached(comparison.must):
+        return "must"
+    if comparison.must is None:
+        return "" if comparison.stretch is None else "stretch missed"
+    return "missed"
+
+
+_FORMS: dict[Kind, tuple[str, str]] = {
+    "ratio": (".2f", "/"),
+    "ratio at most": (".2f", "/"),
+    "difference": ("+.1f", "-"),
+    "value at most": (".1f", ""),
+}
+"""How a number of each kind is written, and the sign between the two sides."""
+
+
+def _bounds(comparison: Comparison) -> str:
+    if comparison.must is comparison.stretch is None:
+        return ""
+    form = "+g" if comparison.kind == "difference" else "g"
+    bounds = ("-" if bound is None else f"{bound:{form}}" for bound in (comparison.must, comparison.stretch))
+    return f"{'≥' if comparison.kind == 'ratio' else '≤'} {' / '.join(bounds)}"
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -171,3 +221,13 @@ def save(rows: Iterable[Row], path: Path) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(field.name for field in fields(Row))
         writer.writerows([f"{cell:.6g}" if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows)
+
+
+def read(path: Path) -> list[Row]:
+    """The rows that were saved."""
+    with path.open(newline="") as file:
+        return [
+            Row(int(line["block"]), int(line["order"]), line["side"], line["measure"], float(line["value"]),
+                float(line["cpu_us"]))
+            for line in csv.DictReader(file)
+        ]  # fmt: skip

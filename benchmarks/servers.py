@@ -95,10 +95,13 @@ def peer(
     options: Sequence[str] = (),
     path: str = "/v1/inference",
     packages: Path | None = None,
+    environment: Path | None = None,
 ) -> Server:
-    """A module of `benchmarks/peers/`, asked at `path`. `packages` is a folder of what it imports beside our own."""
+    """A module of `benchmarks/peers/`, asked at `path`. `packages` is a folder of what it imports beside our own,
+    `environment` a virtual environment that runs it in place of ours."""
     port = free_port()
-    command = [sys.executable, "-m", f"benchmarks.peers.{module}", "--port", str(port), *options]
+    python = str(environment / "bin" / "python") if environment else sys.executable
+    command = [python, "-m", f"benchmarks.peers.{module}", "--port", str(port), *options]
     settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"} if packages else {}
     return _started(stack, folder, module, command, Target(port, path), probe, settings)
 

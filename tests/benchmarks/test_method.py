@@ -5,7 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.method import Comparison, Reading, Row, comparison_table, estimate, paired, run_blocks, save, side_table
+from benchmarks.method import (
+    Comparison,
+    Kind,
+    Reading,
+    Row,
+    comparison_table,
+    estimate,
+    paired,
+    read,
+    run_blocks,
+    save,
+    side_table,
+    verdict,
+)
 
 
 def rows_of(values: dict[str, list[tuple[float, float]]]) -> list[Row]:
@@ -64,20 +77,44 @@ def test_equal_blocks_leave_no_doubt() -> None:
     assert (found.low, found.median, found.high) == (1.5, 1.5, 1.5)
 
 
-def test_tables_say_whether_a_goal_is_reached() -> None:
-    rows = rows_of({"ours": [(4.0, 4.0)], "theirs": [(2.0, 2.0)]})
+def test_a_verdict_is_the_better_of_the_two_goals_that_are_reached() -> None:
+    def told(median: float, must: float | None, stretch: float | None, kind: Kind = "ratio") -> str:
+        return verdict(Comparison("events/s", "ours", "theirs", must, stretch, kind), median)
+
+    assert [told(median, 0.8, 1.0) for median in (1.0, 0.8, 0.79)] == ["stretch", "must", "missed"]
+    assert [told(median, 6.0, 3.0, "difference") for median in (3.0, 6.0, 6.1)] == ["stretch", "must", "missed"]
+    assert [told(median, 0.25, 0.15, "ratio at most") for median in (0.1, 0.2, 0.3)] == ["stretch", "must", "missed"]
+    assert [told(median, 100, 40, "value at most") for median in (40, 41, 101)] == ["stretch", "must", "missed"]
+    assert [told(median, 0.8, None) for median in (5.0, 0.7)] == ["must", "missed"]
+    assert [told(median, None, 0.8) for median in (0.8, 0.7)] == ["stretch", "stretch missed"]
+    assert told(1.0, None, None) == ""
+
+
+def test_tables_say_what_was_compared_on_how_many_blocks_and_whether_the_goals_are_reached() -> None:
+    rows = rows_of({"ours": [(4.0, 4.0), (8.0, 8.0)], "theirs": [(2.0, 2.0), (4.0, 4.0)]})
     said = comparison_table(
         rows,
         [
-            Comparison("events/s", "ours", "theirs", 1.5),
-            Comparison("events/s", "ours", "theirs", 3.0),
-            Comparison("events/s", "ours", "theirs", 6.0, "difference"),
+            Comparison("events/s", "ours", "theirs", 1.5, 3.0),
+            Comparison("events/s", "ours", "theirs", stretch=6.0, kind="difference"),
+            Comparison("events/s", "ours", "", 5.0, kind="value at most"),
             Comparison("events/s", "ours", "theirs"),
         ],
     )
-    verdicts = [line.split("|")[5].strip() for line in said.splitlines()[2:]]
-    assert verdicts == ["≥ 1.5 reached", "≥ 3 missed", "≤ +6 reached", "none"]
-    assert [cell.strip() for cell in side_table(rows).splitlines()[3].split("|")[1:4]] == ["events/s", "theirs", "2.0"]
+    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in said.splitlines()[2:]]
+    assert cells == [
+        ["ours / theirs", "2.00", "2.00 … 2.00", "2", "≥ 1.5 / 3", "must"],
+        ["ours - theirs", "+3.0", "+2.0 … +4.0", "2", "≤ - / +6", "stretch"],
+        ["ours", "6.0", "4.0 … 8.0", "2", "≤ 5 / -", "missed"],
+        ["ours / theirs", "2.00", "2.00 … 2.00", "2", "", ""],
+    ]
+    assert [cell.strip() for cell in side_table(rows).splitlines()[3].split("|")[1:4]] == ["events/s", "theirs", "3.0"]
+
+
+def test_what_was_not_measured_on_both_sides_is_left_out() -> None:
+    rows = rows_of({"ours": [(4.0, 4.0)]})
+    assert comparison_table(rows, [Comparison("events/s", "ours", "theirs")]) == comparison_table(rows, [])
+    assert len(comparison_table(rows, []).splitlines()) == 2
 
 
 def test_rows_are_saved_as_csv(tmp_path: Path) -> None:
@@ -85,3 +122,9 @@ def test_rows_are_saved_as_csv(tmp_path: Path) -> None:
     assert (tmp_path / "raw" / "echo.csv").read_text() == (
         "block,order,side,measure,value,cpu_us\n0,1,ours,events/s,1234.57,nan\n"
     )
+
+
+def test_rows_that_were_saved_are_read_again(tmp_path: Path) -> None:
+    rows = [Row(0, 1, "ours", "first byte, ms, 100 words", 1.25, 3.5), Row(1, 0, "theirs", "events/s", 10.0, 0.0)]
+    save(rows, tmp_path / "rows.csv")
+    assert read(tmp_path / "rows.csv") == rows

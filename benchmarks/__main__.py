@@ -1,0 +1,73 @@
+"""The benchmarks by their goals. When one fails that is told, and the others go on.
+
+    python -m benchmarks                 which there are
+    python -m benchmarks P3 P5           run these, one after another, and tell what came out
+    python -m benchmarks all --quick     a first look at all that are quick
+    python -m benchmarks report          all goals, from the rows of raw/
+
+The programs beside which ours is measured, where they do not fit into our environment, are named by options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+
+from benchmarks.method import table
+from benchmarks.report import report
+from benchmarks.runs import GOALS, PEERS, RUNS, Run
+from benchmarks.servers import ROOT
+
+
+def main() -> int:
+    """Do what is asked; the exit status is 1 if a benchmark failed."""
+    options = _options()
+    if "list" in options.what:
+        print(_listed())
+        return 0
+    if "report" in options.what:
+        print(report(RUNS, options.quick))
+        return 0
+    chosen = [run for run in RUNS if "all" in options.what or run.goal in options.what]
+    runs = [run for run in chosen if not options.quick or run.quick is not None]
+    for run in chosen:
+        if run not in runs:
+            print(f"{run.goal}, {run.about}: no quick run", file=sys.stderr)
+    peers = {name: folder for name in PEERS if (folder := getattr(options, name.replace("-", "_")))}
+    failed = [run for run in runs if not _done(run, options.quick, peers)]
+    print(report([run for run in runs if run not in failed], options.quick))
+    for run in failed:
+        print(f"{run.goal}, {run.about}: FAILED")
+    return 1 if failed else 0
+
+
+def _done(run: Run, quick: bool, peers: dict[str, str]) -> bool:
+    """Whether the run came to its end."""
+    command = run.command(quick, peers)
+    print(f"{run.goal}, {run.about}: python {' '.join(command[1:])}", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    status = subprocess.run(command, cwd=ROOT).returncode
+    print(f"{run.goal} took {time.monotonic() - began:.0f} s, exit status {status}\n", file=sys.stderr, flush=True)
+    return status == 0
+
+
+def _listed() -> str:
+    lines = [[run.goal, run.about, run.module, run.full, "no" if run.quick is None else run.quick] for run in RUNS]
+    return table(["goal", "what", "benchmarks.", "options", "options for --quick"], lines)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="*", default="list", choices=[*GOALS, "all", "report", "list"], metavar="WHAT")
+    parser.add_argument("--quick", action="store_true", help="few blocks, and only what takes a minute or two")
+    for name, about in PEERS.items():
+        parser.add_argument(f"--{name}", help=about)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+"""All goals in one table, from the rows that were saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.method import COMPARED, Comparison, Row, compared, read, table
+from benchmarks.runs import Run
+
+
+def report(runs: Iterable[Run], quick: bool = False) -> str:
+    """The table, and a line for each run that has not been made."""
+    lines: list[list[str]] = []
+    missing = []
+    for run in runs:
+        path = run.rows_at(quick)
+        if path.exists():
+            rows = read(path)
+            lines += [[run.goal, *line] for line in told(rows, list(run.comparisons(rows)))]
+        elif not quick or run.quick is not None:
+            missing.append(f"{run.goal}, {run.about}: not measured")
+    return "\n".join([table(["goal", *COMPARED, "control"], lines), *([""] if missing else []), *missing])
+
+
+def told(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """A line for each comparison. A side against itself has none; its interval stands beside the measure's others."""
+    controls = {}
+    lines = []
+    for comparison in comparisons:
+        line = compared(rows, comparison)
+        if line and comparison.side == f"{comparison.against} again":
+            controls[comparison.measure] = line[COMPARED.index("95 % interval")]
+        elif line:
+            lines.append(line)
+    return [[*line, controls.get(line[0], "")] for line in lines]

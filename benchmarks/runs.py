@@ -1,0 +1,99 @@
+"""Every goal, and the runs that measure it: which program, how, and where its rows are."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.method import Comparison, Row
+from benchmarks.servers import ROOT
+
+RAW = ROOT / "benchmarks" / "raw"
+QUICK_RAW = RAW / "quick"
+"""Not kept by git: a quick look is not a result."""
+
+PEERS = {
+    "infinity": "a virtual environment with infinity-emb[server,torch]==0.0.78, for P3",
+    "litserve": "a virtual environment with litserve==0.2.19, for P8",
+    "ray-llm": "a folder made by pip install --no-deps --target FOLDER pyarrow jsonref, for P2",
+}
+"""Programs that do not fit into our own environment, and what their option names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call of a program of `benchmarks/`: its options for a full and for a quick look, None where a quick one takes
+    too long; the name of its raw file; which of the `PEERS` it takes; and its function that says what is compared."""
+
+    goal: str
+    about: str
+    module: str
+    raw: str
+    full: str
+    quick: str | None = None
+    peers: Sequence[str] = ()
+    compare: str = "comparisons"
+
+    def command(self, quick: bool, peers: dict[str, str]) -> list[str]:
+        """The command line. `peers` are options of `PEERS` and what they name."""
+        options = (self.quick if quick else self.full) or ""
+        command = [sys.executable, "-m", f"benchmarks.{self.module}", *options.split()]
+        for peer in self.peers:
+            command += [f"--{peer}", peers[peer]] if peer in peers else []
+        return [*command, "--save", str(self.rows_at(quick))]
+
+    def rows_at(self, quick: bool) -> Path:
+        """Where its rows are saved."""
+        return (QUICK_RAW if quick else RAW) / f"{self.raw}.csv"
+
+    def comparisons(self, rows: Sequence[Row]) -> Iterable[Comparison]:
+        """What can be said of `rows`."""
+        compare: Callable[[Sequence[Row]], Iterable[Comparison]] = getattr(
+            importlib.import_module(f"benchmarks.{self.module}"), self.compare
+        )
+        return compare(rows)
+
+
+RUNS = (
+    Run("P1", "what we add to vLLM", "llm", "llm", "--clients 1 16 64"),
+    Run(
+        "P2",
+        "the way to the engine, with a model that costs next to nothing",
+        "llm",
+        "llm-one-layer",
+        "--one-layer --clients 1 32 --rounds 8",
+        peers=["ray-llm"],
+        compare="one_layer_comparisons",
+    ),
+    Run("P3", "embeddings", "embedding", "embedding", "", "--blocks 2 --seconds 2", ["infinity"]),
+    Run("P4", "a recording of ten seconds", "transcription", "transcription-10s", "--lengths 10 --control"),
+    Run("P4", "a recording of five minutes", "transcription", "transcription-300s", "--lengths 300"),
+    Run("P5", "small pictures with an event for each step", "pictures", "pictures", ""),
+    Run("P5", "pictures whose steps take longer", "pictures", "pictures-96", "--side 96 --steps 20"),
+    Run("P6", "classification of pictures", "classification", "classification", ""),
+    Run("P7", "speech", "speech", "speech", "", "--blocks 2 --requests 3"),
+    Run(
+        "P8",
+        "requests and streams without a model",
+        "echo",
+        "echo",
+        "",
+        "--blocks 2 --seconds 2 --words 100",
+        ["litserve"],
+    ),
+    Run(
+        "P8",
+        "the same for more and more clients",
+        "echo",
+        "echo-clients",
+        "--clients 1 4 16 64 128 --words 100 --blocks 3 --seconds 2 --idle 0",
+        peers=["litserve"],
+    ),
+    Run("P9", "streams that are open and say little", "open_streams", "open_streams", ""),
+    Run("P10", "from the command until everything is ready", "start", "start", "--blocks 3"),
+    Run("P11", "memory", "memory", "memory", ""),
+)
+GOALS = tuple(dict.fromkeys(run.goal for run in RUNS))
