@@ -50,19 +50,20 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
         options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         options["enforce_eager"] = True
     check_engine(context.worker)
-    chosen = _chosen(context.worker)
+    chosen = engine_choices(context.worker)
     if chosen.get("load_format") == "auto":
         del chosen["load_format"]
     return options | chosen
 
 
-def _chosen(worker: WorkerConfig) -> dict[str, Any]:
+def engine_choices(worker: WorkerConfig) -> dict[str, Any]:
+    """What the configuration chooses of vLLM's options, by the names that vLLM has in Python."""
     return {name.replace("-", "_"): value for name, value in worker.engine.items()}
 
 
 def check_engine(worker: WorkerConfig) -> None:
     """Raise `ConfigurationError` on options that would run what comes with a model."""
-    chosen = _chosen(worker)
+    chosen = engine_choices(worker)
     if chosen.get("trust_remote_code"):
         raise ConfigurationError("engine.trust_remote_code: is refused; a model is data, not code")
     if (load_format := chosen.get("load_format")) in PICKLES:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.app import check
-from deployments.llm import LlmRequest
+from deployments.llm import LlmRequest, step_size
 from deployments.vllm_engine import engine_options
 from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve.config import WorkerConfig
@@ -102,6 +102,21 @@ def test_engine_options_by_vllm_s_names_win_over_what_follows_from_the_device() 
     found = options(Device("cpu"), engine=given_options)
     assert (found["enable_prefix_caching"], found["quantization"], found["kv_cache_memory_bytes"]) == (True, "awq", 5)
     assert found["enforce_eager"] is True
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "size"),
+    [
+        (Device("cpu"), {}, {"max_num_batched_tokens": 256}),
+        (Device("cpu"), {"max-num-seqs": 1024}, {"max_num_batched_tokens": 1024}),
+        (Device("cpu"), {"enable_chunked_prefill": False}, {}),
+        (Device("cuda", (0,)), {}, {}),
+    ],
+)
+def test_a_step_on_a_cpu_is_so_small_that_nobody_waits_long_for_it(
+    device: Device, engine: dict[str, Any], size: dict[str, int]
+) -> None:
+    assert step_size(context(device, engine=engine)) == size
 
 
 def test_remote_code_is_refused() -> None:
