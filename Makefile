@@ -4,12 +4,13 @@
 # make reuse     how much of its code each worker type shares
 # make check     ruff, mypy, import rules
 # make format    what ruff can set right
-# make bench     what the serving layer costs, against its peers (8 minutes; benchmarks/README.md)
+# make bench     all benchmarks, some hours; PEERS names programs beside ours (benchmarks/README.md)
+# make bench-quick  those that are quick, under 10 minutes
 # make pin       requirements/constraints*.txt anew
-# make install   into .venv;  EXTRAS=gpu,embedding,audio,vision,demo,dev  on a machine with NVIDIA GPUs
+# make install   into .venv;  EXTRAS=gpu,embedding,audio,vision,demo,bench,dev  on a machine with NVIDIA GPUs
 
 PYTHON ?= python3
-EXTRAS ?= cpu,embedding,audio,vision,demo,dev
+EXTRAS ?= cpu,embedding,audio,vision,demo,bench,dev
 CONFIG ?= serve_config.yaml
 
 comma := ,
@@ -18,7 +19,7 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 TOO_OLD := install: $(PYTHON) is older than 3.11. Install Python 3.11 or newer and name it: make install PYTHON=python3.11
 
-.PHONY: install serve test test-fast reuse bench check format pin clean
+.PHONY: install serve test test-fast reuse bench bench-quick check format pin clean
 
 install: $(STAMP)
 
@@ -54,11 +55,14 @@ format: $(STAMP)
 	$(BIN)/ruff format
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks.echo
+	$(BIN)/python -m benchmarks all $(PEERS)
+
+bench-quick: $(STAMP)
+	$(BIN)/python -m benchmarks all --quick
 
 # The newest versions that fit together, pinned. The CPU build of torch is written without its +cpu, which the other
 # build does not have; `==` accepts both.
-PIN := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --no-annotate --no-header --extra embedding --extra audio --extra vision --extra demo --extra dev
+PIN := $(BIN)/uv pip compile pyproject.toml --quiet --upgrade --no-annotate --no-header --extra embedding --extra audio --extra vision --extra demo --extra bench --extra dev
 pin: $(STAMP)
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
 	  $(PIN) --extra cpu --override requirements/overrides.txt | sed 's/+cpu$$//' > requirements/constraints.txt

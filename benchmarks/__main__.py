@@ -11,6 +11,7 @@ The programs beside which ours is measured, where they do not fit into our envir
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -35,9 +36,10 @@ def main() -> int:
     for run in chosen:
         if run not in runs:
             print(f"{run.goal}, {run.about}: no quick run", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that goes on must end its servers
     peers = {name: folder for name in PEERS if (folder := getattr(options, name.replace("-", "_")))}
     failed = [run for run in runs if not _done(run, options.quick, peers)]
-    print(report([run for run in runs if run not in failed], options.quick))
+    print(report([run for run in runs if run not in failed], options.quick), flush=True)
     for run in failed:
         print(f"{run.goal}, {run.about}: FAILED")
     return 1 if failed else 0
@@ -48,7 +50,12 @@ def _done(run: Run, quick: bool, peers: dict[str, str]) -> bool:
     command = run.command(quick, peers)
     print(f"{run.goal}, {run.about}: python {' '.join(command[1:])}", file=sys.stderr, flush=True)
     began = time.monotonic()
-    status = subprocess.run(command, cwd=ROOT).returncode
+    with subprocess.Popen(command, cwd=ROOT) as process:
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            process.wait()  # it has heard it too, and ends its servers first
+            raise
     print(f"{run.goal} took {time.monotonic() - began:.0f} s, exit status {status}\n", file=sys.stderr, flush=True)
     return status == 0
 

@@ -1,6 +1,6 @@
 """Makes `.venv` and installs rbee-serve into it. Run by `make install`; needs Python 3.11, pip and a package index.
 
-    python3 scripts/install.py --extras cpu,embedding,audio,vision,demo,dev
+    python3 scripts/install.py --extras cpu,embedding,audio,vision,demo,bench,dev
 
 uv does the work, because pip takes ten times as long. uv does not read pip's settings, so they are handed to it. One
 package is special: the CPU build of PyTorch is not on the package index. It is taken from wherever pip's settings
@@ -35,7 +35,7 @@ def main() -> int:
     """Installs; returns the exit status."""
     parser = argparse.ArgumentParser(description="Install rbee-serve into .venv.")
     parser.add_argument(
-        "--extras", default="cpu,embedding,audio,vision,demo,dev", help="extras of pyproject.toml: cpu or gpu, …"
+        "--extras", default="cpu,embedding,audio,vision,demo,bench,dev", help="extras of pyproject.toml: cpu or gpu, …"
     )
     extras = [extra for extra in parser.parse_args().extras.replace(" ", "").split(",") if extra]
     begin = time.monotonic()
