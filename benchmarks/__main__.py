@@ -3,7 +3,7 @@
     python -m benchmarks                 which there are
     python -m benchmarks P3 P5           run these, one after another, and tell what came out
     python -m benchmarks all --quick     a first look at all that are quick
-    python -m benchmarks report          all goals, from the rows of raw/
+    python -m benchmarks report          all goals, or those that are named, from the rows of raw/
 
 The programs beside which ours is measured, where they do not fit into our environment, are named by options.
 """
@@ -28,10 +28,11 @@ def main() -> int:
     if "list" in options.what:
         print(_listed())
         return 0
+    named = [run for run in RUNS if run.goal in options.what]
     if "report" in options.what:
-        print(report(RUNS, options.quick))
+        print(report(named or RUNS, options.quick))
         return 0
-    chosen = [run for run in RUNS if "all" in options.what or run.goal in options.what]
+    chosen = RUNS if "all" in options.what else named
     runs = [run for run in chosen if not options.quick or run.quick is not None]
     for run in chosen:
         if run not in runs:

@@ -117,7 +117,8 @@ def _loaded(
         seen = reader.read(_streams(server, words, clients, options.seconds))
         load = f"{words} words, {clients} clients"
         readings[f"events/s, {load}"] = Reading(seen.frames_per_s, 1e6 * watch.cpu_s() / seen.all_frames)
-        readings[f"first byte, ms, {load}"] = Reading(1e3 * statistics.median(seen.first_s))
+        if seen.first_s:  # with many clients a slow side has not begun to answer within a short reading
+            readings[f"first byte, ms, {load}"] = Reading(1e3 * statistics.median(seen.first_s))
     return readings
 
 

@@ -150,7 +150,8 @@ COMPARED = ["measure", "compared", "median", "95 % interval", "blocks", "must / 
 
 
 def compared(rows: Sequence[Row], comparison: Comparison) -> list[str] | None:
-    """The median over blocks, its interval, and whether the goals are reached; None if not both sides were measured."""
+    """The median over blocks, its interval if there are several, and whether the goals are reached; None if not both
+    sides were measured."""
     values = paired(rows, comparison)
     if not values:
         return None
@@ -160,7 +161,7 @@ def compared(rows: Sequence[Row], comparison: Comparison) -> list[str] | None:
         comparison.measure,
         f"{comparison.side} {sign} {comparison.against}".strip(),
         f"{found.median:{form}}",
-        f"{found.low:{form}} … {found.high:{form}}",
+        f"{found.low:{form}} … {found.high:{form}}" if len(values) > 1 else "",
         str(len(values)),
         _bounds(comparison),
         verdict(comparison, found.median),

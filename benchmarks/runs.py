@@ -104,7 +104,7 @@ RUNS = (
         "the same for more and more clients",
         "echo",
         "echo-clients",
-        "--clients 1 8 32 128 --words 100 --blocks 3 --seconds 2 --idle 0",
+        "--clients 1 4 16 64 --words 100 --blocks 3 --seconds 2 --idle 0",
         peers=["litserve"],
     ),
     Run("P9", "streams that are open and say little", "open_streams", "open_streams", ""),
