@@ -84,7 +84,7 @@ def main() -> None:
         probe = {"prompt": "Hello", "max_tokens": 1, "temperature": 0.0}
         turns = {}
         if VLLM in options.sides:
-            server = vllm_server(stack, folder, _arguments(str(model), engine), {"model": NAME, **probe})
+            server = vllm_server(stack, folder, engine_arguments(str(model), engine), {"model": NAME, **probe})
             turns[VLLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
         if options.ray_llm:
             arguments = ["--model", str(model), "--served-model-name", NAME, "--engine", json.dumps(engine)]
@@ -192,7 +192,7 @@ def _events(answer: bytes) -> Iterator[dict[str, Any]]:
             yield msgspec.json.decode(line.removeprefix(b"data: "), type=dict[str, Any])
 
 
-def _arguments(model: str, engine: dict[str, Any]) -> list[str]:
+def engine_arguments(model: str, engine: dict[str, Any]) -> list[str]:
     """The engine's options as vLLM's command line has them."""
     arguments = ["--model", model, "--served-model-name", NAME]
     for name, value in engine.items():
@@ -210,7 +210,7 @@ def _options() -> argparse.Namespace:
         default=2,
         help="requests of one client in a turn; with more clients each asks once, but for --one-layer",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
     parser.add_argument(
         "--ray-llm", type=Path, help="Ray Serve LLM too; a folder with pyarrow and jsonref, made by pip"

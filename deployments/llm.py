@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncGenerator
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.chat_text import ChatText, Role
 from deployments.vllm_engine import check_engine, engine_choices
 from deployments.vllm_generation import GenerationBackend, GenerationEngine, GenerationRequest, load_engine
+from deployments.vllm_on_cpu import number_type, step_size
 from rbee_serve.config import WorkerConfig
 from rbee_serve.events import Event
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.replica.gguf_conversion import ELEMENT_BYTES
 from rbee_serve.replica.model_files import check_local, prepare
 from rbee_serve.worker import LoadContext, WorkerSpec
-
-STEP_TOKENS = 256
-"""Tokens of prompts that a step of the engine reads at most on a CPU. vLLM's 2,048 keep two cores busy for 12 to 70 s:
-whoever is being answered waits for that long, and so does whoever wants to know whether the engine hangs."""
 
 LONG_TEXT = 2000
 """Texts of more characters are tokenised in a thread; shorter ones take under a millisecond."""
@@ -83,17 +80,10 @@ class LlmBackend(GenerationBackend[LlmRequest, TokenOutput]):
 def load(context: LoadContext) -> LlmBackend:
     """Fetch, check and convert the model's files, then start the engine on them."""
     assert context.worker.model_ref is not None
-    wanted = context.worker.engine.get("dtype", "bfloat16")
+    defaults = number_type(context) | step_size(context)
+    wanted = (defaults | engine_choices(context.worker)).get("dtype", "bfloat16")
     model = prepare(context.worker.model_ref, context.report, dtype=wanted if wanted in ELEMENT_BYTES else "bfloat16")
-    return LlmBackend(load_engine(context, model, **step_size(context)))
-
-
-def step_size(context: LoadContext) -> dict[str, Any]:
-    """vLLM's option for the size of a step, where its own default would not do."""
-    chosen = engine_choices(context.worker)
-    if context.device.backend == "cuda" or chosen.get("enable_chunked_prefill") is False:
-        return {}
-    return {"max_num_batched_tokens": max(STEP_TOKENS, chosen.get("max_num_seqs", 0))}
+    return LlmBackend(load_engine(context, model, **defaults))
 
 
 def check(worker: WorkerConfig) -> None:

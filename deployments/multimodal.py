@@ -19,6 +19,7 @@ from deployments.image_decoder import ImageDecoder
 from deployments.multimodal_request import ImagePart, MultimodalRequest, TextPart, Turn
 from deployments.vllm_engine import check_engine
 from deployments.vllm_generation import GenerationBackend, GenerationEngine, load_engine
+from deployments.vllm_on_cpu import number_type
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Event
@@ -153,8 +154,9 @@ def _plain(turn: Turn) -> dict[str, Any]:
 def load(context: LoadContext) -> MultimodalBackend:
     """Fetch and check the model's files, then start the engine on them."""
     assert context.worker.model_ref is not None
+    model = prepare(context.worker.model_ref, context.report)
     # Files that were processed before would be kept in two processes, a 4 GB each.
-    engine = load_engine(context, prepare(context.worker.model_ref, context.report), mm_processor_cache_gb=0)
+    engine = load_engine(context, model, mm_processor_cache_gb=0, **number_type(context))
     backend = MultimodalBackend(engine, context)
     backend.verify(context.worker.id)
     return backend

@@ -67,7 +67,7 @@ LLM: dict[str, Any] = {
     "model_ref": DEFAULT_MODEL,
     "model_name": "SmolLM2-135M-Instruct",
     "cpus": 0,
-    "engine": {"dtype": "bfloat16", "max_model_len": 2048, "max_num_seqs": 64},
+    "engine": {"dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64},
 }
 EMBEDDING: dict[str, Any] = {
     "id": "embedding-0",

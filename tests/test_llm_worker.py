@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.app import check
-from deployments.llm import LlmRequest, step_size
+from deployments.llm import LlmRequest
 from deployments.vllm_engine import engine_options
+from deployments.vllm_on_cpu import number_type, step_size
 from deployments.vllm_terms import fold_seed, split_text, stop_reason
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
@@ -117,6 +118,22 @@ def test_a_step_on_a_cpu_is_so_small_that_nobody_waits_long_for_it(
     device: Device, engine: dict[str, Any], size: dict[str, int]
 ) -> None:
     assert step_size(context(device, engine=engine)) == size
+
+
+@pytest.mark.parametrize(
+    ("vectors", "device", "chosen"),
+    [
+        ("AVX2", Device("cpu"), {"dtype": "float32"}),
+        ("AVX512", Device("cpu"), {}),
+        ("NEON", Device("cpu"), {}),
+        ("AVX2", Device("cuda", (0,)), {}),
+    ],
+)
+def test_a_processor_that_only_calculates_slowly_with_bfloat16_is_spared_it(
+    monkeypatch: pytest.MonkeyPatch, vectors: str, device: Device, chosen: dict[str, str]
+) -> None:
+    monkeypatch.setattr("deployments.vllm_on_cpu._vectors", lambda: vectors)
+    assert number_type(context(device)) == chosen
 
 
 def test_remote_code_is_refused() -> None:

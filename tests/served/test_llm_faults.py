@@ -168,7 +168,7 @@ async def test_it_is_told_and_replaced(
     load = await asyncio.to_thread(followed_load, served)
     assert [stage for stage, _ in groupby(load, lambda progress: progress["stage"])] == STAGES
     weights = [progress for progress in load if progress["stage"] == "loading_to_vram"]
-    assert {(progress["layers_total"], progress["bytes_total"]) for progress in weights} == {(30, 269_030_016)}
+    assert {(progress["layers_total"], progress["bytes_total"]) for progress in weights} == {(30, 538_060_032)}
     layers = [progress["layers_loaded"] for progress in weights]
     assert layers == sorted(layers)
     measured(fault, "its replacement is ready, model loaded", time.monotonic() - struck_at, at_most=300)
