@@ -35,6 +35,8 @@ HELLO_BYTES = 256
 """A frame from somebody who has not shown the key is no longer."""
 
 _LENGTH_BYTES = 4
+_LARGE_BYTES = 64 * 1024
+"""What is larger is not copied to be sent in one go with its length."""
 
 MessageT = TypeVar("MessageT")
 
@@ -138,7 +140,12 @@ class Wire(asyncio.Protocol, Generic[MessageT]):
         if self._unsent and self._transport is not None and not self._transport.is_closing():
             body = _encoder.encode(self._unsent)
             self._unsent = []
-            self._transport.write(len(body).to_bytes(_LENGTH_BYTES) + body)
+            length = len(body).to_bytes(_LENGTH_BYTES)
+            if len(body) < _LARGE_BYTES:
+                self._transport.write(length + body)
+            else:
+                self._transport.write(length)
+                self._transport.write(body)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
@@ -172,7 +179,9 @@ class Wire(asyncio.Protocol, Generic[MessageT]):
             if len(self._received) < end:
                 break
             try:
-                messages = self._decoder.decode(bytes(self._received[begin + _LENGTH_BYTES : end]))
+                # In place: a copy of megabytes, in pages that the system has to find, costs more than all else.
+                with memoryview(self._received) as received, received[begin + _LENGTH_BYTES : end] as body:
+                    messages = self._decoder.decode(body)
             except msgspec.MsgspecError:
                 self._abort()
                 return

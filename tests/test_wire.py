@@ -63,6 +63,19 @@ async def test_messages_come_as_they_were_said_wherever_the_bytes_are_cut(size: 
     assert received == said
 
 
+async def test_a_message_of_megabytes_comes_whole_and_so_do_those_around_it() -> None:
+    said: list[Any] = [Part(1, b"small", False), Part(2, bytes(range(256)) * 10_000, True), Noted(3)]
+    wire, transport, _ = end(FromIngress)
+    for message in said:
+        wire.send(message)
+        await asyncio.sleep(0)
+    data = b"".join(transport.written)
+    other, _, received = end(FromReplica)
+    for begin in range(0, len(data), 100_000):
+        other.data_received(data[begin : begin + 100_000])
+    assert received == said
+
+
 async def test_what_is_said_while_the_other_end_is_behind_leaves_in_one_frame_when_it_is_not() -> None:
     wire, transport, _ = end(FromIngress)
     wire.pause_writing()
