@@ -55,7 +55,11 @@ class Connections:
         """Where an ingress finds this replica that reaches this machine as `host`. Raises `OSError`."""
         if host not in self._listening:
             self._listening[host] = asyncio.create_task(self._listen(host))
-        server = await asyncio.shield(self._listening[host])
+        try:
+            server = await asyncio.shield(self._listening[host])
+        except OSError:  # the next one who asks has it tried again
+            self._listening.pop(host, None)
+            raise
         return Place(host, server.sockets[0].getsockname()[1], self._key)
 
     async def _listen(self, host: str) -> asyncio.Server:

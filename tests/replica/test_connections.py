@@ -175,3 +175,12 @@ async def test_ingresses_on_the_same_machine_are_told_the_same_place_and_each_re
     assert len({place.port for place in places[:3]}) == len({place.key for place in places[:3]}) == 1
     assert (places[3].port, places[3].key) != (places[0].port, places[0].key)
     await asyncio.gather(one.close(0), other.close(0))
+
+
+async def test_a_host_at_which_nobody_can_listen_is_an_error_each_time_and_no_hindrance_at_the_end() -> None:
+    replica = Connections(never)
+    for _ in range(2):
+        with pytest.raises(OSError, match="bind"):
+            await replica.place("203.0.113.1")
+    assert (await replica.place(HOST)).host == HOST
+    await replica.close(0)
