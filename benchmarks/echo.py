@@ -92,13 +92,13 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
 
 
 def _turn(server: Server, answers: Target, reader: StreamReader, options: argparse.Namespace) -> dict[str, Reading]:
+    readings = {}
     with server.awake():
-        watch = Stopwatch(server.tree)
-        time.sleep(options.idle)
-        readings = {
-            "idle, % of a core": Reading(100 * watch.cpu_s() / watch.wall_s()),
-            "other programs, % of a core": Reading(watch.others_percent()),
-        }
+        if options.idle:
+            watch = Stopwatch(server.tree)
+            time.sleep(options.idle)
+            readings["idle, % of a core"] = Reading(100 * watch.cpu_s() / watch.wall_s())
+            readings["other programs, % of a core"] = Reading(watch.others_percent())
         for clients in options.clients:
             readings |= _loaded(server, answers, reader, clients, options)
     return readings
@@ -145,7 +145,9 @@ def _print_processes(server: Server, reader: StreamReader, options: argparse.Nam
 def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one reading")
-    parser.add_argument("--idle", type=float, default=1.0, help="seconds for which CPU without load is measured")
+    parser.add_argument(
+        "--idle", type=float, default=1.0, help="seconds for which CPU without load is measured; 0 to leave it out"
+    )
     parser.add_argument("--clients", type=int, nargs="+", default=[CLIENTS])
     parser.add_argument("--words", type=int, nargs="+", default=[100, 1000], help="words in a stream")
     parser.add_argument("--against", nargs="*", choices=[RAY_SERVE, STARLETTE], default=[RAY_SERVE, STARLETTE])
