@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -48,8 +49,16 @@ class ProcessTree:
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
                 times = process.cpu_times()
-                used[_name(process)] += times.user + times.system  # type: ignore[assignment]
+                used[process_name(process)] += times.user + times.system  # type: ignore[assignment]
         return used
+
+    def memory_bytes(self) -> Counter[str]:
+        """The proportional set size of the running processes, by name: of what several map each has its part."""
+        held: Counter[str] = Counter()
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                held[process_name(process)] += process.memory_full_info().pss
+        return held
 
     def sleep(self) -> None:
         """Stop all processes where they stand; they use no CPU until they are woken."""
@@ -77,12 +86,18 @@ class ProcessTree:
                 os.kill(process.pid, number)
 
 
-def _name(process: psutil.Process) -> str:
+def process_name(process: psutil.Process) -> str:
+    """What it is, as far as its command line tells: Ray's workers write there what they run."""
     words = process.cmdline()
     if not words:
         return process.name()
     if words[0].startswith("ray::"):
         return words[0].partition(".")[0].partition(" ")[0]  # without the method that it happens to run
+    for before, word in pairwise(words):
+        if before == "-m":
+            return word
+        if word.endswith(".py"):
+            return Path(word).stem
     return process.name()
 
 

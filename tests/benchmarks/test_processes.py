@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from benchmarks.processes import ProcessTree, process_name
+
+SLEEP = "import time; time.sleep(30)"
+
+
+@pytest.mark.parametrize("options", [["-m", "slow_to_end"], ["slow_to_end.py", "--once"]])
+def test_a_program_in_python_is_called_by_its_own_name(options: list[str], tmp_path: Path) -> None:
+    (tmp_path / "slow_to_end.py").write_text(SLEEP)
+    process = subprocess.Popen([sys.executable, *options], cwd=tmp_path)
+    assert process_name(psutil.Process(process.pid)) == "slow_to_end"
+    process.kill()
+    process.wait()
+
+
+def test_memory_is_that_of_all_processes_each_counted_in_its_part(tmp_path: Path) -> None:
+    tree = ProcessTree(["sh", "-c", "sleep 30 & sleep 30 & wait"], {}, tmp_path / "log")
+    while set(held := tree.memory_bytes()) != {"sh", "sleep"}:
+        assert tree.running
+    tree.end()
+    assert all(10_000 < size < 10_000_000 for size in held.values())
