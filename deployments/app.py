@@ -6,14 +6,17 @@ ingress ──→ one deployment per worker, named by its id
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from deployments.registry import WORKER_TYPES
+from rbee_serve import correlation
 from rbee_serve.config import LOCAL_HOSTS, ApplicationConfig, WorkerConfig, parse_application
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_ref import parse_model_ref
+from rbee_serve.ray_settings import warn_of_missing
 from rbee_serve.registry import import_path, load_spec
 from rbee_serve.validation import with_limits
 from rbee_serve.worker import WorkerSpec
@@ -109,7 +112,11 @@ def build_app(args: dict[str, Any]) -> Any:
     """The Ray Serve application for `import_path: deployments.app:build_app`.
 
     Where Serve runs no proxies (`proxy_location: Disabled`), the ingress listens at `http_options` itself.
+    Ray Serve calls this each time the file is deployed, in a process that has Ray's own environment: if settings
+    for speed are missing there, that is said in the log.
     """
+    correlation.configure_logging()
+    warn_of_missing(os.environ)
     http, proxied = _http_options()
     return application(args, http, None if proxied else _address(http))
 

@@ -44,7 +44,10 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Hand over the formatted line."""
-        line = logging.makeLogRecord({**record.__dict__, "msg": self.format(record), "args": None})
+        line = logging.LogRecord.__new__(logging.LogRecord)  # a copy: a new one would look up again who makes it
+        line.__dict__.update(record.__dict__, msg=self.format(record), args=None)
+        # Serve looks at this where it writes to stderr too: our warnings are there already.
+        line.__dict__["log_to_stderr"] = record.levelno < logging.WARNING
         logging.getLogger(_SERVE).handle(line)
 
 

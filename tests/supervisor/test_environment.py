@@ -8,8 +8,9 @@ import pytest
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.ray_settings import SETTINGS
 from rbee_serve.supervisor import checks
-from rbee_serve.supervisor.environment import SETTINGS, check_environment, prepare, with_proxy_location
+from rbee_serve.supervisor.environment import check_environment, prepare, with_proxy_location
 from tests.supervisor.configurations import ECHO, changed, written
 
 
