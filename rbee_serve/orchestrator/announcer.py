@@ -9,12 +9,14 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rbee_serve.config import ApplicationConfig
-from rbee_serve.orchestrator.conversation import Conversation, Speaker
-from rbee_serve.orchestrator.outbound import Outbound
 from rbee_serve.orchestrator.roster import Roster
 from rbee_serve.state import Snapshot
+
+if TYPE_CHECKING:
+    from rbee_serve.orchestrator.conversation import Conversation
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,10 @@ class Announcer:
         self._threads: list[threading.Thread] = []
         if config.orchestrator is None:
             return
+        # They bring an HTTP client, which most hubs have nobody to call with.
+        from rbee_serve.orchestrator.conversation import Conversation, Speaker
+        from rbee_serve.orchestrator.outbound import Outbound
+
         for worker in config.workers:
             speaker = Speaker(worker, implementations[worker.id], base_url, port)
             outbound = Outbound(config.orchestrator.timeout_s)

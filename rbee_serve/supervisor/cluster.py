@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
 import threading
 import time
@@ -67,7 +68,7 @@ class Cluster:
 
         self._reaper = start_reaper()
         try:
-            with _patience():
+            with _patience(), _without_idlers():
                 ray.init(
                     address="local",
                     namespace="serve",
@@ -181,6 +182,30 @@ def _patience() -> Iterator[None]:
         yield
     finally:
         services.get_node = get_node
+
+
+@contextmanager
+def _without_idlers() -> Iterator[None]:
+    """Ray starts two processes that have nothing to do here, and waits for one of them: what scales a cluster of
+    machines, and what is left of a dashboard that was not asked for, which reports usage. It has no setting for that.
+    """
+    from ray._private import ray_constants
+    from ray._private.node import Node
+
+    def no_dashboard(node: Any, **kwargs: Any) -> None:
+        """Others look for its address once a second until there is one. Nobody listened at it before either."""
+        name, namespace = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
+        node.get_gcs_client().internal_kv_put(name, b"127.0.0.1:9", True, namespace)
+
+    starts = {"start_monitor": Node.start_monitor, "start_api_server": Node.start_api_server}
+    Node.start_monitor = lambda node: None
+    if os.environ.get("RAY_USAGE_STATS_ENABLED") == "0":
+        Node.start_api_server = no_dashboard
+    try:
+        yield
+    finally:
+        for name, start in starts.items():
+            setattr(Node, name, start)
 
 
 def _node() -> Any:

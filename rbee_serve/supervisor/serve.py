@@ -86,6 +86,8 @@ def _start(
             display.step("starting Ray Serve")
             cluster.start_serve()
         except RuntimeError as exc:
+            if stop.asked:  # the signal came in the middle of it
+                raise Stopped from exc
             raise StartFailed(str(exc)) from exc
         display.step("starting 1 worker" if count == 1 else f"starting {count} workers")
         cluster.deploy()

@@ -29,6 +29,8 @@ def test_it_says_what_is_served_and_drains_on_sigterm(tmp_path: Path) -> None:
         assert "there are no weights" in failed
         assert f"serving on {running.url} — Ctrl+C stops it" in said
         started = running.started()
+        programs = {Path(word).name for process in started for word in process.cmdline()}
+        assert programs.isdisjoint({"dashboard.py", "monitor.py"})  # of Ray's, with nothing to do here
 
         ends: list[str] = []
 
