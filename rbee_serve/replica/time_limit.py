@@ -16,7 +16,8 @@ class TimeLimit:
     """
 
     def __init__(self, timeout_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._reach)
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(timeout_s, self._reach)
         self._inside: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._reached = self._cut = False
@@ -42,7 +43,7 @@ class TimeLimit:
     def __enter__(self) -> None:
         if self._reached:
             raise TimeoutError
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)  # to look the loop up is a call of the kernel in Python 3.11
         assert task is not None
         self._inside, self._cancelling = task, task.cancelling()
 
