@@ -61,11 +61,13 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What `requests` saw: answers of status 2xx, the rate, and the median time of one in milliseconds."""
+    """What `requests` saw: answers of status 2xx, the rate, the median time of one and its 99th percentile in
+    milliseconds."""
 
     count: int
     per_s: float
     median_ms: float
+    p99_ms: float
 
 
 def requests(target: Target, body: bytes, clients: int, seconds: float) -> Requests:
@@ -105,11 +107,14 @@ def parse_wrk(said: str) -> Requests:
         raise LoadError(f"not every request was answered well:\n{said}")
     count = re.search(r"(\d+) requests in", said)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
-    median = re.search(r"50%\s+([\d.]+)(us|ms|s)\b", said)
-    if not (count and rate and median):
+    median, p99 = (re.search(rf"\b{percent}%\s+([\d.]+)(us|ms|s)\b", said) for percent in (50, 99))
+    if not (count and rate and median and p99):
         raise LoadError(f"wrk printed something unexpected:\n{said}")
-    factor = {"us": 1e-3, "ms": 1.0, "s": 1e3}[median[2]]
-    return Requests(int(count[1]), float(rate[1]), float(median[1]) * factor)
+    return Requests(int(count[1]), float(rate[1]), _ms(median), _ms(p99))
+
+
+def _ms(found: re.Match[str]) -> float:
+    return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
 
 
 @dataclass(frozen=True, slots=True)

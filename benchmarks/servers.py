@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import time
@@ -67,13 +68,16 @@ def ours(
     probe: dict[str, Any],
     settings: Mapping[str, str] | None = None,
     name: str = "rbee-serve",
+    args: Mapping[str, Any] | None = None,
+    module: Sequence[str] = ("rbee_serve.supervisor", "serve"),
 ) -> Server:
-    """`rbee-serve serve` with one worker. `settings` are environment variables beside it."""
+    """`rbee-serve serve` with one worker. `settings` are environment variables beside it, `args` further ones of the
+    application; `module` is what serves the file, with its options."""
     port = free_port()
     token = folder / f"{name}.token"
     token.write_text("benchmark")
     config = folder / f"{name}.yaml"
-    arguments = {"workers": [dict(worker)], "auth": {"token_file": str(token)}}
+    arguments = {"workers": [dict(worker)], "auth": {"token_file": str(token)}, **(args or {})}
     application = {
         "name": "rbee",
         "route_prefix": "/",
@@ -83,7 +87,7 @@ def ours(
     document = {"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]}
     config.write_text(yaml.safe_dump(document))
     target = Target(port, f"/workers/{worker['id']}/v1/inference", {"Authorization": "Bearer benchmark"})
-    command = [sys.executable, "-m", "rbee_serve.supervisor", "serve", str(config)]
+    command = [sys.executable, "-m", *module, str(config)]
     return _started(stack, folder, name, command, target, probe, settings)
 
 
@@ -142,6 +146,7 @@ def _started(
     settings: Mapping[str, str] | None = None,
 ) -> Server:
     """The server, answering, then asleep; it ends with `stack`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else who ends us would leave it asleep for ever
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_", "OMP_"))}
     environment |= {"PYTHONPATH": str(ROOT), **(settings or {})}
     tree = ProcessTree(command, environment, folder / f"{name}.log")

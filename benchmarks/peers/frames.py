@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from itertools import cycle, islice
 from typing import Literal
 
 from pydantic import BaseModel
@@ -18,6 +19,7 @@ class EchoRequest(BaseModel):
 
     prompt: str
     repeat: int = 1
+    max_tokens: int = 1_000_000
     stream: bool = True
 
 
@@ -66,14 +68,15 @@ async def echo(request: EchoRequest) -> AsyncIterator[BaseModel]:
     """The events of one request; as after a model's step, others get their turn after each word."""
     began = time.monotonic()
     yield Started(job_id=f"job-{uuid.uuid4().hex}", started_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
-    words = re.findall(r"\s*\S+\s*$|\s*\S+|\s+$", request.prompt) * request.repeat
-    yield Narration(human=f"Echoing {len(words)} words")
-    for i, word in enumerate(words):
+    once = re.findall(r"\s*\S+\s*$|\s*\S+|\s+$", request.prompt)
+    total = min(len(once) * request.repeat, request.max_tokens)
+    yield Narration(human=f"Echoing {total} words")
+    for i, word in enumerate(islice(cycle(once), total)):
         yield Token(t=word, i=i)
         await asyncio.sleep(0)
     seconds = time.monotonic() - began
-    yield Metrics(tokens_per_sec=len(words) / max(seconds, 1e-9))
-    yield End(tokens_out=len(words), decode_time_ms=round(seconds * 1000))
+    yield Metrics(tokens_per_sec=total / max(seconds, 1e-9))
+    yield End(tokens_out=total, decode_time_ms=round(seconds * 1000))
 
 
 async def frames(request: EchoRequest) -> AsyncIterator[str]:

@@ -67,6 +67,9 @@ def test_a_stream_that_breaks_off_is_an_error() -> None:
 WRK = """\
   Latency Distribution
      50%  {latency}
+     75%    2.00s
+     90%    2.50s
+     99%    3.00s
   1000 requests in 3.00s, 1.00MB read
 {more}Requests/sec:    333.25
 """
@@ -76,7 +79,7 @@ WRK = """\
 def test_the_output_of_wrk_is_understood(latency: str, ms: float) -> None:
     found = parse_wrk(WRK.format(latency=latency, more=""))
     assert (found.count, found.per_s) == (1000, 333.25)
-    assert found.median_ms == pytest.approx(ms)
+    assert (found.median_ms, found.p99_ms) == (pytest.approx(ms), pytest.approx(3000))
 
 
 @pytest.mark.parametrize("more", ["  Non-2xx or 3xx responses: 5\n", "  Socket errors: connect 0, read 1, write 0\n"])
