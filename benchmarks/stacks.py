@@ -1,0 +1,97 @@
+"""Sampled stacks, sorted into the steps of a request.
+
+A sample belongs to the step of its innermost frame that is in a file known here: what the standard library does belongs
+to whoever called it, unless it is a step of its own, as the event loop is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+OTHER = "other"
+
+STEPS: dict[str, tuple[str, ...]] = {
+    "logging": ("logging/", "ray/serve/_private/logging_utils.py"),
+    "HTTP: parse and write": ("uvicorn/", "httptools/", "h11/"),
+    "Starlette": ("starlette/",),
+    "correlation, token": (
+        "rbee_serve/correlation.py",
+        "rbee_serve/ingress/correlation.py",
+        "rbee_serve/ingress/auth.py",
+    ),
+    "validation": (
+        "pydantic/",
+        "rbee_serve/validation.py",
+        "rbee_serve/limits.py",
+        "rbee_serve/violations.py",
+        "rbee_serve/request.py",
+    ),
+    "the wire": (
+        "rbee_serve/wire.py",
+        "rbee_serve/ingress/channel.py",
+        "rbee_serve/ingress/connection.py",
+        "rbee_serve/ingress/answer.py",
+        "rbee_serve/replica/connections.py",
+    ),
+    "state of workers": ("rbee_serve/state.py", "rbee_serve/replica/reporter.py"),
+    "worker type": ("deployments/", "rbee_serve/step_clock.py", "rbee_serve/replica/memory.py"),
+    "ingress: from body to answer": ("rbee_serve/ingress/",),
+    "encoding": (
+        "rbee_serve/events.py",
+        "rbee_serve/outputs.py",
+        "rbee_serve/result.py",
+        "rbee_serve/sse.py",
+        "msgspec/",
+    ),
+    "order, admission, deadline": (
+        "rbee_serve/grammar.py",
+        "rbee_serve/replica/",
+    ),
+    "Ray": ("ray/", "grpc/"),
+    "event loop and tasks": ("asyncio/", "selectors.py", "threading.py"),
+}
+"""Beginnings of file names. Where several fit, the first counts. uvloop has no frames: what it does is seen at the
+beginning of the thread that it runs in."""
+
+_LINE = re.compile(r"(?:thread \((?P<thread>\d+)\): [^;]*;)?(?P<frames>.*) (?P<count>\d+)")
+_FILE = re.compile(r"\((?P<file>[^()]+):\d+\)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """So many samples of one stack, its outermost file first. `thread` is the kernel's number, 0 if it is not told."""
+
+    thread: int
+    files: tuple[str, ...]
+    count: int
+
+
+def parse_stacks(lines: Iterable[str]) -> list[Stack]:
+    """What `py-spy record --format raw` has written, with `--threads` or without. Other lines are skipped."""
+    stacks = []
+    for line in lines:
+        if match := _LINE.fullmatch(line.strip()):
+            found = (_FILE.search(frame) for frame in match["frames"].split(";"))
+            files = tuple(file["file"] for file in found if file)
+            stacks.append(Stack(int(match["thread"] or 0), files, int(match["count"])))
+    return stacks
+
+
+def step_of(files: Iterable[str]) -> str:
+    """The step of a stack, its outermost file first."""
+    for file in reversed(tuple(files)):
+        for step, beginnings in STEPS.items():
+            if file.startswith(beginnings):
+                return step
+    return OTHER
+
+
+def by_step(stacks: Iterable[Stack]) -> Counter[str]:
+    """Samples by step."""
+    samples: Counter[str] = Counter()
+    for stack in stacks:
+        samples[step_of(stack.files)] += stack.count
+    return samples
