@@ -1,0 +1,195 @@
+"""Streams that are open for a while, each at a steady pace: whether everything came, and how late.
+
+The echo worker says when it began, and is to say its word number `i` `i / rate` seconds later. The client runs on the
+same machine, so what it reads off its clock less that is the event's lag.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from benchmarks.load import LoadError, Target
+from rbee_serve.events import End, Event, Output, Started
+from rbee_serve.grammar import GrammarError, check_stream
+from rbee_serve.sse import Decoder
+
+SETTLE_S = 2.0
+"""Seconds from the first opening until lags count."""
+TAIL_S = 1.0
+"""Seconds for which streams go on when lags do not count any more."""
+PATIENCE_S = 20.0
+"""How much longer than it should a stream may take before it counts as one that does not end."""
+
+_BUFFER = 256 * 1024
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+
+Piece = tuple[float, bytes]
+"""Bytes as they were read from a socket, and when."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """`streams` that together make `events_per_s`, looked at for `seconds`.
+
+    They are opened one after another at that rate too, so that their events do not fall together."""
+
+    target: Target
+    streams: int
+    events_per_s: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Events of one stream in a second."""
+        return self.events_per_s / self.streams
+
+    @property
+    def words(self) -> int:
+        """Events that each stream must have."""
+        return round((SETTLE_S + self.seconds + TAIL_S) * self.rate)
+
+    def word(self, number: int) -> str:
+        """What that stream says, and no other: an event that ends up in the wrong stream is found."""
+        return f"stream-{number}"
+
+    def request(self, number: int) -> bytes:
+        """What opens that stream."""
+        fields = {"prompt": self.word(number), "repeat": self.words, "tokens_per_sec": self.rate}
+        return self.target.request(json.dumps(fields).encode())
+
+
+@dataclass(slots=True)
+class Seen:
+    """The lag of each event that was due while lags counted, in seconds; what was wrong, a sentence for each stream;
+    CPU seconds that the client used in all."""
+
+    lags_s: list[float] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    client_cpu_s: float = 0.0
+
+
+class ChunkedBody:
+    """Takes a body out of HTTP's chunks, wherever the borders of what is read lie."""
+
+    def __init__(self) -> None:
+        self._raw = bytearray()
+        self.complete = False
+
+    def feed(self, data: bytes) -> bytes:
+        """What is in the chunks that `data` completes."""
+        self._raw += data
+        body = bytearray()
+        while not self.complete:
+            size, found, rest = self._raw.partition(b"\r\n")
+            length = int(size, 16) if found else 0
+            if not found or len(rest) < length + 2:
+                break
+            body += rest[:length]
+            self.complete = length == 0
+            self._raw = rest[length + 2 :]
+        return bytes(body)
+
+
+def timed_events(pieces: Iterable[Piece]) -> list[tuple[float, Event[Any]]]:
+    """The events of an answer that keeps every rule of a stream, each with the time at which it was complete.
+
+    Raises `LoadError` for an answer that is no stream or breaks off, `GrammarError` for a stream that breaks a rule."""
+    head = b""
+    chunks, decoder = ChunkedBody(), Decoder()
+    body, times = bytearray(), list[float]()
+    for at, data in pieces:
+        if b"\r\n\r\n" not in head:
+            head += data
+            _, _, data = head.partition(b"\r\n\r\n")
+        part = chunks.feed(data)
+        body += part
+        times += [at for _ in decoder.feed(part)]
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise LoadError(f"it was refused: {head[:300]!r}")
+    if not chunks.complete:
+        raise LoadError("it did not come to its end")
+    events = check_stream(bytes(body))
+    return list(zip(times, events, strict=False))  # the marker has a time too
+
+
+def lags(pieces: Iterable[Piece], word: str, words: int, rate: float) -> list[tuple[float, float]]:
+    """For each event of a stream: when it was due, and how many seconds later it was there.
+
+    Raises `LoadError` or `GrammarError` unless the stream has exactly `words` times `word`, in order, and its end."""
+    events = timed_events(pieces)
+    began = due = 0.0
+    said: list[str] = []
+    late: list[tuple[float, float]] = []
+    for at, event in events:
+        if isinstance(event, Started):
+            began = datetime.fromisoformat(event.started_at).timestamp()
+        elif isinstance(event, Output):
+            due = began + len(said) / rate
+            said.append(event.value.t)
+            late.append((due, at - due))
+    if said != [word] * words:
+        raise LoadError(f"{len(said)} words came, of which {said.count(word)} are its own; {words} were asked for")
+    end = events[-1][1]
+    if not isinstance(end, End) or end.tokens_out != words:
+        raise LoadError(f"its last event is {end}")
+    return late
+
+
+def read_paced(pace: Pace, begin: float) -> Seen:
+    """Open the streams from `begin` on, by the clock of `time.time`, and read them all to their end."""
+    cpu_s = time.process_time()
+    read = _read(pace, begin)
+    seen = Seen(client_cpu_s=time.process_time() - cpu_s)
+    counted_from = begin + SETTLE_S
+    for number, pieces in enumerate(read):
+        try:
+            late = lags(pieces, pace.word(number), pace.words, pace.rate)
+        except (LoadError, GrammarError) as exc:
+            seen.faults.append(f"stream {number}: {exc}")
+        else:
+            seen.lags_s += [lag for due, lag in late if counted_from <= due < counted_from + pace.seconds]
+    return seen
+
+
+def _read(pace: Pace, begin: float) -> Sequence[Sequence[Piece]]:
+    streams: list[list[Piece]] = []
+    last = begin + pace.streams / pace.events_per_s + pace.words / pace.rate + PATIENCE_S
+    with ExitStack() as stack:
+        selector = stack.enter_context(selectors.DefaultSelector())
+        while (now := time.time()) < last:
+            all_open = len(streams) == pace.streams
+            if all_open and not selector.get_map():
+                break
+            next_at = last if all_open else begin + len(streams) / pace.events_per_s
+            if now >= next_at:
+                connection = stack.enter_context(_opened(pace, len(streams)))
+                streams.append([])
+                selector.register(connection, selectors.EVENT_READ, (connection, streams[-1]))
+                continue
+            for key, _ in selector.select(next_at - now):
+                connection, pieces = key.data
+                data = connection.recv(_BUFFER)
+                pieces.append((time.time(), data))
+                if not data or _is_last(pieces):
+                    selector.unregister(connection)
+    return streams
+
+
+def _opened(pace: Pace, number: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", pace.target.port))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.sendall(pace.request(number))
+    return connection
+
+
+def _is_last(pieces: Sequence[Piece]) -> bool:
+    end = b"".join(data for _, data in pieces[-len(_LAST_CHUNK) :])  # each of them has a byte
+    return end.endswith(_LAST_CHUNK)
