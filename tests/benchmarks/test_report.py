@@ -13,6 +13,7 @@ from benchmarks.__main__ import main
 from benchmarks.method import COMPARED, Comparison, Row, read, save
 from benchmarks.report import report, told
 from benchmarks.runs import RUNS, Run
+from benchmarks.servers import ROOT
 
 ECHO = next(run for run in RUNS if run.module == "echo")
 
@@ -84,6 +85,6 @@ def test_a_benchmark_that_fails_is_told_and_the_others_go_on(
 
 
 def test_goals_that_nobody_knows_are_refused() -> None:
-    done = subprocess.run([sys.executable, "-m", "benchmarks", "P12"], cwd=runs.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "benchmarks", "P12"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert "P12" in done.stderr
