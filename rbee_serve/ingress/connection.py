@@ -34,11 +34,9 @@ class Connection:
         if not self.usable:
             answer.fail(ConnectionError("the replica is gone"))
             return
-        self._answers[request.number] = answer
-        answer.connect(
-            leave=lambda: self._leave(request.number),
-            note_read=lambda size: self._wire.send(Read(request.number, size)),
-        )
+        number = request.number  # what is kept for a long answer is this, and not what the request carries
+        self._answers[number] = answer
+        answer.connect(leave=lambda: self._leave(number), note_read=lambda size: self._wire.send(Read(number, size)))
         self._wire.send(request)
 
     def _leave(self, number: int) -> None:

@@ -48,13 +48,15 @@ _ERROR_FRAME = b'data: {"type":"error"'
 
 
 class Reply:
-    """An answer whose first data is here. Close it, read or unread: closing cancels the work."""
+    """An answer whose first data is here. Close it, read or unread: closing cancels the work. Until then it is `among`
+    those that are open."""
 
-    def __init__(self, worker_id: str, answer: Answer, first: tuple[bytes, bool], on_close: Callable[[], None]) -> None:
+    def __init__(self, worker_id: str, answer: Answer, first: tuple[bytes, bool], among: set[Reply]) -> None:
         self._worker_id = worker_id
         self._answer = answer
-        self._on_close = on_close
+        self._among = among
         self.first, self.complete = first
+        among.add(self)
 
     @property
     def media_type(self) -> str:
@@ -83,7 +85,7 @@ class Reply:
 
     def close(self) -> None:
         """Stop the work if it is not done."""
-        self._on_close()
+        self._among.discard(self)
         self._answer.close()
 
 
@@ -134,9 +136,7 @@ class Router:
         if complete and first.startswith(_ERROR_FRAME):
             answer.close()
             raise _refusal(first)
-        reply = Reply(worker_id, answer, (first, complete), lambda: self._open.discard(reply))
-        self._open.add(reply)
-        return reply
+        return Reply(worker_id, answer, (first, complete), self._open)
 
     def cut(self) -> None:
         """End every open stream: the server is being shut down and has waited long enough."""

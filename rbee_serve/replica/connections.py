@@ -131,11 +131,15 @@ class _Connection:
                 self.wire.send(Noted(number))  # leaves before the work begins, which may keep the event loop busy
                 answer = self._answers[number] = _Answer()
                 answer.task = asyncio.create_task(self._run(number, answer, fields, correlation_id))
-                answer.task.add_done_callback(lambda _: self._answers.pop(number))
+                answer.task.add_done_callback(lambda _: self._forget(number))
             case Read(number, size) if number in self._answers:
                 self._answers[number].read(size)
             case Leave(number) if number in self._answers:
                 self._answers[number].task.cancel()
+
+    def _forget(self, number: int) -> None:
+        # A cancelled task holds the place where it stood, and that holds its answer: a circle, which Python finds late.
+        del self._answers.pop(number).task
 
     def _meet(self, message: FromIngress) -> None:
         if isinstance(message, Hello) and hmac.compare_digest(message.key.encode(), self._key.encode()):

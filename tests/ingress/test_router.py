@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -12,13 +13,15 @@ import pytest
 
 from rbee_serve.errors import WorkerLost
 from rbee_serve.ingress import router as module
-from rbee_serve.ingress.router import Router
+from rbee_serve.ingress.answer import Answer
+from rbee_serve.ingress.router import Reply, Router
 from rbee_serve.ingress.view import FRESH_S
+from rbee_serve.replica.connections import _Answer as Answering
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import KEEP_ALIVE
 from rbee_serve.wire import Fragment, Place
 from tests.ingress.application import ready_view
-from tests.ingress.border import Border, Work
+from tests.ingress.border import Border, Work, soon
 
 ACKNOWLEDGE_S = 0.2
 
@@ -161,6 +164,31 @@ async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) 
     reply.close()
     assert chunks.count(KEEP_ALIVE) >= 2
     assert [chunk for chunk in chunks if chunk != KEEP_ALIVE] == [b"data: 1\n\n", b"data: [DONE]\n\n"]
+    await replica.close()
+
+
+async def endless(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    while True:
+        yield b"data: 1\n\n", False
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("work", [done, endless])
+async def test_nothing_is_kept_of_an_answer_that_was_closed_until_python_looks_for_circles(work: Work) -> None:
+    replica: Any = Replica(0, work)
+    router = Router({"echo-0": replica}, ACKNOWLEDGE_S, lambda worker_id: lively(), lambda *_: False)
+    gc.collect()
+    gc.disable()
+    try:
+        reply = await router.send("echo-0", InferenceRequest(), "corr")
+        reply.close()
+        del reply
+        await soon(lambda: replica.asked == 0)
+        await asyncio.sleep(0)
+        kept = [thing for thing in gc.get_objects() if isinstance(thing, Reply | Answer | Answering)]
+    finally:
+        gc.enable()
+    assert kept == []
     await replica.close()
 
 
