@@ -46,8 +46,9 @@ SIZES = {"1 KB": 1_000, "10 KB": 10_000, "100 KB": 100_000, "1 MB": 1_000_000, "
 READERS = 8
 """Fast ones, and as many slow ones."""
 SLOW_BYTES_PER_S = 20_000
-FILL_S = 6.0
-"""So much earlier the slow ones begin: until then their streams are ahead of them by all that may be kept for them."""
+FILL_S = 15.0
+"""So much earlier the slow ones begin. Their streams run at full speed until they are ahead by all that is kept for a
+client: a megabyte by us, and up to four by the kernel."""
 TAIL_S = 2.0
 """So much longer they read: meanwhile the memory is looked at."""
 PROMPT = "the quick brown fox jumps over the lazy dog again"
@@ -196,7 +197,10 @@ def _fast_readers(bench: Bench, side: str, slow: bool) -> Readings:
         sipping = SlowLoad(server.target, endless, READERS, SLOW_BYTES_PER_S, FILL_S + RAMP_S + bench.seconds + TAIL_S)
         slowly = bench.slow_reader.submit(read_slowly, sipping) if slow else None
         if slowly:
-            time.sleep(FILL_S)
+            time.sleep(FILL_S - 1)
+            watch = Stopwatch(server.tree)
+            time.sleep(1)
+            readings["slow readers alone, % of a core"] = Reading(100 * watch.cpu_s() / watch.wall_s())
         watch = Stopwatch(server.tree)
         seen = bench.reader.submit(read_checked, fast, LONG_WORDS).result()
         readings["events/s, fast readers"] = Reading(seen.frames_per_s, 1e6 * watch.cpu_s() / seen.all_frames)
