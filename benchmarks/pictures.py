@@ -49,9 +49,10 @@ GUIDANCE = 3.0
 def main() -> None:
     """Measure and print."""
     options = _options()
+    engine = {"dtype": "float32", **({"max_side": options.side} if options.side else {})}
     worker = {
         "id": "vision-0", "type": "vision", "task": "generate", "model_ref": f"file:{options.model}", "cpus": 1,
-        "threads": options.threads, "engine": {"dtype": "float32"},
+        "threads": options.threads, "engine": engine,
     }  # fmt: skip
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
