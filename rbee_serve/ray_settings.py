@@ -63,6 +63,12 @@ SETTINGS = (
         speed=True,
     ),
     Setting(
+        "RAY_task_events_report_interval_ms",
+        "0",
+        "every process of Ray tells once a second which calls it has made, for lists that nobody reads",
+        speed=True,
+    ),
+    Setting(
         "RAY_worker_niceness",
         "0",
         "Ray runs its workers at nice 15, behind whatever else the machine does",
