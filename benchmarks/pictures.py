@@ -2,9 +2,9 @@
 
 The digits painter of `demo_models`, by default; any folder of a pipeline with `--model`. The bare library is
 `DiffusionPipeline.__call__` with the same prompt, steps, guidance and seed, in a process of its own; the pixels are
-compared before anything is measured. A reading is the steps that are done in a second in pictures that follow one
-another, from the request to the last byte; one more picture is made before the clock runs. `--side` makes the steps as
-long as those of larger models are.
+compared before anything is measured. It is measured beside an idle server too, whose processes never sleep for long.
+A reading is the steps that are done in a second in pictures that follow one another, from the request to the last byte;
+one more picture is made before the clock runs. `--side` makes the steps as long as those of larger models are.
 
     python -m benchmarks.pictures --save benchmarks/raw/pictures.csv
     python -m benchmarks.pictures --side 96 --steps 20 --save benchmarks/raw/pictures-96.csv
@@ -41,7 +41,7 @@ from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import ROOT, Server, ours
 
 OURS, PREVIEWS, LIBRARY = "rbee-serve", "rbee-serve, previews", "diffusers"
-MEASURE = "steps/s"
+BESIDE = "diffusers beside an idle rbee-serve"
 PROMPT = "a handwritten seven"
 GUIDANCE = 3.0
 
@@ -62,8 +62,10 @@ def main() -> None:
         with server.awake():
             if _pixels(_ask(server, options, 0, 0)) != bare:
                 raise LoadError("the server and the bare library make different pictures of one seed")
+        bare_turn = partial(_library_turn, library, options)
         turns = {
-            LIBRARY: partial(_library_turn, library, options),
+            LIBRARY: bare_turn,
+            BESIDE: server.beside(bare_turn),
             OURS: partial(_turn, server, options, 0),
             PREVIEWS: partial(_turn, server, options, options.preview_every),
             f"{OURS} again": partial(_turn, server, options, 0),
@@ -76,9 +78,12 @@ def main() -> None:
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
     """What can be said of `rows`."""
-    yield Comparison(MEASURE, f"{OURS} again", OURS)
-    yield Comparison(MEASURE, OURS, LIBRARY, 0.97, 0.99)
-    yield Comparison(MEASURE, PREVIEWS, LIBRARY, 0.95, 0.98)
+    measure = rows[0].measure
+    yield Comparison(measure, f"{OURS} again", OURS)
+    yield Comparison(measure, OURS, LIBRARY, 0.97, 0.99)
+    yield Comparison(measure, PREVIEWS, LIBRARY, 0.95, 0.98)
+    yield Comparison(measure, BESIDE, LIBRARY)
+    yield Comparison(measure, OURS, BESIDE)
 
 
 def _turn(server: Server, options: argparse.Namespace, preview_every: int) -> dict[str, Reading]:
@@ -88,7 +93,7 @@ def _turn(server: Server, options: argparse.Namespace, preview_every: int) -> di
         for seed in range(options.times):
             _ask(server, options, seed, preview_every)
         steps = options.times * options.steps
-        return {MEASURE: Reading(steps / watch.wall_s(), 1e6 * watch.cpu_s() / steps)}
+        return {_measure(options): Reading(steps / watch.wall_s(), 1e6 * watch.cpu_s() / steps)}
 
 
 def _ask(server: Server, options: argparse.Namespace, seed: int, preview_every: int) -> bytes:
@@ -113,7 +118,11 @@ def _library_turn(library: ProcessPoolExecutor, options: argparse.Namespace) -> 
     found = [library.submit(draw, options, seed).result()[:2] for seed in range(options.times)]
     steps = options.times * options.steps
     wall_s, cpu_s = (sum(column) for column in zip(*found, strict=True))
-    return {MEASURE: Reading(steps / wall_s, 1e6 * cpu_s / steps)}
+    return {_measure(options): Reading(steps / wall_s, 1e6 * cpu_s / steps)}
+
+
+def _measure(options: argparse.Namespace) -> str:
+    return f"steps/s, {options.side} x {options.side} pixels" if options.side else "steps/s"
 
 
 _pipelines: list[Any] = []

@@ -16,6 +16,7 @@ import httpx
 import yaml
 
 from benchmarks.load import LoadError, Target
+from benchmarks.method import Reading, Turn
 from benchmarks.processes import ProcessTree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,15 @@ class Server:
             yield
         finally:
             self.tree.sleep()
+
+    def beside(self, turn: Turn) -> Turn:
+        """That turn, while this server is awake and has nothing to do: what comes of processes that are just there."""
+
+        def taken() -> Mapping[str, Reading]:
+            with self.awake():
+                return turn()
+
+        return taken
 
 
 def ours(

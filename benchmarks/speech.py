@@ -1,8 +1,9 @@
 """P7: what the serving layer adds to speech.
 
 hibari behind `rbee-serve serve`, and hibari's own stream in a process of its own, say the same texts with the same
-seed, so both make the same sound; the first text of a turn is said once more before the clock runs. Measured are the
-time to the first audio and the seconds of sound in a second, for a stream of PCM and for one of numbers.
+seed, so both make the same sound; the library alone, and beside the server while that is idle. The first text of a turn
+is said once more before the clock runs. Measured are the time to the first audio and the seconds of sound in a second,
+for a stream of PCM and for one of numbers.
 
     python -m benchmarks.speech --save benchmarks/raw/speech.csv
 """
@@ -41,6 +42,7 @@ from benchmarks.texts import sentences
 
 OURS, LIBRARY = "rbee-serve", "hibari"
 FORMATS = {"pcm": "pcm_s16le", "numbers": "f32"}
+BESIDE = "hibari beside an idle rbee-serve"
 RATE = 24_000
 
 
@@ -55,8 +57,10 @@ def main() -> None:
         library = stack.enter_context(one_process())
         library.submit(speak, "Hello.").result()
         server = ours(stack, folder, worker, {"prompt": "Hello.", "stream": False})
+        bare_turn = partial(_library_turn, library, texts)
         turns = {
-            LIBRARY: partial(_library_turn, library, texts),
+            LIBRARY: bare_turn,
+            BESIDE: server.beside(bare_turn),
             OURS: partial(_turn, server, client, texts),
         }
         rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks)
@@ -73,6 +77,8 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
         yield Comparison(first, OURS, LIBRARY, 15.0, 8.0, "difference")
         yield Comparison(speed, f"{OURS} again", OURS)
         yield Comparison(speed, OURS, LIBRARY, 0.95, 0.98)
+        yield Comparison(speed, BESIDE, LIBRARY)
+        yield Comparison(speed, OURS, BESIDE)
 
 
 def _turn(server: Server, client: ProcessPoolExecutor, texts: list[str]) -> dict[str, Reading]:
