@@ -193,7 +193,7 @@ async def test_nothing_is_kept_of_an_answer_that_was_closed_until_python_looks_f
 
 
 def answers() -> list[object]:
-    """All that Python keeps of answers. `isinstance` would ask each object for its class, and some of torch warn then."""
+    """All that Python keeps of answers. `isinstance` would ask each object for its class: some of torch then warn."""
     return [thing for thing in gc.get_objects() if type(thing) in (Reply, Answer, Answering)]
 
 
