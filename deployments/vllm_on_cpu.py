@@ -9,8 +9,8 @@ from deployments.vllm_engine import engine_choices
 from rbee_serve.worker import LoadContext
 
 STEP_TOKENS = 256
-"""Tokens of prompts that a step of the engine reads at most. vLLM's 2,048 keep two cores busy for 12 to 70 s: whoever
-is being answered waits for that long, and so does whoever wants to know whether the engine hangs."""
+"""Tokens of prompts that a step of the engine reads at most. vLLM's 2,048 keep two cores busy for 12 s to more than
+a minute: whoever is being answered waits for that long, and so does whoever wants to know whether the engine hangs."""
 
 
 def number_type(context: LoadContext) -> dict[str, Any]:
