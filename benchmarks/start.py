@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import yaml
@@ -38,7 +38,7 @@ from benchmarks.method import (
 from benchmarks.processes import ProcessTree
 from benchmarks.servers import ROOT, free_port
 from rbee_serve.config import WorkerConfig, parse_application
-from rbee_serve.replica.model_files import prepare
+from rbee_serve.replica.model_files import Format, prepare
 
 OURS, LIBRARIES = "rbee-serve", "bare libraries"
 MEASURE = "seconds to ready"
@@ -162,7 +162,8 @@ BARE: dict[tuple[str, str | None], Callable[[WorkerConfig, Path], None]] = {
 
 
 def _bare(worker: WorkerConfig) -> None:
-    model = prepare(worker.model_ref, lambda progress: None) if worker.model_ref else Path()
+    ref = worker.model_ref
+    model = prepare(ref, lambda progress: None, formats=get_args(Format)) if ref else Path()
     BARE[worker.type, worker.task](worker, model)
 
 
