@@ -138,8 +138,10 @@ def _classify(worker: WorkerConfig, model: Path) -> None:
 
 def _draw(worker: WorkerConfig, model: Path) -> None:
     import diffusers
+    import torch
 
-    diffusers.DiffusionPipeline.from_pretrained(model)("a seven", num_inference_steps=2)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(model, torch_dtype=torch.float32)
+    pipeline("a seven", num_inference_steps=2)
 
 
 def _vllm(worker: WorkerConfig, model: Path) -> None:
