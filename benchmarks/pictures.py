@@ -31,6 +31,7 @@ from benchmarks.method import (
     Comparison,
     Reading,
     Row,
+    Turn,
     block_options,
     comparison_table,
     run_blocks,
@@ -62,8 +63,8 @@ def main() -> None:
         with server.awake():
             if _pixels(_ask(server, options, 0, 0)) != bare:
                 raise LoadError("the server and the bare library make different pictures of one seed")
-        bare_turn = partial(_library_turn, library, options)
-        turns = {
+        bare_turn: Turn = partial(_library_turn, library, options)
+        turns: dict[str, Turn] = {
             LIBRARY: bare_turn,
             BESIDE: server.beside(bare_turn),
             OURS: partial(_turn, server, options, 0),

@@ -30,6 +30,7 @@ from benchmarks.method import (
     Comparison,
     Reading,
     Row,
+    Turn,
     block_options,
     comparison_table,
     run_blocks,
@@ -57,8 +58,8 @@ def main() -> None:
         library = stack.enter_context(one_process())
         library.submit(speak, "Hello.").result()
         server = ours(stack, folder, worker, {"prompt": "Hello.", "stream": False})
-        bare_turn = partial(_library_turn, library, texts)
-        turns = {
+        bare_turn: Turn = partial(_library_turn, library, texts)
+        turns: dict[str, Turn] = {
             LIBRARY: bare_turn,
             BESIDE: server.beside(bare_turn),
             OURS: partial(_turn, server, client, texts),
