@@ -5,7 +5,7 @@
 # make check     ruff, mypy, import rules
 # make format    what ruff can set right
 # make bench     all benchmarks, some hours; PEERS names programs beside ours (benchmarks/README.md)
-# make bench-quick  those that are quick, under 10 minutes
+# make bench-quick  those that are quick, 8 minutes as reckoned
 # make pin       requirements/constraints*.txt anew
 # make install   into .venv;  EXTRAS=gpu,embedding,audio,vision,demo,bench,dev  on a machine with NVIDIA GPUs
 
