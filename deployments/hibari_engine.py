@@ -10,9 +10,10 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import Field
 
@@ -25,6 +26,8 @@ from rbee_serve.step_clock import StepClock
 from rbee_serve.worker import LoadContext
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from deployments.speech_engine import Samples
 
 MOST_PHONEMES = 400
@@ -85,14 +88,31 @@ def load(context: LoadContext) -> HibariEngine:
     return HibariEngine(voices, context.steps)
 
 
+class _Part(NamedTuple):
+    """A part of the text as the network has read it: what makes sound of it (empty where nothing of it can be said),
+    whether it is the beginning and the end of a sentence, and how many sentences are said with it."""
+
+    spectra: list[np.ndarray[Any, Any]]
+    begins: bool
+    ends: bool
+    done: int
+
+
 class HibariEngine:
-    """The voices that were loaded."""
+    """The voices that were loaded.
+
+    A piece of sound is made in two stages. The network reads phonemes in a thread of its own, one part ahead, while the
+    caller's thread makes sound of what was read before. All of the randomness is in the second stage, so the sound is
+    the same as if one followed the other.
+    """
 
     has_speed = True
 
     def __init__(self, voices: dict[str, Any], steps: StepClock) -> None:
         self._voices = voices
         self._steps = steps
+        self._synthesize = importlib.import_module("hibari.dsp").synth
+        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hibari-reader")
         self.voices = tuple(voices)
         self.sample_rate = int(next(iter(voices.values())).sample_rate)
 
@@ -102,9 +122,23 @@ class HibariEngine:
 
         voice = self._voices[order.voice or self.voices[0]]
         random = np.random.default_rng(order.seed)
+        sentences = voice.split_sentences(order.prompt)
+        parts = self._read(voice, sentences, order)
+        reading = self._reader.submit(next, parts, None)
+        while (part := reading.result()) is not None:
+            reading = self._reader.submit(next, parts, None)
+            samples = self._synthesize(*part.spectra, random) if part.spectra else np.zeros(0, np.float32)
+            if not (part.begins and part.ends):
+                samples = self._tightened(samples, order.speed, part.begins, part.ends)
+            yield Piece(samples, part.done, len(sentences))
+
+    def _read(self, voice: Any, sentences: Sequence[str], order: Order) -> Iterator[_Part]:
+        """The first stage."""
+        import numpy as np
+
+        speed = np.asarray([order.speed], np.float32)
         most = max(1, int(MOST_PHONEMES * min(order.speed, 1.0)))
         first = FIRST_PHONEMES if order.hurry else most
-        sentences = voice.split_sentences(order.prompt)
         for done, sentence in enumerate(sentences):
             texts = list(cut(_readable(sentence), MOST_CHARACTERS))
             for t, text in enumerate(texts, 1):
@@ -114,11 +148,11 @@ class HibariEngine:
                 first = most
                 self._steps.step()
                 for p, phonemes in enumerate(parts, 1):
-                    samples = voice.from_ids(voice.ids(phonemes), order.speed, random)
-                    begins, ends = t == p == 1, t == len(texts) and p == len(parts)
-                    if not (begins and ends):
-                        samples = self._tightened(samples, order.speed, begins, ends)
-                    yield Piece(samples, done + ends, len(sentences))
+                    ids = np.asarray([voice.ids(phonemes)], np.int64)
+                    silent = ids.size <= 2  # the pads that stand around the others
+                    spectra = () if silent else voice.sess.run(None, {"ids": ids, "speed": speed})
+                    ends = t == len(texts) and p == len(parts)
+                    yield _Part([batch[0] for batch in spectra], t == p == 1, ends, done + ends)
 
     def _tightened(self, samples: Samples, speed: float, begins: bool, ends: bool) -> Samples:
         """A part of a sentence without the pauses that stand around a whole one."""

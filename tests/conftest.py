@@ -178,7 +178,7 @@ class Served:
         """The base URL of a worker."""
         return f"{self.url}/workers/{worker_id}"
 
-    def wait_until_ready(self, worker_ids: Iterable[str], within_s: float = 300.0) -> None:
+    def wait_until_ready(self, worker_ids: Iterable[str], within_s: float = 900.0) -> None:
         """Return when these workers take requests."""
         wanted, missing = set(worker_ids), {""}
         deadline = time.monotonic() + within_s
