@@ -125,12 +125,16 @@ class HibariEngine:
         sentences = voice.split_sentences(order.prompt)
         parts = self._read(voice, sentences, order)
         reading = self._reader.submit(next, parts, None)
+        alone = order.hurry  # somebody waits for the first piece, so nothing is made beside it
         while (part := reading.result()) is not None:
-            reading = self._reader.submit(next, parts, None)
+            if not alone:
+                reading = self._reader.submit(next, parts, None)
             samples = self._synthesize(*part.spectra, random) if part.spectra else np.zeros(0, np.float32)
             if not (part.begins and part.ends):
                 samples = self._tightened(samples, order.speed, part.begins, part.ends)
             yield Piece(samples, part.done, len(sentences))
+            if alone:
+                alone, reading = False, self._reader.submit(next, parts, None)
 
     def _read(self, voice: Any, sentences: Sequence[str], order: Order) -> Iterator[_Part]:
         """The first stage."""

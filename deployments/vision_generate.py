@@ -211,6 +211,7 @@ SPEC = WorkerSpec(
     default_capacity=1,
     modules=("diffusers", "PIL"),
     extra="vision",
+    own_process=True,
     check=check,
     document=document,
 )

@@ -11,6 +11,11 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+CELLS = 3
+"""Numbers that a clock keeps: when the last step was, how many wait for one, and how many there have been."""
+_LAST, _OWED, _STEPS = range(CELLS)
+
+
 class StepClock:
     """An engine's steps, and what it owes.
 
@@ -23,27 +28,33 @@ class StepClock:
         self._longest_s = longest_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._last = clock()
-        self._owed = 0
-        self._hangs = False
+        self._cells: list[float] | memoryview[float] = [clock(), 0, 0]
+        self._hangs_since: float | None = None
+
+    def share(self, cells: memoryview[float]) -> None:
+        """Keep the numbers in this memory (`CELLS` of 8 bytes), where the clock of another process keeps them too: one
+        of both makes the steps, the other looks."""
+        if not cells[_LAST]:
+            cells[_LAST] = self._cells[_LAST]
+        self._cells = cells
 
     def step(self) -> None:
         """The engine has made a step."""
-        self._last = self._clock()
-        self._hangs = False
+        self._cells[_LAST] = self._clock()
+        self._cells[_STEPS] += 1
 
     @contextmanager
     def expected(self) -> Iterator[None]:
         """While the block runs the engine has work, so steps are to be expected."""
         with self._lock:
-            if self._owed == 0:
-                self._last = self._clock()
-            self._owed += 1
+            if self._cells[_OWED] == 0:
+                self._cells[_LAST] = self._clock()
+            self._cells[_OWED] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._owed -= 1
+                self._cells[_OWED] -= 1
 
     async def awaited(self, outputs: AsyncIterator[T]) -> AsyncGenerator[T, None]:
         """`outputs`, where steps are expected while the next one is waited for, and not while the reader is busy."""
@@ -58,11 +69,11 @@ class StepClock:
     @property
     def last_progress_age_s(self) -> float | None:
         """Seconds since the last step, or since there is work; None while nothing is expected."""
-        return self._clock() - self._last if self._owed else None
+        return self._clock() - self._cells[_LAST] if self._cells[_OWED] else None
 
     def hangs(self) -> bool:
         """Whether the engine hangs. That stays true when its requests have been given up."""
         age_s = self.last_progress_age_s
         if age_s is not None and age_s > self._longest_s:
-            self._hangs = True
-        return self._hangs
+            self._hangs_since = self._cells[_STEPS]
+        return self._hangs_since == self._cells[_STEPS]

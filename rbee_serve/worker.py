@@ -80,6 +80,9 @@ class WorkerSpec(Generic[RequestT]):
     """The heavy modules that `load` imports, to tell early and in one sentence when one is missing."""
     extra: str | None = None
     """The extra of rbee-serve that installs them."""
+    own_process: bool = False
+    """Whether the backend is to run in a process of its own (`replica.backend_process`), which is faster for an engine
+    of many short operations in Python's hands. It cannot have `roles` then."""
     document: Callable[[RequestT, Result], Document | None] | None = None
     """Makes the file that a request asks for instead of JSON, such as `audio/wav`; None where it asks for none. Runs in
     a thread, for requests with `"stream": false`."""

@@ -79,7 +79,7 @@ class WorkerReplica:
         spec = load_spec(spec_path)
         self._device = choose_device(self._worker, spec, self._gpu_ids())
         steps = StepClock(self._worker.hang_timeout_s)
-        backend = await load(spec, LoadContext(self._worker, self._device, self._report, steps, self._peers))
+        backend = await load(spec_path, spec, LoadContext(self._worker, self._device, self._report, steps, self._peers))
         set_threads(self._worker)
         return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
 from rbee_serve.backend import InferenceBackend
 from rbee_serve.errors import ConfigurationError, WorkerError
 from rbee_serve.events import Started
 from rbee_serve.registry import missing_module
+from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.state import LoadProgress
@@ -19,8 +21,8 @@ from rbee_serve.worker import LoadContext, WorkerSpec
 logger = logging.getLogger(__name__)
 
 
-async def load(spec: WorkerSpec[Any], context: LoadContext) -> InferenceBackend[Any, Any]:
-    """Load the model in a thread, then let it work on one real request.
+async def load(spec_path: str, spec: WorkerSpec[Any], context: LoadContext) -> InferenceBackend[Any, Any]:
+    """Load the model in a thread or a process, then let it work on one real request.
 
     Raises `ConfigurationError` or a `WorkerError` with a sentence for the operator, or whatever the engine raises.
     """
@@ -28,10 +30,11 @@ async def load(spec: WorkerSpec[Any], context: LoadContext) -> InferenceBackend[
     if missing := missing_module(spec):
         remedy = f"pip install 'rbee-serve[{spec.extra}]'" if spec.extra else f"install {missing}"
         raise ConfigurationError(f"worker {worker.id}: the module {missing} is not installed; {remedy}")
+    make = partial(BackendProcess, spec_path) if spec.own_process else spec.load
     began = time.monotonic()
     try:
         async with asyncio.timeout(worker.load_timeout_s):
-            backend = await asyncio.to_thread(spec.load, context)
+            backend = await asyncio.to_thread(make, context)
             loaded = time.monotonic()
             context.report(LoadProgress(stage="warming_up"))
             await warm_up(spec, backend)
