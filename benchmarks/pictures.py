@@ -49,19 +49,14 @@ GUIDANCE = 3.0
 
 def main() -> None:
     """Measure and print."""
-    options = _options()
-    engine = {"dtype": "float32", **({"max_side": options.side} if options.side else {})}
-    worker = {
-        "id": "vision-0", "type": "vision", "task": "generate", "model_ref": f"file:{options.model}", "cpus": 1,
-        "threads": options.threads, "engine": engine,
-    }  # fmt: skip
+    options = add_options(block_options(__doc__)).parse_args()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         library = stack.enter_context(one_process())
         bare = library.submit(draw, options, 0).result()[2]
-        server = ours(stack, folder, worker, {"prompt": PROMPT, "steps": 2, "stream": False})
+        server = ours(stack, folder, worker(options), {"prompt": PROMPT, "steps": 2, "stream": False})
         with server.awake():
-            if _pixels(_ask(server, options, 0, 0)) != bare:
+            if _pixels(ask(server, options, 0, 0)) != bare:
                 raise LoadError("the server and the bare library make different pictures of one seed")
         bare_turn: Turn = partial(_library_turn, library, options)
         turns: dict[str, Turn] = {
@@ -77,6 +72,15 @@ def main() -> None:
         save(rows, options.save)
 
 
+def worker(options: argparse.Namespace) -> dict[str, Any]:
+    """The worker that is measured."""
+    engine = {"dtype": "float32", **({"max_side": options.side} if options.side else {})}
+    return {
+        "id": "vision-0", "type": "vision", "task": "generate", "model_ref": f"file:{options.model}", "cpus": 1,
+        "threads": options.threads, "engine": engine,
+    }  # fmt: skip
+
+
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
     """What can be said of `rows`."""
     measure = rows[0].measure
@@ -89,15 +93,15 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
 
 def _turn(server: Server, options: argparse.Namespace, preview_every: int) -> dict[str, Reading]:
     with server.awake():
-        _ask(server, options, 0, preview_every)
+        ask(server, options, 0, preview_every)
         watch = Stopwatch(server.tree)
         for seed in range(options.times):
-            _ask(server, options, seed, preview_every)
+            ask(server, options, seed, preview_every)
         steps = options.times * options.steps
         return {_measure(options): Reading(steps / watch.wall_s(), 1e6 * watch.cpu_s() / steps)}
 
 
-def _ask(server: Server, options: argparse.Namespace, seed: int, preview_every: int) -> bytes:
+def ask(server: Server, options: argparse.Namespace, seed: int, preview_every: int) -> bytes:
     """The picture, as a PNG, out of a stream with an event for each step."""
     target = server.target
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=600)
@@ -157,15 +161,15 @@ def _pixels(file: bytes) -> bytes:
     return Image.open(io.BytesIO(file)).tobytes()
 
 
-def _options() -> argparse.Namespace:
-    parser = block_options(__doc__)
+def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Which pictures, by which model."""
     parser.add_argument("--model", type=Path, default=ROOT / "demo_models" / "digits_painter")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--side", type=int, default=0, help="pixels; 0 for what the model was made for")
     parser.add_argument("--times", type=int, default=5, help="pictures in one turn")
     parser.add_argument("--preview-every", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":
