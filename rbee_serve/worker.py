@@ -82,7 +82,7 @@ class WorkerSpec(Generic[RequestT]):
     """The extra of rbee-serve that installs them."""
     own_process: bool = False
     """Whether the backend is to run in a process of its own (`replica.backend_process`), which is faster for an engine
-    of many short operations in Python's hands. It cannot have `roles` then."""
+    of many short operations in Python's hands. A type with `roles` cannot: its peers are in the replica's process."""
     document: Callable[[RequestT, Result], Document | None] | None = None
     """Makes the file that a request asks for instead of JSON, such as `audio/wav`; None where it asks for none. Runs in
     a thread, for requests with `"stream": false`."""
@@ -93,3 +93,7 @@ class WorkerSpec(Generic[RequestT]):
     check: Callable[[WorkerConfig], None] | None = None
     """Looks at the worker's configuration before anything starts; raises `ConfigurationError` whose message begins with
     the key that is wrong, such as `model_ref: …`."""
+
+    def __post_init__(self) -> None:
+        if self.own_process and self.roles:
+            raise ValueError(f"{self.name}: a worker type with roles cannot have own_process; its peers stay here")

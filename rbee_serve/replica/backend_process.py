@@ -19,6 +19,7 @@ import itertools
 import logging
 import mmap
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -198,8 +199,8 @@ class _Serving:
             set_threads(worker)
         except Exception as exc:
             if not isinstance(exc, ConfigurationError | WorkerError):
-                logger.error("the model could not be loaded", exc_info=exc)  # what is pickled leaves this behind
-            self._tell("failed", exc)
+                logger.error("the model could not be loaded", exc_info=exc)  # what is sent leaves this behind
+            self._tell("failed", _sendable(exc))
             return
         self._tell("loaded", None)
         while self._backend.is_healthy():  # noqa: ASYNC110  (it is asked, and tells nobody)
@@ -222,7 +223,8 @@ class _Serving:
     def _handle(self, kind: str, number: int, value: Any) -> None:
         if kind == "execute":
             self._credits[number] = asyncio.Semaphore(WINDOW)
-            self._tasks[number] = asyncio.create_task(self._execute(number, *value))
+            self._tasks[number] = task = asyncio.create_task(self._execute(number, *value))
+            task.add_done_callback(lambda _: self._forget(number))  # also of one that is cancelled before it begins
         elif number in self._tasks and kind == "leave":
             self._tasks[number].cancel()
         elif number in self._tasks:
@@ -241,8 +243,18 @@ class _Serving:
             self._tell(number, "end", None)
         except Exception as exc:
             self._tell(number, "failed", translate(exc))
-        finally:
-            del self._tasks[number], self._credits[number]
+
+    def _forget(self, number: int) -> None:
+        del self._tasks[number], self._credits[number]
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or one that names it where a library's own cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301  (what was written here)
+    except Exception:  # whatever their constructors raise
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _main(spec_path: str, connection: str, cells: str) -> None:

@@ -17,6 +17,13 @@ from rbee_serve.state import LoadProgress
 from rbee_serve.worker import LoadContext, WorkerSpec
 
 
+class ForeignError(Exception):
+    """As some libraries have them: it cannot be made again from its message."""
+
+    def __init__(self, file: str, line: int) -> None:
+        super().__init__(f"{file}:{line}")
+
+
 class NotingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
     def __init__(self, context: LoadContext) -> None:
         self._engine: dict[str, Any] = context.worker.engine
@@ -41,6 +48,8 @@ class NotingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
 def load(context: LoadContext) -> NotingBackend:
     if status := context.worker.engine.get("exit"):
         os._exit(status)
+    if file := context.worker.engine.get("broken"):
+        raise ForeignError(file, 7)
     context.report(LoadProgress(stage="loading_to_vram", bytes_done=1, bytes_total=2))
     return NotingBackend(context)
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,11 @@ def test_a_load_that_fails_is_raised_with_its_sentence() -> None:
 def test_a_process_that_ends_while_it_loads_is_told() -> None:
     with pytest.raises(RuntimeError, match="ended while it loaded the model: exit status 7"):
         started(NOTES, exit=7)
+
+
+def test_a_load_that_fails_with_what_cannot_be_sent_is_told_by_name() -> None:
+    with pytest.raises(RuntimeError, match="ForeignError: weights:7"):
+        started(NOTES, broken="weights")
 
 
 def test_its_progress_is_reported() -> None:
@@ -174,3 +180,8 @@ def test_it_ends_with_its_owner() -> None:
     owner.kill()
     owner.communicate()
     until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+def test_a_type_that_calls_others_cannot_have_a_process_of_its_own() -> None:
+    with pytest.raises(ValueError, match="roles cannot have own_process"):
+        replace(load_spec(NOTES), own_process=True, roles={"audio": "audio/generate"})
