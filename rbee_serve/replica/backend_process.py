@@ -34,7 +34,7 @@ from typing import Any
 
 from rbee_serve import correlation
 from rbee_serve.backend import InferenceBackend
-from rbee_serve.errors import ConfigurationError, WorkerError, WorkerUnhealthy
+from rbee_serve.errors import ConfigurationError, WorkerError, WorkerLost
 from rbee_serve.events import Event
 from rbee_serve.registry import load_spec
 from rbee_serve.replica.device import set_threads
@@ -121,7 +121,7 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
                     self._send("more", number)
         finally:
             del self._running[number]
-            with suppress(WorkerUnhealthy):
+            with suppress(WorkerLost):
                 self._send("leave", number)
 
     def is_healthy(self) -> bool:
@@ -157,8 +157,8 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
             with suppress(RuntimeError):  # the loop has been closed
                 deliver(kind, value)
 
-    def _lost(self) -> WorkerUnhealthy:
-        return WorkerUnhealthy(f"the engine's process has ended ({self._end(DEAD_S)}); the worker is being replaced")
+    def _lost(self) -> WorkerLost:
+        return WorkerLost(f"the engine's process has ended ({self._end(DEAD_S)}) and is being replaced; try again")
 
     def _end(self, within_s: float) -> str:
         """Kill the process if it is still there after that time, and tell how it ended."""

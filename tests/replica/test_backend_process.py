@@ -19,7 +19,7 @@ import pytest
 
 from deployments.echo import EchoRequest
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import InsufficientVram, InternalError, WorkerUnhealthy
+from rbee_serve.errors import InsufficientVram, InternalError, WorkerLost, WorkerUnhealthy
 from rbee_serve.events import End, Event, Output, Progress
 from rbee_serve.registry import load_spec
 from rbee_serve.replica.backend_process import WINDOW, BackendProcess
@@ -145,10 +145,10 @@ async def test_when_its_process_dies_all_that_wait_are_told_and_it_is_not_health
     await asyncio.sleep(0.2)
     os.kill(backend._process.pid, signal.SIGKILL)
     for task in waiting:
-        with pytest.raises(WorkerUnhealthy, match="ended \\(SIGKILL\\)"):
+        with pytest.raises(WorkerLost, match="ended \\(SIGKILL\\)"):
             await task
     assert not backend.is_healthy()
-    with pytest.raises(WorkerUnhealthy):
+    with pytest.raises(WorkerLost):
         await events_of(backend, EchoRequest(prompt="a"))
     backend.close()
 
