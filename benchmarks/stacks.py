@@ -30,7 +30,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "rbee_serve/request.py",
     ),
     "the wire": (
-        "rbee_serve/wire.py",
+        "rbee_serve/wire/framing.py",
         "rbee_serve/ingress/channel.py",
         "rbee_serve/ingress/connection.py",
         "rbee_serve/ingress/answer.py",

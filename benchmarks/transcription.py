@@ -1,8 +1,9 @@
 """P4: what is left of Whisper's speed when a recording comes over HTTP.
 
 whisper-tiny.en on the CPU. The bare library is `faster_whisper.WhisperModel.transcribe` on the same file, decoding
-included, in a process of its own; the model, its number type and the number of threads are the same on both sides. A
-reading is the seconds of sound that are transcribed in a second.
+included, in a process of its own; the model, its number type and the number of threads are the same on both sides. Both
+take the likeliest text (`temperature` 0): by default a window whose text repeats itself is sampled again, up to five
+times, and how much work that is, chance decides. A reading is the seconds of sound that are transcribed in a second.
 
     python -m benchmarks.transcription --lengths 10 --save benchmarks/raw/transcription-10s.csv
 """
@@ -114,7 +115,9 @@ def _turn(server: Server, files: dict[int, bytes], options: argparse.Namespace) 
 def _ask(server: Server, file: bytes) -> None:
     target = server.target
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=600)
-    connection.request("POST", f"{target.path}?stream=false", file, {**target.headers, "Content-Type": "audio/wav"})
+    connection.request(
+        "POST", f"{target.path}?stream=false&temperature=0", file, {**target.headers, "Content-Type": "audio/wav"}
+    )
     answer = connection.getresponse()
     content = answer.read()
     if answer.status != 200 or not json.loads(content)["text"]:
@@ -146,7 +149,7 @@ def transcribe(threads: int, file: bytes) -> tuple[float, float]:
         assert isinstance(model, PackageModel)
         _models[threads] = WhisperModel(str(model.locate()), device="cpu", compute_type="int8", cpu_threads=threads)
     wall_s, cpu_s = time.perf_counter(), time.process_time()
-    segments, _ = _models[threads].transcribe(io.BytesIO(file))
+    segments, _ = _models[threads].transcribe(io.BytesIO(file), temperature=0.0)
     if not "".join(segment.text for segment in segments):
         raise LoadError("the library heard nothing")
     return time.perf_counter() - wall_s, time.process_time() - cpu_s

@@ -1,4 +1,5 @@
-"""Calls to a replica, by whoever makes them: how they are cancelled, and what it means when they break."""
+"""Calls to a replica, by whoever makes them: how they are cancelled, what it means when they break, and the way there
+that does not lead through Ray."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
@@ -39,6 +41,12 @@ def cancel(messages: Any) -> None:
     """Cancel a call that has been acknowledged."""
     with suppress(Exception):
         messages.cancel()
+
+
+def host_for(node_id: str) -> str:
+    """This machine's address for those on that node of Ray's: nobody else reaches what listens on the loopback."""
+    near = node_id == ray.get_runtime_context().get_node_id()
+    return "127.0.0.1" if near else str(ray.util.get_node_ip_address())
 
 
 def translate(error: BaseException, worker_id: str) -> WorkerError:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from rbee_serve.wire import Ask, FromIngress, FromReplica, Noted, Part, Read, Wire
+from rbee_serve.wire.framing import Wire
+from rbee_serve.wire.requests import Ask, FromIngress, FromReplica, Noted, Part, Read
 
 
 class Transport:

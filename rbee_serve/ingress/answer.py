@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from rbee_serve.ingress.body import JSON
-from rbee_serve.wire import WINDOW_BYTES
+from rbee_serve.wire.requests import WINDOW_BYTES
 
 
 class Answer:

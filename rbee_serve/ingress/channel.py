@@ -1,7 +1,7 @@
 """The way from the ingress to the replicas of one worker.
 
 Ray Serve finds the replica; what is said to it goes over a connection, which stays open for all later requests. See
-`rbee_serve.wire`.
+`rbee_serve.wire.requests`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from ray.serve.handle import DeploymentHandle
 from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, cancel
 from rbee_serve.ingress.answer import Answer
 from rbee_serve.ingress.connection import Connection
-from rbee_serve.wire import Ask, Place
+from rbee_serve.wire.entrance import Place
+from rbee_serve.wire.requests import Ask
 
 
 class Channel:

@@ -1,16 +1,17 @@
 """The ingress's end of a connection to one replica.
 
-What is said is told in `rbee_serve.wire`.
+What is said is told in `rbee_serve.wire.requests`.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from rbee_serve.ingress.answer import Answer
 from rbee_serve.ingress.body import JSON
-from rbee_serve.wire import Ask, Closing, FromReplica, Hello, Leave, Noted, Part, Place, Read, Wire
+from rbee_serve.wire.entrance import Place, connect
+from rbee_serve.wire.framing import Wire
+from rbee_serve.wire.requests import Ask, Closing, FromReplica, Leave, Noted, Part, Read
 
 
 class Connection:
@@ -26,8 +27,7 @@ class Connection:
 
     async def open(self, place: Place) -> None:
         """Connect, and show the key. Raises `OSError`."""
-        await asyncio.get_running_loop().create_connection(lambda: self._wire, place.host, place.port)
-        self._wire.send(Hello(place.key))
+        await connect(place, self._wire)
 
     def ask(self, answer: Answer, request: Ask) -> None:
         """Send a request."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from starlette.types import ASGIApp
 
 from rbee_serve import correlation
 from rbee_serve.config import ApplicationConfig
+from rbee_serve.hub_connection import HubConnection
 from rbee_serve.ingress.app import build_ingress
 from rbee_serve.ingress.listener import Address, Listener
 from rbee_serve.ingress.router import Router
@@ -40,7 +42,8 @@ class Ingress:
         address: Address | None,
     ) -> None:
         correlation.configure_logging()
-        view = View(hub.watch.remote, tuple(handles))
+        node_id = ray.get_runtime_context().get_node_id()
+        view = View(HubConnection(partial(hub.reach.remote, node_id)).watch, tuple(handles))
         specs = {worker_id: load_spec(path) for worker_id, path in spec_paths.items()}
         workers = {
             worker.id: Worker(worker, specs[worker.id], with_limits(specs[worker.id].request, worker.limits))
@@ -52,7 +55,7 @@ class Ingress:
             config.limits.acknowledge_timeout_s,
             hub.silence_s.remote,
             view.is_fresh,
-            node_id=ray.get_runtime_context().get_node_id(),
+            node_id=node_id,
             balanced=balanced,
         )
         services = IngressServices(workers, config.limits, view, router, base_url, port)

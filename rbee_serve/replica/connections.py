@@ -1,15 +1,13 @@
 """The replica's end of the connections: requests in, what their work has to say out.
 
-What is said is told in `rbee_serve.wire`.
+What is said is told in `rbee_serve.wire.requests`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import pickle
-import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -17,26 +15,11 @@ from typing import Any
 from rbee_serve import correlation
 from rbee_serve.errors import InternalError
 from rbee_serve.replica.event_stream import refusal
-from rbee_serve.wire import (
-    HELLO_BYTES,
-    WINDOW_BYTES,
-    Ask,
-    Closing,
-    Fragment,
-    FromIngress,
-    Hello,
-    Leave,
-    Noted,
-    Part,
-    Place,
-    Read,
-    Wire,
-)
+from rbee_serve.wire.entrance import Entrance
+from rbee_serve.wire.framing import Wire
+from rbee_serve.wire.requests import WINDOW_BYTES, Ask, Closing, Fragment, FromIngress, Leave, Noted, Part, Read
 
 logger = logging.getLogger(__name__)
-
-HELLO_S = 5.0
-"""How long a connection may take to show the key."""
 
 Answering = Callable[[dict[str, Any]], AsyncGenerator[Fragment, None]]
 """From the fields of a request to the fragments of its answer, the last of which is terminal."""
@@ -47,24 +30,14 @@ class Connections:
 
     def __init__(self, answer: Answering) -> None:
         self._answer = answer
-        self._key = secrets.token_hex(32)
-        self._listening: dict[str, asyncio.Task[asyncio.Server]] = {}
         self._open: set[_Connection] = set()
+        self.entrance: Entrance[FromIngress] = Entrance(FromIngress, self._admit)
+        """Where ingresses connect."""
 
-    async def place(self, host: str) -> Place:
-        """Where an ingress finds this replica that reaches this machine as `host`. Raises `OSError`."""
-        if host not in self._listening:
-            self._listening[host] = asyncio.create_task(self._listen(host))
-        try:
-            server = await asyncio.shield(self._listening[host])
-        except OSError:  # the next one who asks has it tried again
-            self._listening.pop(host, None)
-            raise
-        return Place(host, server.sockets[0].getsockname()[1], self._key)
-
-    async def _listen(self, host: str) -> asyncio.Server:
-        loop = asyncio.get_running_loop()
-        return await loop.create_server(lambda: _Connection(self._answer, self._key, self._open).wire, host, 0)
+    def _admit(self, wire: Wire[FromIngress]) -> _Connection:
+        connection = _Connection(wire, self._answer, self._open)
+        self._open.add(connection)
+        return connection
 
     async def close(self, within_s: float) -> None:
         """Take no more requests, and wait for those that are open, at most `within_s` seconds."""
@@ -73,8 +46,7 @@ class Connections:
         tasks = [task for connection in self._open for task in connection.tasks()]
         if tasks:
             await asyncio.wait(tasks, timeout=within_s)
-        for listening in self._listening.values():
-            (await listening).close()
+        await self.entrance.close()
         for connection in list(self._open):
             connection.wire.close()
 
@@ -105,14 +77,11 @@ class _Answer:
 class _Connection:
     """One ingress, and its requests."""
 
-    def __init__(self, answer: Answering, key: str, among: set[_Connection]) -> None:
-        self.wire: Wire[FromIngress] = Wire(FromIngress, self._receive, self._lost, longest=HELLO_BYTES)
+    def __init__(self, wire: Wire[FromIngress], answer: Answering, among: set[_Connection]) -> None:
+        self.wire = wire
         self._answer = answer
-        self._key = key
         self._among = among
-        self._known = False
         self._answers: dict[int, _Answer] = {}
-        self._giving_up = asyncio.get_running_loop().call_later(HELLO_S, self.wire.close)
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """The work on its requests."""
@@ -122,10 +91,8 @@ class _Connection:
         """Have new requests go elsewhere."""
         self.wire.send(Closing())
 
-    def _receive(self, message: FromIngress) -> None:
-        if not self._known:
-            self._meet(message)
-            return
+    def receive(self, message: FromIngress) -> None:
+        """See `Visit`."""
         match message:
             case Ask(number, fields, correlation_id):
                 self.wire.send(Noted(number))  # leaves before the work begins, which may keep the event loop busy
@@ -141,18 +108,8 @@ class _Connection:
         # A cancelled task holds the place where it stood, and that holds its answer: a circle, which Python finds late.
         del self._answers.pop(number).task
 
-    def _meet(self, message: FromIngress) -> None:
-        if isinstance(message, Hello) and hmac.compare_digest(message.key.encode(), self._key.encode()):
-            self._known = True
-            self._giving_up.cancel()
-            self.wire.longest = None
-            self._among.add(self)
-        else:
-            self.wire.close()
-
-    def _lost(self) -> None:
-        """There is nobody any more who could hand an answer out."""
-        self._giving_up.cancel()
+    def lost(self) -> None:
+        """See `Visit`. There is nobody any more who could hand an answer out."""
         self._among.discard(self)
         for task in self.tasks():
             task.cancel()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -18,9 +19,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from rbee_serve import correlation
+from rbee_serve.border import host_for
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import WorkerError, WorkerLoading, WorkerUnhealthy
 from rbee_serve.events import Event
+from rbee_serve.hub_connection import HubConnection
 from rbee_serve.registry import load_spec
 from rbee_serve.replica.connections import Connections
 from rbee_serve.replica.device import choose_device, set_threads
@@ -34,7 +37,8 @@ from rbee_serve.result import Result, collect
 from rbee_serve.state import LoadProgress, Phase, ReplicaState
 from rbee_serve.step_clock import StepClock
 from rbee_serve.validation import parse_object
-from rbee_serve.wire import Fragment, Place
+from rbee_serve.wire.entrance import Place
+from rbee_serve.wire.requests import Fragment
 from rbee_serve.worker import Device, LoadContext
 
 logger = logging.getLogger(__name__)
@@ -65,7 +69,8 @@ class WorkerReplica:
         self._device = Device("cpu" if worker.backend == "auto" else worker.backend)
         self._service: WorkerService | None = None
         self._connections = Connections(self._answer)
-        self._reporter = Reporter(self._observe, hub.push.remote)
+        self._hub = HubConnection(partial(hub.reach.remote, ray.get_runtime_context().get_node_id()))
+        self._reporter = Reporter(self._observe, self._hub.push)
         self._reporter.start()
         try:
             self._service = await self._load(spec_path)
@@ -86,8 +91,7 @@ class WorkerReplica:
     async def reach(self, node_id: str) -> AsyncGenerator[Place, None]:
         """Where an ingress on that node finds this replica. The call stays open until it is cancelled, so Ray Serve
         counts it."""
-        near = node_id == ray.get_runtime_context().get_node_id()
-        yield await self._connections.place("127.0.0.1" if near else ray.util.get_node_ip_address())
+        yield await self._connections.entrance.place(host_for(node_id))
         await asyncio.Event().wait()
 
     async def _answer(self, fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
@@ -140,6 +144,7 @@ class WorkerReplica:
         await self._reporter.push_now()
         await self._connections.close(DRAIN_S)
         await self._reporter.stop()
+        self._hub.close()
         if self._service is not None:
             await asyncio.to_thread(self._service.backend.close)
 

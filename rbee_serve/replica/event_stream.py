@@ -17,7 +17,7 @@ from rbee_serve.events import End, Error, Event, Started, to_json
 from rbee_serve.grammar import GrammarError, StreamGrammar
 from rbee_serve.replica.foreign_errors import translate
 from rbee_serve.sse import DONE, frame
-from rbee_serve.wire import Fragment
+from rbee_serve.wire.requests import Fragment
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from rbee_serve.replica.connections import Connections
-from rbee_serve.wire import Fragment, Place
+from rbee_serve.wire.entrance import Place
+from rbee_serve.wire.requests import Fragment
 
 Work = Callable[[dict[str, Any]], AsyncGenerator[Fragment, None]]
 
@@ -61,7 +62,7 @@ class Border:
         return self.calls[-1]
 
     async def _place(self) -> Place:
-        return await self.replica.place("127.0.0.1")
+        return await self.replica.entrance.place("127.0.0.1")
 
     @property
     def asked(self) -> int:

@@ -14,7 +14,7 @@ from rbee_serve.errors import InvalidRequest
 from rbee_serve.ingress.answer import Answer
 from rbee_serve.ingress.channel import Channel
 from rbee_serve.replica.event_stream import refusal
-from rbee_serve.wire import WINDOW_BYTES, Fragment
+from rbee_serve.wire.requests import WINDOW_BYTES, Fragment
 from tests.ingress.border import Border, Work, soon
 
 Borders = Callable[[Work], Border]

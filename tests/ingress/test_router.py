@@ -19,7 +19,8 @@ from rbee_serve.ingress.view import FRESH_S
 from rbee_serve.replica.connections import _Answer as Answering
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import KEEP_ALIVE
-from rbee_serve.wire import Fragment, Place
+from rbee_serve.wire.entrance import Place
+from rbee_serve.wire.requests import Fragment
 from tests.ingress.application import ready_view
 from tests.ingress.border import Border, Work, soon
 

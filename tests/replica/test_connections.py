@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from rbee_serve.replica import connections as module
 from rbee_serve.replica.connections import Connections
-from rbee_serve.wire import HELLO_BYTES, Ask, FromReplica, Hello, Leave, Noted, Part, Place
+from rbee_serve.wire import entrance as module
+from rbee_serve.wire.entrance import HELLO_BYTES, Hello, Place
+from rbee_serve.wire.requests import Ask, FromReplica, Leave, Noted, Part
 
 HOST = "127.0.0.1"
 NUMBER = 3
@@ -50,7 +51,7 @@ class Ingress:
 @asynccontextmanager
 async def connected(replica: Connections, key: str | None = None) -> AsyncIterator[Ingress]:
     """A connection to a replica, which has heard the key."""
-    place = await replica.place(HOST)
+    place = await replica.entrance.place(HOST)
     ingress = Ingress(*await asyncio.open_connection(place.host, place.port))
     ingress.say(Hello(place.key if key is None else key))
     try:
@@ -137,7 +138,7 @@ async def test_work_is_stopped_when_nobody_wants_it(how: str) -> None:
 )
 async def test_who_does_not_show_the_key_is_hung_up_on_and_what_follows_is_not_read(first: Any) -> None:
     replica = Connections(never)
-    place = await replica.place(HOST)
+    place = await replica.entrance.place(HOST)
     ingress = Ingress(*await asyncio.open_connection(place.host, place.port))
     ingress.write(msgspec.msgpack.encode([*first, ask()] if isinstance(first, list) else first))
     ingress.say(ask())
@@ -149,7 +150,7 @@ async def test_who_does_not_show_the_key_is_hung_up_on_and_what_follows_is_not_r
 @pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", (HELLO_BYTES + 1).to_bytes(4), b"\x00\x00\x00\x03\xc1\xc1\xc1"])
 async def test_a_stranger_s_frame_is_neither_waited_for_nor_kept(frame: bytes) -> None:
     replica = Connections(never)
-    place = await replica.place(HOST)
+    place = await replica.entrance.place(HOST)
     reader, writer = await asyncio.open_connection(place.host, place.port)
     writer.write(frame)
     async with asyncio.timeout(5):
@@ -162,7 +163,7 @@ async def test_a_stranger_s_frame_is_neither_waited_for_nor_kept(frame: bytes) -
 async def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELLO_S", 0.05)
     replica = Connections(never)
-    place = await replica.place(HOST)
+    place = await replica.entrance.place(HOST)
     ingress = Ingress(*await asyncio.open_connection(place.host, place.port))
     assert await ingress.is_hung_up()
     await ingress.close()
@@ -171,7 +172,9 @@ async def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -
 
 async def test_ingresses_on_the_same_machine_are_told_the_same_place_and_each_replica_has_its_own() -> None:
     one, other = Connections(never), Connections(never)
-    places: list[Place] = await asyncio.gather(*(one.place(HOST) for _ in range(3)), other.place(HOST))
+    places: list[Place] = await asyncio.gather(
+        *(one.entrance.place(HOST) for _ in range(3)), other.entrance.place(HOST)
+    )
     assert len({place.port for place in places[:3]}) == len({place.key for place in places[:3]}) == 1
     assert (places[3].port, places[3].key) != (places[0].port, places[0].key)
     await asyncio.gather(one.close(0), other.close(0))
@@ -181,6 +184,6 @@ async def test_a_host_at_which_nobody_can_listen_is_an_error_each_time_and_no_hi
     replica = Connections(never)
     for _ in range(2):
         with pytest.raises(OSError, match="bind"):
-            await replica.place("203.0.113.1")
-    assert (await replica.place(HOST)).host == HOST
+            await replica.entrance.place("203.0.113.1")
+    assert (await replica.entrance.place(HOST)).host == HOST
     await replica.close(0)
