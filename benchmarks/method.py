@@ -1,6 +1,7 @@
 """How two servers are compared on a machine that is small, shared and noisy.
 
-The sides take turns in mirrored blocks, A B B A, so that a drift of the machine meets both alike. Each block gives one
+The sides take turns in mirrored blocks, A B B A, so that a drift of the machine meets both alike, and each block begins
+with another side: who is last in a pass takes two turns in a row, the second of them warm. Each block gives one
 ratio; what is reported is the median of the ratios, and an interval for it by resampling blocks. A side that is listed
 twice is the control: its ratio to itself says how small a difference can be claimed.
 """
@@ -85,11 +86,13 @@ def block_options(description: str | None) -> argparse.ArgumentParser:
 
 
 def run_blocks(sides: Mapping[str, Turn], blocks: int) -> list[Row]:
-    """Let the sides take turns: in each block once in the given order and once in the opposite one. Each row is shown
-    on stderr as it comes."""
+    """Let the sides take turns: in each block once in one order and once in the opposite one. The order is the given
+    one, begun one side later in each block. Each row is shown on stderr as it comes."""
     rows = []
-    names = list(sides)
     for block in range(blocks):
+        names = list(sides)
+        first = block % len(names)
+        names = names[first:] + names[:first]
         for order, side in enumerate(names + names[::-1]):
             for measure, reading in sides[side]().items():
                 row = Row(block, order, side, measure, reading.value, reading.cpu_us)

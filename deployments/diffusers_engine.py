@@ -30,6 +30,10 @@ fit a map to them."""
 PROBE_STEPS = 50
 """Of these it does the last one: no sampler that is in use takes fewer at most."""
 
+LARGE_BLOCK = 50_000_000
+"""Parameters of a block through which a pass may take so long on a CPU that there must be steps within: a hook for each
+layer takes a twentieth of a small model's time."""
+
 WORKING_LAYERS = 2
 """What a pass holds at once, as a multiple of what goes into its largest layer and comes out of it."""
 
@@ -69,10 +73,15 @@ class DiffusersEngine:
             outlet.put(Drawn(made.images[0], unsafe=bool(unsafe[0])))
 
     def _blocks(self, model: Any) -> Iterator[Any]:
-        """Those of the model's outermost lists. A hook for each layer within them takes a twentieth of small models'
-        time."""
+        """Those of the model's outermost lists, and what large ones among them consist of."""
         for part in model.children():
-            yield from part if isinstance(part, self._torch.nn.ModuleList) else self._blocks(part)
+            if not isinstance(part, self._torch.nn.ModuleList):
+                yield from self._blocks(part)
+                continue
+            for block in part:
+                yield block
+                if sum(parameter.numel() for parameter in block.parameters()) > LARGE_BLOCK:
+                    yield from self._blocks(block)
 
     def _on_step(
         self,

@@ -31,7 +31,7 @@ def rows_of(values: dict[str, list[tuple[float, float]]]) -> list[Row]:
     ]
 
 
-def test_sides_take_turns_in_mirrored_blocks() -> None:
+def test_sides_take_turns_in_mirrored_blocks_that_begin_with_each_in_turn() -> None:
     turns: list[str] = []
 
     def turn(side: str) -> dict[str, Reading]:
@@ -39,7 +39,7 @@ def test_sides_take_turns_in_mirrored_blocks() -> None:
         return {"events/s": Reading(1.0)}
 
     rows = run_blocks({side: lambda side=side: turn(side) for side in "ABC"}, blocks=2)  # type: ignore[misc]
-    assert "".join(turns) == "ABCCBA" * 2
+    assert "".join(turns) == "ABCCBABCAACB"
     assert [row.side for row in rows] == turns
     assert [row.order for row in rows] == [*range(6), *range(6)]
 
