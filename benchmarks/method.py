@@ -18,6 +18,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+CONTROL = " again"
+"""The end of the name of a side that is listed twice."""
+
 DRAWS = 10_000
 LEVEL = 0.95
 
@@ -109,12 +112,15 @@ def measures(rows: Iterable[Row]) -> list[str]:
 
 
 def paired(rows: Iterable[Row], comparison: Comparison) -> list[float]:
-    """One ratio or difference for each block: of the means of what the two sides gave in it. Blocks without one of them
-    are left out."""
+    """One ratio or difference for each block: of the means of what the two sides gave in it. What a control gave counts
+    for the side that it is, unless it is compared itself. Blocks without one of them are left out."""
     values: dict[tuple[int, str], list[float]] = {}
     for row in rows:
         if row.measure == comparison.measure:
-            values.setdefault((row.block, row.side), []).append(row.value)
+            side = row.side
+            if not comparison.side.endswith(CONTROL):
+                side = side.removesuffix(CONTROL)
+            values.setdefault((row.block, side), []).append(row.value)
     results = []
     for block in sorted({block for block, side in values if side == comparison.side}):
         ours = statistics.fmean(values[block, comparison.side])

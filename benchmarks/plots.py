@@ -20,7 +20,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from benchmarks.method import Row, read
+from benchmarks.method import CONTROL, Row, read
 from benchmarks.runs import RAW
 from benchmarks.servers import ROOT
 
@@ -102,7 +102,7 @@ def series(rows: Iterable[Row], measure: str) -> dict[str, Series]:
     pattern = re.compile(re.escape(measure).replace(r"\{\}", r"(\d+)"))
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        if (match := pattern.fullmatch(row.measure)) and not row.side.endswith(" again"):
+        if (match := pattern.fullmatch(row.measure)) and not row.side.endswith(CONTROL):
             found.setdefault(row.side, {}).setdefault(int(match[1]), []).append(row.value)
     return {side: dict(sorted(values.items())) for side, values in found.items()}
 

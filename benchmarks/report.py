@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.method import COMPARED, Comparison, Row, compared, read, table
+from benchmarks.method import COMPARED, CONTROL, Comparison, Row, compared, read, table
 from benchmarks.runs import Run
 
 
@@ -28,7 +28,7 @@ def told(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[list[st
     lines = []
     for comparison in comparisons:
         line = compared(rows, comparison)
-        if line and comparison.side == f"{comparison.against} again":
+        if line and comparison.side == f"{comparison.against}{CONTROL}":
             controls[comparison.measure] = line[COMPARED.index("95 % interval")]
         elif line:
             lines.append(line)

@@ -61,6 +61,12 @@ def test_each_block_gives_one_ratio_or_difference() -> None:
     assert paired(rows, Comparison("events/s", "ours", "theirs", kind="difference")) == [3.0, 5.0]
 
 
+def test_a_control_is_compared_with_its_side_and_counts_for_it_against_others() -> None:
+    rows = rows_of({"ours": [(4.0, 8.0)], "ours again": [(2.0, 2.0)], "theirs": [(2.0, 2.0)]})
+    assert paired(rows, Comparison("events/s", "ours again", "ours")) == [2.0 / 6.0]
+    assert paired(rows, Comparison("events/s", "ours", "theirs")) == [4.0 / 2.0]
+
+
 def test_the_interval_holds_the_median_and_narrows_with_more_blocks() -> None:
     generator = random.Random(1)
     few, many = ([generator.gauss(1.0, 0.1) for _ in range(count)] for count in (6, 60))

@@ -28,7 +28,7 @@ def test_the_control_stands_beside_what_it_qualifies() -> None:
     rows = rows_of("events/s", ours=4.0, ours_again=5.0, theirs=2.0)
     asked = [Comparison("events/s", "ours again", "ours"), Comparison("events/s", "ours", "theirs", 1.5, 3.0)]
     (line,) = told(rows, asked)
-    assert line == ["events/s", "ours / theirs", "2.00", "2.00 … 2.00", "2", "≥ 1.5 / 3", "must", "1.25 … 1.25"]
+    assert line == ["events/s", "ours / theirs", "2.25", "2.25 … 2.25", "2", "≥ 1.5 / 3", "must", "1.25 … 1.25"]
 
 
 def test_the_report_reads_what_was_saved_and_names_what_was_not(
