@@ -63,6 +63,12 @@ SETTINGS = (
         speed=True,
     ),
     Setting(
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS",
+        "10000",
+        "Serve adds those counts up ten times a second, for each deployment and each handle to one",
+        speed=True,
+    ),
+    Setting(
         "RAY_task_events_report_interval_ms",
         "0",
         "every process of Ray tells once a second which calls it has made, for lists that nobody reads",
