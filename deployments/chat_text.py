@@ -2,14 +2,17 @@
 
 A tokenizer takes `<|im_end|>` in a user's text for the token of that name, so a text could end its own message and
 begin one of the system's; `<image>` would be a picture that nobody sent. Such names are read as the letters that they
-are.
+are. So are the names of tokens that the template writes for a picture or a recording, whether or not the tokenizer
+calls them special. Other tokens that were added, such as `<think>` or a run of blanks, stay tokens: models are taught
+with them in texts, and templates look for them in an assistant's.
 """
 
 from __future__ import annotations
 
-import copy
+import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 from rbee_serve.errors import InvalidRequest
@@ -27,12 +30,12 @@ class ChatText:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        names = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})
+        special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        names = sorted(special | self._places())
         longest_first = sorted(names, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or _NEVER)
         self._beginnings = re.compile("|".join(sorted({re.escape(name[0]) for name in names})) or _NEVER)
-        self._literal = copy.deepcopy(tokenizer.backend_tokenizer)
-        self._literal.encode_special_tokens = True
+        self._literal = _literal(tokenizer.backend_tokenizer, set(names))
 
     def tokens(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The chat, to the place where the model is to answer. `content` of a message is a text, or a list of parts
@@ -47,6 +50,19 @@ class ChatText:
         mark = next(character for character in map(chr, _PRIVATE) if not any(character in text for text in texts))
         marked = [_changed(message, lambda text: self._beginnings.sub(rf"\g<0>{mark}", text)) for message in messages]
         return self._read(self._rendered(marked), mark)
+
+    def _places(self) -> set[str]:
+        """Names of the added tokens that come with a picture or a recording in a chat, and not without."""
+        found: set[int] = set()
+        for kind in ("image", "audio"):
+            with suppress(InvalidRequest):  # no template, or one that does not know this kind
+                found |= self._words({"type": kind}) - self._words()
+        added = self._tokenizer.added_tokens_decoder
+        return {added[token].content for token in found if token in added and added[token].content.strip()}
+
+    def _words(self, *parts: dict[str, Any]) -> set[int]:
+        text = self._rendered([{"role": "user", "content": [*parts, {"type": "text", "text": "x"}]}])
+        return set(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _rendered(self, messages: Sequence[dict[str, Any]]) -> str:
         if self._tokenizer.chat_template is None:
@@ -69,6 +85,16 @@ class ChatText:
 
     def _letters(self, text: str) -> list[int]:
         return list(self._literal.encode(text, add_special_tokens=False).ids) if text else []
+
+
+def _literal(tokenizer: Any, names: set[str]) -> Any:
+    """A copy that takes these names for letters."""
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in names
+    literal = type(tokenizer).from_str(json.dumps(state))
+    literal.encode_special_tokens = True
+    return literal
 
 
 def _texts(message: dict[str, Any]) -> Iterable[str]:

@@ -30,9 +30,9 @@ fit a map to them."""
 PROBE_STEPS = 50
 """Of these it does the last one: no sampler that is in use takes fewer at most."""
 
-LARGE_BLOCK = 50_000_000
-"""Parameters of a block through which a pass may take so long on a CPU that there must be steps within: a hook for each
-layer takes a twentieth of a small model's time."""
+LARGE_BLOCK = 10_000_000
+"""Parameters of a block of the denoiser through which a pass may take so long on a CPU that there must be steps within.
+A hook for each layer takes a twentieth of a small denoiser's time; other models run once for a picture."""
 
 WORKING_LAYERS = 2
 """What a pass holds at once, as a multiple of what goes into its largest layer and comes out of it."""
@@ -61,7 +61,8 @@ class DiffusersEngine:
         self._colors, self._bytes_per_pixel = self._probe()
         self.bounds.previews = self._colors is not None
         for model in self._models:
-            for block in self._blocks(model):
+            large = LARGE_BLOCK if model is _denoiser(pipeline) else 0
+            for block in self._blocks(model, large):
                 block.register_forward_pre_hook(lambda *_: self._step())
 
     def draw(self, order: Order, outlet: Outlet[Progress | Drawn]) -> None:
@@ -72,16 +73,14 @@ class DiffusersEngine:
             unsafe = getattr(made, "nsfw_content_detected", None) or [False]
             outlet.put(Drawn(made.images[0], unsafe=bool(unsafe[0])))
 
-    def _blocks(self, model: Any) -> Iterator[Any]:
-        """Those of the model's outermost lists, and what large ones among them consist of."""
+    def _blocks(self, model: Any, large: int) -> Iterator[Any]:
+        """Those of the model's outermost lists, and what those of more than `large` parameters consist of."""
+        listed = isinstance(model, self._torch.nn.ModuleList)
         for part in model.children():
-            if not isinstance(part, self._torch.nn.ModuleList):
-                yield from self._blocks(part)
-                continue
-            for block in part:
-                yield block
-                if sum(parameter.numel() for parameter in block.parameters()) > LARGE_BLOCK:
-                    yield from self._blocks(block)
+            if listed:
+                yield part
+            if not listed or sum(parameter.numel() for parameter in part.parameters()) > large:
+                yield from self._blocks(part, large)
 
     def _on_step(
         self,
@@ -163,6 +162,11 @@ class DiffusersEngine:
         free, total = cuda.mem_get_info()
         used = cuda.memory_allocated()
         return int(min(free + cuda.memory_reserved() - used, self._device.fraction * total - used))
+
+
+def _denoiser(pipeline: Any) -> Any:
+    """The model that runs in each step."""
+    return getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
 
 
 def _relatives(pipeline: Any) -> dict[Task, Any]:

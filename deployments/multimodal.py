@@ -8,8 +8,8 @@ import importlib
 import io
 import logging
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
-from typing import Any
+from contextlib import aclosing, contextmanager
+from typing import Any, NoReturn
 
 from deployments.audio_decoder import AudioDecoder
 from deployments.audio_files import SAMPLE_RATE
@@ -21,7 +21,7 @@ from deployments.vllm_engine import check_engine
 from deployments.vllm_generation import GenerationBackend, GenerationEngine, load_engine
 from deployments.vllm_on_cpu import number_type
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError, InvalidRequest
+from rbee_serve.errors import ConfigurationError, InvalidRequest, Violation
 from rbee_serve.events import Event
 from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
 from rbee_serve.replica.composed_answer import Companion, composed
@@ -36,6 +36,11 @@ MAX_PIXELS = 50_000_000
 """Of one picture; the model's processor scales it down."""
 MAX_AUDIO_S = 1800.0
 """Seconds of one recording."""
+TEXT_SEARCH = "_apply_prompt_updates_via_text"
+"""vLLM's second search for a picture's place, where no token is one: in the prompt's letters, which it then reads anew,
+with a user's `<|im_end|>` as the token of that name. Places are tokens here, so it is switched off."""
+MISCOUNTED = "Expected there to be"
+"""How vLLM's `RuntimeError` begins where a prompt's places are not as many as the pictures or recordings."""
 Output = TokenOutput | AudioChunkOutput | ImageOutput
 
 
@@ -48,7 +53,10 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         self._chat = ChatText(self._tokenizer)
         self._renderer = engine.llm.renderer
         self._client_error = importlib.import_module("vllm.exceptions").VLLMClientError
-        self._most: dict[str, int] = dict(self._renderer.get_mm_processor().info.allowed_mm_limits)
+        processor = self._renderer.get_mm_processor()
+        self._most: dict[str, int] = dict(processor.info.allowed_mm_limits)
+        assert hasattr(processor, TEXT_SEARCH)  # or the next line would protect nobody
+        setattr(processor, TEXT_SEARCH, _no_place)
         self._images = ImageDecoder(MAX_PIXELS)
         self._recordings = AudioDecoder(MAX_AUDIO_S)
 
@@ -91,20 +99,40 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         return (await self._rendered(tokens, media, field))[0]
 
     async def _rendered(self, tokens: list[int], media: dict[str, list[Any]], field: str) -> Any:
-        try:
+        with self._reading(field):
             return await self._renderer.render_cmpl_async([{"prompt_token_ids": tokens, "multi_modal_data": media}])
-        except (ValueError, self._client_error) as exc:  # of the model's processor: a picture too narrow, and the like
+
+    @contextmanager
+    def _reading(self, field: str) -> Iterator[None]:
+        """What the model's processor does not take, as an `InvalidRequest` about `field`."""
+        try:
+            yield
+        except (ValueError, self._client_error) as exc:  # a picture too narrow, and the like
             logger.warning("the model's processor refuses the media of a request", exc_info=exc)
             raise InvalidRequest.of_field(field, "media", "the model cannot read these pictures or recordings") from exc
+        except (AssertionError, RuntimeError) as exc:
+            if isinstance(exc, RuntimeError) and not str(exc).startswith(MISCOUNTED):
+                raise
+            logger.warning("the model's chat template leaves out media of a request", exc_info=exc)
+            told = "the model's chat template has no place for some of these pictures or recordings"
+            raise InvalidRequest.of_field(field, "places for all media", told) from exc
 
     def _decoded(self, turns: list[Turn], field: str = "messages") -> dict[str, list[Any]]:
         media: dict[str, list[Any]] = {}
         for path, image in _files(turns, "image"):
             decoded = self._images.decode(image, path if field == "messages" else "image")
             media.setdefault("image", []).append(decoded)
-        for _, audio in _files(turns, "audio"):
-            media.setdefault("audio", []).append((self._recordings.decode(audio), SAMPLE_RATE))
+        for path, audio in _files(turns, "audio"):
+            samples = self._heard(audio, path if field == "messages" else "audio")
+            media.setdefault("audio", []).append((samples, SAMPLE_RATE))
         return media
+
+    def _heard(self, audio: bytes, field: str) -> Any:
+        try:
+            return self._recordings.decode(audio)
+        except InvalidRequest as exc:  # the decoder calls each file `audio`
+            told = [Violation(field, violation.constraint, violation.message) for violation in exc.violations]
+            raise InvalidRequest.because(told) from exc
 
     def verify(self, worker_id: str) -> None:
         """Raise `ConfigurationError` where the model's chat template has no place for a picture that it could see."""
@@ -114,8 +142,10 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         turns = [Turn(role="user", content=[seen, TextPart(type="text", text="Hello")])]
         try:
             tokens = self._chat.tokens([_plain(turn) for turn in turns])
-            self._renderer.render_cmpl([{"prompt_token_ids": tokens, "multi_modal_data": self._decoded(turns)}])
-        except (InvalidRequest, ValueError, self._client_error) as exc:
+            media = self._decoded(turns)
+            with self._reading("messages"):
+                self._renderer.render_cmpl([{"prompt_token_ids": tokens, "multi_modal_data": media}])
+        except InvalidRequest as exc:
             raise ConfigurationError(
                 f"worker {worker_id}: the model's chat template takes no pictures as parts of a message; choose a model"
                 " whose template does"
@@ -126,6 +156,10 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         super().close()
         self._images.close()
         self._recordings.close()
+
+
+def _no_place(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("no token of the prompt is the place of a picture or recording")  # vLLM's way of telling it
 
 
 def grey_picture() -> bytes:

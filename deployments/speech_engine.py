@@ -35,7 +35,8 @@ class Order:
 
 
 class Piece(NamedTuple):
-    """A part of the sound, which begins where the one before it ended. `done` of `total` sentences are said with it."""
+    """A part of the sound, which begins where the one before it ended. `done` of `total` sentences, or pieces of
+    music, are there with it."""
 
     samples: Samples
     done: int

@@ -1,7 +1,7 @@
 """Speech, music and sounds by the text-to-audio models of transformers: VITS, Bark, SpeechT5, MusicGen and relatives.
 
-Models of speech get one sentence at a time. A forward pass is the engine's step: there it tells that it gets on, and
-stops when nobody waits any more.
+Models of speech get one sentence at a time; the sound of MusicGen comes in pieces while it is made. A forward pass is
+the engine's step: there it tells that it gets on, and stops when nobody waits any more.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from deployments.audio_encoding import faded
+from deployments.musicgen_stream import MusicStream, can_stream
 from deployments.speech_engine import EngineOptions, Order, Piece, cut, parse_options
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
@@ -78,6 +80,8 @@ def load(context: LoadContext) -> TransformersEngine:
     if kind in SPECTROGRAM:
         if options.vocoder is None:
             raise ConfigurationError(f"engine.vocoder: {kind} needs one, such as hf:microsoft/speecht5_hifigan")
+        if kind == "speecht5" and not options.voices:
+            raise ConfigurationError('engine.voices: speecht5 needs {NAME: {speaker_embeddings: "file:NAME.npy"}}')
         vocoder = transformers.SpeechT5HifiGan.from_pretrained(
             prepare(options.vocoder, context.report), use_safetensors=True
         )
@@ -91,6 +95,8 @@ def load(context: LoadContext) -> TransformersEngine:
         model_kwargs={"use_safetensors": True},
         **extras,
     )
+    if pipeline.vocoder is not None:
+        pipeline.vocoder.to(pipeline.model.dtype)
     return TransformersEngine(pipeline, options.voices, context.steps)
 
 
@@ -104,7 +110,8 @@ class TransformersEngine:
         self._cancelled: Callable[[], bool] = lambda: False
         speakers = getattr(self._model.config, "num_speakers", 1)
         numbered = {str(number): {"speaker_id": number} for number in range(speakers)} if speakers > 1 else {}
-        self._voices = {name: _parameters(values) for name, values in (voices or numbered).items()}
+        dtype = self._model.dtype
+        self._voices = {name: _parameters(values, dtype) for name, values in (voices or numbered).items()}
         self.voices = tuple(self._voices)
         self.sample_rate = int(pipeline.sampling_rate)
         self.has_speed = "speaking_rate" in inspect.signature(self._model.forward).parameters
@@ -114,21 +121,41 @@ class TransformersEngine:
                 part.register_forward_pre_hook(self._step)
 
     def speak(self, order: Order) -> Iterator[Piece]:
-        """A piece for each sentence, or one for the sound that the prompt describes."""
-        torch = importlib.import_module("torch")
+        """A piece for each sentence; for a sound that the prompt describes, one every few seconds if its codec can."""
         described = self._model.config.model_type in DESCRIBED
+        if described and can_stream(self._model):
+            yield from self._described(order)
+            return
         texts = [order.prompt] if described else sentences(order.prompt)
         for done, text in enumerate(texts, 1):
             if not self._pipeline.tokenizer(text)["input_ids"]:
                 continue  # in letters that the model does not know
-            self._cancelled = order.cancelled
-            torch.manual_seed((order.seed + done) % 2**63)
+            self._turn(order, done)
             yield Piece(faded(self._sound(text, order), self.sample_rate), done, len(texts))
+
+    def _described(self, order: Order) -> Iterator[Piece]:
+        words = self._pipeline.tokenizer([order.prompt], return_tensors="pt").to(self._model.device)
+        if not words["input_ids"].numel():
+            return
+        sound = MusicStream(self._model, self._tokens(order.most_s), {**words, **self._voice(order)})
+        with closing(sound.pieces()) as pieces:
+            for done in range(1, sound.count + 1):
+                self._turn(order, done)
+                samples = faded(next(pieces), self.sample_rate, begin=done == 1, end=done == sound.count)
+                yield Piece(samples, done, sound.count)
+
+    def _turn(self, order: Order, part: int) -> None:
+        """Before each part: others may have been at work since the last one."""
+        self._cancelled = order.cancelled
+        importlib.import_module("torch").manual_seed((order.seed + part) % 2**63)
+
+    def _voice(self, order: Order) -> dict[str, Any]:
+        return dict(self._voices[order.voice or self.voices[0]]) if self.voices else {}
 
     def _sound(self, text: str, order: Order) -> Samples:
         import numpy as np
 
-        voice = dict(self._voices[order.voice or self.voices[0]]) if self.voices else {}
+        voice = self._voice(order)
         reading = {name: voice.pop(name) for name in ("voice_preset",) if name in voice}
         if self.has_speed:
             voice["speaking_rate"] = self._model.config.speaking_rate * order.speed
@@ -161,16 +188,16 @@ def sentences(text: str) -> list[str]:
     return [sentence for sentence in found if any(map(str.isalnum, sentence))]
 
 
-def _parameters(values: dict[str, Any]) -> dict[str, Any]:
-    """A voice's parameters, with arrays read from the files that they name."""
-    return {name: _array(value) if str(value).startswith("file:") else value for name, value in values.items()}
+def _parameters(values: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """A voice's parameters, with arrays of numbers of this type read from the files that they name."""
+    return {name: _array(value, dtype) if str(value).startswith("file:") else value for name, value in values.items()}
 
 
-def _array(value: str) -> Any:
+def _array(value: str, dtype: Any) -> Any:
     import numpy as np
 
     path = Path(value.removeprefix("file:")).expanduser()
     try:
-        return importlib.import_module("torch").from_numpy(np.load(path, allow_pickle=False))
+        return importlib.import_module("torch").from_numpy(np.load(path, allow_pickle=False)).to(dtype)
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"engine.voices: {path} is not an array in NumPy's format (.npy)") from exc

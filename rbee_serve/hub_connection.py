@@ -12,6 +12,9 @@ from rbee_serve.wire.entrance import Place, connect
 from rbee_serve.wire.framing import Wire
 from rbee_serve.wire.states import FromHub, News, Push, Taken, Watch
 
+CONNECT_S = 10.0
+"""How long Ray and the hub may take until there is a connection."""
+
 
 class HubConnection:
     """Opened by the first call, and anew by the first one after it was lost: then the hub may be another process."""
@@ -25,7 +28,7 @@ class HubConnection:
 
     async def push(self, state: ReplicaState, sequence: int) -> None:
         """Tell the hub how a replica is, in its `sequence`-th push; returns when the hub has it. Raises
-        `ConnectionError`, and what Ray raises for a hub that is not there."""
+        `OSError`, and what Ray raises for a hub that is not there."""
         await self._ask(lambda number: Push(number, state, sequence))
 
     async def watch(self, version: int, longest_s: float) -> Snapshot:
@@ -41,7 +44,11 @@ class HubConnection:
     async def _ask(self, message: Callable[[int], Any]) -> Any:
         if self._wire is None:
             self._wire = asyncio.create_task(self._connect())
-        wire = await asyncio.shield(self._wire)
+            self._wire.add_done_callback(_note)
+        connecting = self._wire
+        wire = await asyncio.shield(connecting)
+        if self._wire is not connecting:
+            raise ConnectionError("the hub is gone")
         number = next(self._numbers)
         answer = self._questions[number] = asyncio.get_running_loop().create_future()
         try:
@@ -53,9 +60,11 @@ class HubConnection:
     async def _connect(self) -> Wire[FromHub]:
         wire: Wire[FromHub] = Wire(FromHub, self._receive, self._lost)
         try:
-            await connect(await self._reach(), wire)
+            async with asyncio.timeout(CONNECT_S):
+                await connect(await self._reach(), wire)
         except BaseException:
-            self._wire = None
+            if self._wire is asyncio.current_task():
+                self._wire = None
             raise
         return wire
 
@@ -76,3 +85,9 @@ class HubConnection:
         for answer in self._questions.values():
             if not answer.done():
                 answer.set_exception(ConnectionError("the hub is gone"))
+
+
+def _note(connecting: asyncio.Task[Any]) -> None:
+    """Who waited for it has been told, unless they had given up."""
+    if not connecting.cancelled():
+        connecting.exception()

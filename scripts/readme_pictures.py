@@ -29,7 +29,7 @@ SEVEN: dict[str, Any] = {"prompt": "a handwritten seven", "seed": 3, "steps": 20
 TILE = 96
 """Pixels of a preview in the strip."""
 SHOWN = 8
-"""Events of a stream at most."""
+"""Events of a stream at most, beside its end and the first one of each type."""
 
 
 def main(url: str) -> None:
@@ -46,6 +46,8 @@ def main(url: str) -> None:
     for told, worker, request in (
         ('-d \'{"prompt":"The capital of France is","max_tokens":4}\'', "llm-0",
          {"json": {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}}),
+        ('-d \'{"input":["a cat","two dogs"],"dimensions":4}\'', "embedding-0",
+         {"json": {"input": ["a cat", "two dogs"], "dimensions": 4}}),
         ('-d \'{"prompt":"a handwritten seven","steps":3}\'', "draw-0",
          {"json": {"prompt": "a handwritten seven", "steps": 3, "seed": 3}}),
         ("-F image=@seven.png -F top_k=2", "classify-0", {"files": seven, "data": {"top_k": "2"}}),
@@ -73,11 +75,20 @@ def _strip(files: list[bytes]) -> Image.Image:
 
 def _lines(stream: str) -> Iterator[Text]:
     """The frames of a stream that show what is peculiar to it, each in a colour by its type."""
-    colours = {"token": "cyan", "audio": "magenta", "image": "yellow", "labels": "green", "segment": "blue"}
+    colours = {
+        "token": "cyan",
+        "embedding": "cyan",
+        "audio": "magenta",
+        "image": "yellow",
+        "labels": "green",
+        "segment": "blue",
+    }
     frames = [frame for frame in stream.split("\n\n") if frame and '"type":"narration"' not in frame]
+    seen: set[str] = set()
     for number, frame in enumerate(frames):
         kind = json.loads(frame[6:]).get("type", "") if frame.startswith("data: {") else ""
-        if number < SHOWN or kind in ("end", ""):
+        if number < SHOWN or kind in ("end", "") or kind not in seen:
+            seen.add(kind)
             yield Text(frame, style=colours.get(kind, "grey62"))
 
 

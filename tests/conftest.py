@@ -87,6 +87,7 @@ TRANSCRIBE: dict[str, Any] = {
     "model_name": "whisper-tiny.en",
     "cpus": 0,
     "threads": 1,
+    "engine": {"max_audio_s": 120},
     "hang_timeout_s": 120,
 }
 SPEECH: dict[str, Any] = {

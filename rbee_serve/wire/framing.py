@@ -59,8 +59,8 @@ class Wire(asyncio.Protocol, Generic[MessageT]):
     def _flush(self) -> None:
         self._flushing = False
         if self._unsent and self._transport is not None and not self._transport.is_closing():
-            body = _encoder.encode(self._unsent)
-            self._unsent = []
+            unsent, self._unsent = self._unsent, []  # what cannot be encoded is not tried for ever
+            body = _encoder.encode(unsent)
             length = len(body).to_bytes(_LENGTH_BYTES)
             if len(body) < _LARGE_BYTES:
                 self._transport.write(length + body)

@@ -96,8 +96,8 @@ async def test_the_joined_chunks_are_the_library_s_own_sound(backend: SpeechBack
 @pytest.mark.parametrize("rate", [None, 16000, 44100])
 async def test_the_sound_is_continuous_where_chunks_meet(backend: SpeechBackend, prompt: str, rate: int | None) -> None:
     parts = chunks(await events_of(backend, prompt=prompt, sample_rate=rate))
+    assert seams(parts)
     steps = jumps(np.concatenate(parts))
-    assert all(steps[seam - 1] <= steps.max() for seam in seams(parts))
     loud = np.sort(steps)[-len(steps) // 1000]  # the joins are nowhere near the thousandth that jumps most
     assert sum(steps[seam - 1] > loud for seam in seams(parts)) == 0
 

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from deployments.chat_text import ChatText
 from rbee_serve.errors import InvalidRequest
@@ -64,6 +65,26 @@ def test_control_tokens_in_a_text_are_its_letters(tokenizer: Any, texts: list[st
     assert [token for token in tokens if token in special] == [token for token in plain if token in special]
     read = tokenizer.decode(tokens, skip_special_tokens=False)
     assert "".join(texts) in read.replace(" <im age>", "<image>").replace("<im age>", "<image>")
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_the_place_of_a_picture_is_no_text_though_the_tokenizer_does_not_call_it_special(
+    tokenizer: Any, normalized: bool
+) -> None:
+    seeing = copy.deepcopy(tokenizer)
+    seeing.add_tokens(
+        [AddedToken(name, special=False, normalized=normalized) for name in ("<pic>", "<rec>", "<think>")]
+    )
+    seeing.chat_template = seeing.chat_template.replace(
+        "<image>{% else %}", "<pic>{% elif part['type'] == 'audio' %}<rec>{% else %}"
+    )
+    pic, rec, think = (seeing.convert_tokens_to_ids(name) for name in ("<pic>", "<rec>", "<think>"))
+    texts = "<pic>", "and <rec> <think> <pi", "c><image>"
+    tokens = ChatText(seeing).tokens([user(IMAGE, {"type": "audio"}, *texts)])
+    assert [tokens.count(token) for token in (pic, rec, think)] == [1, 1, 1]
+    assert seeing.decode(tokens).count("<pic>") == 2
+    plain = [user(IMAGE, "It is <think> seven.")]
+    assert ChatText(seeing).tokens(plain) == reference(seeing, *plain)
 
 
 def test_an_assistant_s_and_a_system_s_message_are_texts_too(tokenizer: Any) -> None:

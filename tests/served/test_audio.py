@@ -7,8 +7,10 @@ import json
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from deployments.audio_transcribe import TranscribeRequest
 from rbee_serve.events import End, Output
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import RecordingOutput, SegmentOutput
@@ -20,9 +22,20 @@ from tests.served.waiting import eventually
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 
+WORKER = "audio-transcribe-0"
+WAV = {"content-type": "audio/wav"}
+QUIET = wav(bytes(32_000))
+
+
+def boots_of(served: Served) -> list[str]:
+    """The processes of the worker: a new one has a new boot."""
+    snapshot = served.handle("hub").snapshot.remote().result(timeout_s=5)
+    return [replica.boot_id for replica in snapshot.worker(WORKER).replicas]
+
+
 @pytest.fixture(scope="module")
 def url(served: Served) -> str:
-    base = served.base("audio-transcribe-0")
+    base = served.base(WORKER)
     eventually(lambda: httpx.get(f"{base}/v1/ready").json()["ready"], 240)
     return f"{base}/v1/inference"
 
@@ -61,19 +74,50 @@ def test_segments_are_streamed(url: str) -> None:
         (wav(b""), {}, "audio"),
         (wav(bytes(32_000))[:-9000], {}, "audio"),
         (encoded("opus")[:-200], {}, "audio"),
+        (encoded("mp3")[:-2000], {}, "audio"),
+        (wav(np.full(16_000, np.nan, np.float32).tobytes(), bits=32, form=3), {}, "audio"),
+        (wav(bytes(32_000), rate=999), {}, "audio"),
+        (wav(bytes(32_000), channels=9), {}, "audio"),
+        (wav(bytes(32_000), size=2**31), {}, "audio"),
+        (encoded("opus", np.zeros(48_000 * 150, np.float32)), {}, "audio"),
         (wav(bytes(32_000)), {"language": "de"}, "language"),
         (wav(bytes(32_000)), {"translate": True}, "translate"),
         (wav(bytes(32_000)), {"prompt": "<|endoftext|>"}, "prompt"),
         (wav(bytes(32_000)), {"temperature": 1.5}, "temperature"),
     ],
-    ids=["no audio", "empty", "cut WAV", "cut OGG", "language", "translate", "control token", "bound"],
-)
+    ids=[
+        "no audio", "empty", "cut WAV", "cut OGG", "cut MP3", "NaN", "rate", "channels", "claims two gigabytes",
+        "much sound in little data", "language", "translate", "control token", "bound",
+    ],
+)  # fmt: skip
 def test_what_is_wrong_is_told_by_its_field_and_shows_no_content(
-    url: str, audio: bytes, fields: Any, field: str
+    url: str, served: Served, audio: bytes, fields: Any, field: str
 ) -> None:
+    boots = boots_of(served)
     answer = asked(url, json={"audio": base64.b64encode(audio).decode(), **fields})
     assert answer.status_code == 400
     (error,) = answer.json()["errors"]
     assert error["field"] == field
     assert "value" not in error or field == "temperature"
     assert len(json.dumps(error)) < 400
+    eventually(lambda: served.working(WORKER) == 0, 2)
+    assert asked(url, json={"audio": base64.b64encode(QUIET).decode(), "stream": False}).status_code == 200
+    assert boots_of(served) == boots
+
+
+def test_a_file_over_the_cap_is_refused_in_a_form_and_as_a_body(url: str) -> None:
+    large = wav(bytes(1_100_000))
+    for how in ({"files": {"audio": ("large.wav", large)}}, {"content": large, "headers": WAV}):
+        answer = asked(url, **how)
+        assert (answer.status_code, answer.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+def test_a_handle_gives_typed_segments(url: str, served: Served) -> None:
+    request = TranscribeRequest(audio=speech_file(), temperature=0)
+    handle = served.handle(WORKER)
+    values = [e.value for e in handle.options(stream=True).stream_events.remote(request) if isinstance(e, Output)]
+    assert [type(value) for value in values] == [RecordingOutput] + [SegmentOutput] * (len(values) - 1)
+    assert words_of("".join(value.t for value in values[1:])) == WORDS
+    result = handle.collect.remote(request).result(timeout_s=60)
+    assert words_of(result.output["text"]) == WORDS
+    assert list(result.outputs) == values

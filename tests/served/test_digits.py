@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm, pytest.mark.model]
 WORDS = "zero one two three four five six seven eight nine".split()
 EACH = 10
 """Pictures of each digit."""
+PICTURE_TOKENS = 16
+"""What a picture takes in the context of the model that reads digits."""
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +77,25 @@ def test_the_multimodal_worker_names_what_was_drawn(served: Served, drawn: list[
     right = share([found.strip() == f"This is a {word}." for found, (word, _) in zip(said, drawn, strict=True)])
     print(f"{right:.2f} of {len(drawn)} drawn digits are named")
     assert right >= 0.9
+
+
+def test_pictures_in_a_chat_are_seen_in_their_order(served: Served, drawn: list[tuple[str, str]]) -> None:
+    three, eight = (next(picture for digit, picture in drawn if digit == word) for word in ("three", "eight"))
+
+    def asked(text: str, *pictures: str) -> tuple[str, int]:
+        parts: list[dict[str, str]] = [{"type": "image", "image": picture} for picture in pictures]
+        message = {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+        result = ask(served, MULTIMODAL, messages=[message], temperature=0, max_tokens=12)
+        return result["text"].strip(), result["metrics"]["tokens_in"]
+
+    question = "What do you see?"
+    both, tokens = asked(question, three, eight)
+    assert both == "A three and a eight."
+    assert asked(question, eight, three)[0] == "A eight and a three."
+    assert asked("Which digit is this?", three)[0] == "This is a three."
+    # Each picture has its own place, and a word for one in the text has none.
+    assert tokens - asked(question, three)[1] > PICTURE_TOKENS
+    assert 3 < asked(f"{question} <image>", three, eight)[1] - tokens < PICTURE_TOKENS
 
 
 def wav(chunks: list[AudioChunkOutput]) -> bytes:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deployments.vision_generate import PictureRequest
 from rbee_serve.client import Client
-from rbee_serve.events import Output
+from rbee_serve.events import Output, Progress
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import ImageOutput
 from tests.conftest import Served
@@ -75,3 +76,14 @@ def test_the_work_stops_when_its_client_has_left(url: str, served: Served) -> No
         next(answer.iter_bytes())
     eventually(lambda: served.working(WORKER) == 0, 2)
     post(url, json={**ASKED, "stream": False})
+
+
+def test_a_handle_gives_typed_pictures_and_the_steps_between(url: str, served: Served) -> None:
+    request = PictureRequest(**ASKED, preview_every=2)
+    handle = served.handle(WORKER)
+    events = list(handle.options(stream=True).stream_events.remote(request))
+    assert [event.step for event in events if isinstance(event, Progress)] == [1, 2, 3, 4]
+    preview, made = [event.value for event in events if isinstance(event, Output)]
+    assert (type(preview), preview.step, made.preview) == (ImageOutput, 2, False)
+    result = handle.collect.remote(PictureRequest(**ASKED, stream=False)).result(timeout_s=60)
+    assert result.outputs == (made,)

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from deployments.vision_classify import ClassifyRequest
 from rbee_serve.client import Client
 from rbee_serve.events import Output
 from rbee_serve.grammar import check_stream
@@ -64,6 +65,15 @@ def test_labels_are_an_event_and_an_object_of_the_client(url: str, served: Serve
             assert [event.value for event in stream if isinstance(event, Output)] == [output]
         result = client.infer("vision-classify-0", image=base64_of(FILE), labels=NAMES)
     assert result["labels"] == [{"label": label.label, "score": label.score} for label in output.labels]
+
+
+def test_a_handle_gives_typed_labels(url: str, served: Served) -> None:
+    request = ClassifyRequest(image=FILE, labels=NAMES, top_k=2)
+    handle = served.handle("vision-classify-0")
+    (value,) = [e.value for e in handle.options(stream=True).stream_events.remote(request) if isinstance(e, Output)]
+    assert isinstance(value, LabelOutput)
+    assert len(value.labels) == 2
+    assert handle.collect.remote(request).result(timeout_s=60).outputs == (value,)
 
 
 BOMB = png(9380, 9380, zlib.compress(bytes(1174 * 9380), 9), bits=1, colour=0)

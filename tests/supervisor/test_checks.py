@@ -197,6 +197,21 @@ def test_the_files_of_this_repository_are_accepted() -> None:
         assert checks.check_file(path).config.workers, path
 
 
+def test_the_workers_for_each_size_of_gpu_are_accepted_and_fit_on_one(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "serve_config.gpu.yaml").read_text()
+    before, _, below = text.partition("      workers:\n")
+    _, _, comment = below.partition("\n      # workers:\n")
+    above_and_larger = [f"{before}      workers:", *(line.replace("# ", "", 1) for line in comment.splitlines())]
+    small, large = (
+        checks.check_file(written(tmp_path, each)).config.workers for each in (text, "\n".join(above_and_larger))
+    )
+    assert [worker.id for worker in small] == [worker.id for worker in large]
+    assert {worker.model_ref for worker in small} != {worker.model_ref for worker in large}
+    for workers in (small, large):
+        assert all(worker.gpus for worker in workers)
+        assert round(sum(worker.gpus for worker in workers), 6) <= 1
+
+
 def test_without_http_options_only_this_machine_is_served(tmp_path: Path) -> None:
     plan = checks.check_file(written(tmp_path, ECHO[ECHO.index("applications") :]))
     assert plan.document["http_options"] == {"host": "127.0.0.1", "port": 8000}  # Ray Serve itself would take 0.0.0.0

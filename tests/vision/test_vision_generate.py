@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments import diffusers_engine, vision_generate
+from deployments import vision_generate
 from deployments.vision_generate import SPEC, PictureBackend, PictureRequest
 from rbee_serve.errors import InsufficientResources, InvalidRequest
 from rbee_serve.events import End, Error, Metrics, Narration, Output, Progress, Started
@@ -169,17 +169,18 @@ async def test_a_client_that_leaves_stops_the_work_within_a_step(backend: Pictur
     assert np.array_equal(pictures(await events_of(backend)), [expected])
 
 
-def test_only_large_blocks_of_a_model_are_looked_into_for_steps(
-    backend: PictureBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_large_blocks_of_the_denoiser_are_looked_into_for_steps(backend: PictureBackend) -> None:
     import torch
 
     unet = backend._engine._pipeline.unet
     outer = {*unet.down_blocks, *unet.mid_block.attentions, *unet.mid_block.resnets, *unet.up_blocks}
-    assert set(backend._engine._blocks(unet)) == outer
-    monkeypatch.setattr(diffusers_engine, "LARGE_BLOCK", 0)
+    assert set(backend._engine._blocks(unet, 10**6)) == outer
     lists = [part for part in unet.modules() if isinstance(part, torch.nn.ModuleList)]
-    assert set(backend._engine._blocks(unet)) == {block for part in lists for block in part}
+    assert set(backend._engine._blocks(unet, 0)) == {block for part in lists for block in part}
+    hooked = {part for part in unet.modules() if part._forward_pre_hooks}
+    assert outer <= hooked < {*backend._engine._blocks(unet, 0)}
+    vae = backend._engine._pipeline.vae
+    assert all(layer._forward_pre_hooks for block in vae.decoder.up_blocks for layer in block.resnets)
 
 
 async def test_a_request_that_runs_out_of_memory_fails_alone(backend: PictureBackend) -> None:
