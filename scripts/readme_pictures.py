@@ -46,8 +46,8 @@ def main(url: str) -> None:
     for told, worker, request in (
         ('-d \'{"prompt":"The capital of France is","max_tokens":4}\'', "llm-0",
          {"json": {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}}),
-        ('-d \'{"input":["a cat","two dogs"],"dimensions":4}\'', "embedding-0",
-         {"json": {"input": ["a cat", "two dogs"], "dimensions": 4}}),
+        ('-d \'{"input":["a cat","two dogs"]}\'', "embedding-0",
+         {"json": {"input": ["a cat", "two dogs"]}}),
         ('-d \'{"prompt":"a handwritten seven","steps":3}\'', "draw-0",
          {"json": {"prompt": "a handwritten seven", "steps": 3, "seed": 3}}),
         ("-F image=@seven.png -F top_k=2", "classify-0", {"files": seven, "data": {"top_k": "2"}}),
