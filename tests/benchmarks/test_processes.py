@@ -16,9 +16,13 @@ SLEEP = "import time; time.sleep(30)"
 def test_a_program_in_python_is_called_by_its_own_name(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "slow_to_end.py").write_text(SLEEP)
     process = subprocess.Popen([sys.executable, *options], cwd=tmp_path)
-    assert process_name(psutil.Process(process.pid)) == "slow_to_end"
-    process.kill()
-    process.wait()
+    try:
+        while not psutil.Process(process.pid).cmdline():  # the kernel gives it a moment after the start
+            assert process.poll() is None
+        assert process_name(psutil.Process(process.pid)) == "slow_to_end"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_memory_is_that_of_all_processes_each_counted_in_its_part(tmp_path: Path) -> None:
