@@ -30,13 +30,13 @@ STEPS: dict[str, tuple[str, ...]] = {
         "rbee_serve/request.py",
     ),
     "the wire": (
-        "rbee_serve/wire/framing.py",
+        "rbee_serve/wire/",
         "rbee_serve/ingress/channel.py",
         "rbee_serve/ingress/connection.py",
         "rbee_serve/ingress/answer.py",
         "rbee_serve/replica/connections.py",
     ),
-    "state of workers": ("rbee_serve/state.py", "rbee_serve/replica/reporter.py"),
+    "state of workers": ("rbee_serve/state.py", "rbee_serve/replica/reporter.py", "rbee_serve/hub_connection.py"),
     "worker type": ("deployments/", "rbee_serve/step_clock.py", "rbee_serve/replica/memory.py"),
     "ingress: from body to answer": ("rbee_serve/ingress/",),
     "encoding": (

@@ -189,7 +189,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _parameters(values: dict[str, Any], dtype: Any) -> dict[str, Any]:
-    """A voice's parameters, with arrays of numbers of this type read from the files that they name."""
+    """A voice's parameters, with arrays of this type, a voice in each row, read from the files that they name."""
     return {name: _array(value, dtype) if str(value).startswith("file:") else value for name, value in values.items()}
 
 
@@ -197,7 +197,8 @@ def _array(value: str, dtype: Any) -> Any:
     import numpy as np
 
     path = Path(value.removeprefix("file:")).expanduser()
+    torch = importlib.import_module("torch")
     try:
-        return importlib.import_module("torch").from_numpy(np.load(path, allow_pickle=False)).to(dtype)
+        return torch.atleast_2d(torch.from_numpy(np.load(path, allow_pickle=False)).to(dtype))
     except (OSError, ValueError) as exc:
         raise ConfigurationError(f"engine.voices: {path} is not an array in NumPy's format (.npy)") from exc
