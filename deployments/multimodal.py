@@ -114,7 +114,7 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
             if isinstance(exc, RuntimeError) and not str(exc).startswith(MISCOUNTED):
                 raise
             logger.warning("the model's chat template leaves out media of a request", exc_info=exc)
-            told = "the model's chat template has no place for some of these pictures or recordings; send them with the user's text"
+            told = "the chat template has no place for some pictures or recordings; send them with a user's text"
             raise InvalidRequest.of_field(field, "places for all media", told) from exc
 
     def _decoded(self, turns: list[Turn], field: str = "messages") -> dict[str, list[Any]]:
