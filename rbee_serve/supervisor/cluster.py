@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.checks import Plan
+from rbee_serve.supervisor.log_folder import LogReader
 from rbee_serve.supervisor.reaper import start_reaper
 from rbee_serve.supervisor.resources import shortage
 from rbee_serve.supervisor.worker_output import show_worker_output
@@ -51,6 +52,7 @@ class Cluster:
         self._plan = plan
         self._client: Any = None
         self._reaper: Any = None
+        self._output: LogReader | None = None
 
     def load(self) -> None:
         """Import Ray, which takes seconds and must not be broken off: half of a library cannot be imported again."""
@@ -78,7 +80,9 @@ class Cluster:
                 )
         except Exception as exc:
             raise RuntimeError(f"Ray could not be started: {exc}") from exc
-        show_worker_output(output, verbose)
+        logs = self.logs()
+        assert logs is not None, "Ray has started"
+        self._output = show_worker_output(output, verbose, logs)
         _keep_to_owner(Path.home() / ".ray" / "auth_token")
 
     def start_serve(self) -> None:
@@ -154,6 +158,8 @@ class Cluster:
             if self._client is not None and self.alive():
                 logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it warns of how handles are ended
                 within(SERVE_SHUTDOWN_S, serve.shutdown)
+        if self._output is not None:
+            self._output.close()
         with suppress(TimeoutError):
             within(RAY_SHUTDOWN_S, ray.shutdown)
 
@@ -186,9 +192,9 @@ def _patience() -> Iterator[None]:
 
 @contextmanager
 def _without_idlers() -> Iterator[None]:
-    """Ray starts two processes that have nothing to do here, and waits for one of them: what scales a cluster of
-    machines, and what is left of a dashboard that was not asked for, which reports usage. It has no setting for that.
-    """
+    """Ray starts processes that have nothing to do here, and waits for one of them: what scales a cluster of machines,
+    what is left of a dashboard that was not asked for, which reports usage, and what reads the log folder, as we do
+    (`log_folder`). It has no setting for that."""
     from ray._private import ray_constants
     from ray._private.node import Node
 
@@ -197,8 +203,9 @@ def _without_idlers() -> Iterator[None]:
         name, namespace = ray_constants.DASHBOARD_ADDRESS.encode(), ray_constants.KV_NAMESPACE_DASHBOARD
         node.get_gcs_client().internal_kv_put(name, b"127.0.0.1:9", True, namespace)
 
-    starts = {"start_monitor": Node.start_monitor, "start_api_server": Node.start_api_server}
-    Node.start_monitor = lambda node: None
+    names = ("start_monitor", "start_log_monitor", "start_api_server")
+    starts = {name: getattr(Node, name) for name in names}
+    Node.start_monitor = Node.start_log_monitor = lambda node: None
     if os.environ.get("RAY_USAGE_STATS_ENABLED") == "0":
         Node.start_api_server = no_dashboard
     try:

@@ -83,10 +83,11 @@ def test_more_cores_than_there_are_is_a_mistake_in_the_configuration(tmp_path: P
         assert f"rbee-serve: {tmp_path}/serve_config.yaml: {asked}" in running.said()
 
 
-def test_a_signal_during_the_start_ends_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "later_s"), [("starting Ray", 2.0), ("starting Ray Serve", 0.5)])
+def test_a_signal_during_the_start_ends_it(tmp_path: Path, step: str, later_s: float) -> None:
     with supervisor(tmp_path, [{"id": "echo-0", **ECHO}]) as running:
-        running.until("starting Ray")
-        time.sleep(5)
+        running.until(f"{step}\n")
+        time.sleep(later_s)
         started = running.started()
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(30) == 0

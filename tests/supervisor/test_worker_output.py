@@ -23,8 +23,4 @@ LINES = [
     ],
 )
 def test_warnings_of_ours_or_everything_are_shown_with_the_workers_name(verbose: bool, shown: list[str]) -> None:
-    assert list(worth_showing({"actor_name": "ServeReplica:rbee:llm-0", "pid": 1, "lines": LINES}, verbose)) == shown
-
-
-def test_the_autoscalers_reports_are_never_shown() -> None:
-    assert list(worth_showing({"actor_name": None, "pid": "autoscaler", "lines": LINES}, verbose=True)) == []
+    assert list(worth_showing("ServeReplica:rbee:llm-0", LINES, verbose)) == shown
