@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from contextvars import ContextVar
+from types import TracebackType
 
 from rbee_serve.request import new_id
 
@@ -39,6 +41,21 @@ class CorrelationFilter(logging.Filter):
         return True
 
 
+class _Formatter(logging.Formatter):
+    """One line, and below it the traceback, if there is one, without `print`: in a replica that is one of Serve's which
+    writes tuples into everything but the terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s [%(correlation_id)s] %(message)s")
+
+    def formatException(  # noqa: N802
+        self,
+        ei: tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None],
+    ) -> str:
+        """The traceback as Python shows it."""
+        return "".join(traceback.format_exception(*ei)).rstrip("\n")
+
+
 class _Kept(logging.Handler):
     """Passes records on to Ray Serve's logger, which keeps them in a file that it rotates."""
 
@@ -66,7 +83,7 @@ def configure_logging(level: int = logging.INFO) -> None:
         handlers.append(_Kept())
     for handler in handlers:
         handler.addFilter(CorrelationFilter())
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(correlation_id)s] %(message)s"))
+        handler.setFormatter(_Formatter())
         logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False

@@ -21,8 +21,8 @@ LONGEST_LINE = 1 << 16
 """Bytes after which a line is given as it is: progress bars never end theirs."""
 
 _FILE = re.compile(r"worker-.*-(?P<pid>\d+)\.(?:out|err)|(?P<process>raylet|gcs_server)\b.*\.err")
-_ACTOR, _JOB = b":actor_name:", b":job_id:"
-"""How Ray's own lines in these files begin: whose process this has become."""
+_ACTOR, _TASK, _JOB = b":actor_name:", b":task_name:", b":job_id:"
+"""How Ray's own lines in these files begin: whose process this has become, and what it works on."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class LogFolder:
         for line in whole:
             if line.startswith(_ACTOR):
                 file.source = line.removeprefix(_ACTOR).decode(errors="replace")
-            elif not line.startswith(_JOB):
+            elif not line.startswith((_TASK, _JOB)):
                 lines.append(line.rstrip(b"\r").decode(errors="replace"))
         if lines:
             yield file.source, lines

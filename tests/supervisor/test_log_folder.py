@@ -32,7 +32,7 @@ def test_each_line_is_given_once_under_its_actors_name_or_its_process(tmp_path: 
     folder = LogFolder(tmp_path)
     assert new(folder) == {}
     for name, source in NAMES.items():
-        header = f":job_id:01000000\n:actor_name:{source}\n" if ":" in source else ""
+        header = f":job_id:01000000\n:actor_name:{source}\n:task_name:load\n" if ":" in source else ""
         add(tmp_path / name, f"{header}one\ntwo\r\n")
     for name in OTHERS:
         add(tmp_path / name, "not shown\n")
