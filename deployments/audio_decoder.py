@@ -22,11 +22,11 @@ class AudioDecoder:
     def __init__(self, max_s: float) -> None:
         self._process = DecodingProcess("deployments.audio_files:decode", max_s, LIMIT_S)
 
-    def decode(self, data: bytes) -> Samples:
-        """The file's sound: float32 in [-1, 1], mono, 16,000 samples per second. Raises `InvalidRequest`; also on a
-        file that ends the process."""
-        kind_of(data)
-        integers: Any = self._process.decode(data, "audio")
+    def decode(self, data: bytes, field: str = "audio") -> Samples:
+        """The file's sound: float32 in [-1, 1], mono, 16,000 samples per second. Raises `InvalidRequest` about `field`;
+        also on a file that ends the process."""
+        kind_of(data, field)
+        integers: Any = self._process.decode(data, field)
         return integers.astype("float32") / FULL  # type: ignore[no-any-return]
 
     @property

@@ -67,12 +67,12 @@ def decode(data: bytes, max_s: float) -> Pcm:
         raise refused("readable", f"is a {kind.upper()} file that contradicts itself") from exc
 
 
-def kind_of(data: bytes) -> str:
-    """`wav`, `flac`, `ogg` or `mp3`, by the first bytes. Raises `InvalidRequest` for all else."""
+def kind_of(data: bytes, field: str = "audio") -> str:
+    """`wav`, `flac`, `ogg` or `mp3`, by the first bytes. Raises `InvalidRequest` about `field` for all else."""
     for kind, magic in _MAGIC.items():
         if magic.match(data):
             return kind
-    raise refused("format", "is not a WAV, FLAC, OGG or MP3 file; send one of these")
+    raise InvalidRequest.of_field(field, "format", "is not a WAV, FLAC, OGG or MP3 file; send one of these")
 
 
 def refused(constraint: str, sentence: str) -> InvalidRequest:

@@ -21,7 +21,7 @@ from deployments.vllm_engine import check_engine
 from deployments.vllm_generation import GenerationBackend, GenerationEngine, load_engine
 from deployments.vllm_on_cpu import number_type
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError, InvalidRequest, Violation
+from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Event
 from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
 from rbee_serve.replica.composed_answer import Companion, composed
@@ -123,16 +123,9 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
             decoded = self._images.decode(image, path if field == "messages" else "image")
             media.setdefault("image", []).append(decoded)
         for path, audio in _files(turns, "audio"):
-            samples = self._heard(audio, path if field == "messages" else "audio")
+            samples = self._recordings.decode(audio, path if field == "messages" else "audio")
             media.setdefault("audio", []).append((samples, SAMPLE_RATE))
         return media
-
-    def _heard(self, audio: bytes, field: str) -> Any:
-        try:
-            return self._recordings.decode(audio)
-        except InvalidRequest as exc:  # the decoder calls each file `audio`
-            told = [Violation(field, violation.constraint, violation.message) for violation in exc.violations]
-            raise InvalidRequest.because(told) from exc
 
     def verify(self, worker_id: str) -> None:
         """Raise `ConfigurationError` where the model's chat template has no place for a picture that it could see."""

@@ -58,12 +58,13 @@ class HubConnection:
             del self._questions[number]
 
     async def _connect(self) -> Wire[FromHub]:
-        wire: Wire[FromHub] = Wire(FromHub, self._receive, self._lost)
+        connecting = asyncio.current_task()
+        wire: Wire[FromHub] = Wire(FromHub, self._receive, lambda: self._lost(connecting))
         try:
             async with asyncio.timeout(CONNECT_S):
                 await connect(await self._reach(), wire)
         except BaseException:
-            if self._wire is asyncio.current_task():
+            if self._wire is connecting:
                 self._wire = None
             raise
         return wire
@@ -80,7 +81,9 @@ class HubConnection:
         if answer is not None and not answer.done():
             answer.set_result(value)
 
-    def _lost(self) -> None:
+    def _lost(self, connecting: asyncio.Task[Any] | None) -> None:
+        if self._wire is not connecting:  # one that had been given up
+            return
         self._wire = None
         for answer in self._questions.values():
             if not answer.done():
