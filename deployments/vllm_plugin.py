@@ -1,8 +1,9 @@
 """Loaded by vLLM in each of its own processes (entry point group `vllm.general_plugins`).
 
-It makes our loader known there (`vllm_loader`), and keeps the processes from outliving their replica: one whose worker
-replica was killed would keep its memory, and its GPU, for ever, since vLLM watches its children, but nobody watches the
-parent. So every engine process looks once a second whether its parent is still there.
+It makes our loader known there (`vllm_loader`), lets who waits sleep (`vllm_waiting`), and keeps the processes from
+outliving their replica: one whose worker replica was killed would keep its memory, and its GPU, for ever, since vLLM
+watches its children, but nobody watches the parent. So every engine process looks once a second whether its parent is
+still there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 
 from deployments.vllm_engine import OWNER_PID
 from deployments.vllm_loader import register_loader
+from deployments.vllm_waiting import let_waiters_sleep
 
 PERIOD_S = 1.0
 
@@ -23,6 +25,7 @@ def register() -> None:
     if OWNER_PID not in os.environ:
         return
     register_loader()
+    let_waiters_sleep()
     if multiprocessing.parent_process() is None:  # the replica itself
         return
     threading.Thread(target=_leave_with, args=(os.getppid(),), name="rbee-orphan-watch", daemon=True).start()
