@@ -1,9 +1,9 @@
 """How vLLM's engine and its worker process wait for each other on a CPU.
 
-They exchange messages in shared memory, and whoever waits looks at it without a pause for as long as a second: on two
-cores half of the CPU time of a token of SmolLM2-135M, on a core that other processes need, so that the first token came
-44 ms of 358 later. vLLM has no setting for that. Here the pauses grow with what has been waited, so a wait takes an
-eighth longer at most, and never more than half a millisecond.
+They exchange messages in shared memory, and whoever waits looks at it without a pause for as long as a second: nearly
+half of the CPU time of a token of SmolLM2-135M, on a core that all other processes need. vLLM has no setting for that.
+Here the pauses grow with what has been waited, so a wait takes an eighth longer at most, and never more than half a
+millisecond. (vLLM's own notification of a message, for which it waits after that second, is mostly lost.)
 """
 
 from __future__ import annotations
