@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from deployments import vllm_waiting
-from deployments.vllm_waiting import AT_ONCE_S, LONGEST_PAUSE_S, SPIN_S, pause_s, sleeping
+from deployments.vllm_waiting import AT_ONCE_S, LONGEST_PAUSE_S, LOOK_MS, SPIN_S, pause_s, sleeping
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ class Spin:
         self.waits.append(timeout_ms)
 
 
-def test_it_looks_at_once_then_sleeps_then_waits_as_vllm_does_and_anew_after_each_message(
+def test_it_looks_at_once_then_sleeps_then_waits_to_be_told_and_begins_anew_after_each_message(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now, slept, yielded = [100.0], list[float](), list[float]()
@@ -51,8 +51,9 @@ def test_it_looks_at_once_then_sleeps_then_waits_as_vllm_does_and_anew_after_eac
     condition.wait(1000)
     assert (len(yielded), slept, condition.waits) == (1, [LONGEST_PAUSE_S], [])
     now[0] += SPIN_S
-    condition.wait(1000)
-    assert (len(yielded), len(slept), condition.waits) == (1, 1, [1000])
+    for timeout_ms in (5000, 7, None):
+        condition.wait(timeout_ms)
+    assert (len(yielded), len(slept), condition.waits) == (1, 1, [LOOK_MS, 7, LOOK_MS])
     condition.record_read()
     condition.wait(1000)
     assert (len(yielded), len(slept), condition.reads) == (2, 1, 1)
