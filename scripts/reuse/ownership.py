@@ -14,15 +14,16 @@ def owned_modules(root: Path, worker_types: Mapping[str, str]) -> dict[str, dict
     """For each worker type of the registry its modules in `deployments`, by name, with their files.
 
     They are the one that the registry names and what that imports, directly or not, a module that is named in a string
-    as well, as engines and decoders are. A module that no type imports, such as a plugin of an engine, belongs to the
-    types whose modules it imports. What a family of types has in common belongs to each of them.
+    as well, as engines and decoders are. A module that no type imports, such as a plugin of an engine, belongs with all that
+    it imports to the types whose modules it imports. What a family of types has in common belongs to each of them.
     """
     files = _modules(root)
     imports = {module: _imported(path, files) for module, path in files.items()}
     owned = {name: _reachable([path.partition(":")[0]], imports) for name, path in worker_types.items()}
     unclaimed = files.keys() - set().union(*owned.values())
     for modules in owned.values():
-        modules |= {module for module in unclaimed if not modules.isdisjoint(_reachable([module], imports))}
+        plugins = [module for module in unclaimed if not modules.isdisjoint(_reachable([module], imports))]
+        modules |= _reachable(plugins, imports)
     return {name: {module: files[module] for module in sorted(modules)} for name, modules in owned.items()}
 
 

@@ -62,10 +62,11 @@ def test_a_module_that_no_type_imports_belongs_to_those_whose_modules_it_imports
         ["llm", "echo"],
         llm="import deployments.vllm_engine",
         vllm_engine="",
-        vllm_plugin="import deployments.vllm_engine",
+        vllm_plugin="import deployments.vllm_engine, deployments.vllm_waiting",
+        vllm_waiting="",
         echo="",
     )
-    assert found == {"llm": ["llm", "vllm_engine", "vllm_plugin"], "echo": ["echo"]}
+    assert found == {"llm": ["llm", "vllm_engine", "vllm_plugin", "vllm_waiting"], "echo": ["echo"]}
 
 
 def test_every_module_of_ours_belongs_to_a_type_or_is_common() -> None:
