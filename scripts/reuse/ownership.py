@@ -14,8 +14,9 @@ def owned_modules(root: Path, worker_types: Mapping[str, str]) -> dict[str, dict
     """For each worker type of the registry its modules in `deployments`, by name, with their files.
 
     They are the one that the registry names and what that imports, directly or not, a module that is named in a string
-    as well, as engines and decoders are. A module that no type imports, such as a plugin of an engine, belongs with all that
-    it imports to the types whose modules it imports. What a family of types has in common belongs to each of them.
+    as well, as engines and decoders are. A module that no type imports, such as a plugin of an engine, belongs to the
+    types whose modules it imports, and so does all else that it imports. What a family of types has in common belongs
+    to each of them.
     """
     files = _modules(root)
     imports = {module: _imported(path, files) for module, path in files.items()}
