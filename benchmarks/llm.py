@@ -240,7 +240,10 @@ def _options() -> argparse.Namespace:
         "--ray-llm", type=Path, help="Ray Serve LLM too; a folder with pyarrow and jsonref, made by pip"
     )
     parser.add_argument("--one-layer", action="store_true", help="P2: a model that costs next to nothing")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.beside and set(options.sides) != {OURS, VLLM}:
+        parser.error("--beside needs both sides")
+    return options
 
 
 if __name__ == "__main__":

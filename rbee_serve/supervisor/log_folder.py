@@ -1,6 +1,6 @@
 """What Ray's processes on this machine write into its log folder, line by line as it comes.
 
-Ray has a process for that, which looks at every open file ten times a second: 1 % of a core and 60 MB. This looks at
+Ray has a process for that, which looks at every open file ten times a second: 1 % of a core and 50 MB. This looks at
 the sizes of the files, twice a second, in a thread of the supervisor.
 """
 

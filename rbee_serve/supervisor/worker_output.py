@@ -28,9 +28,7 @@ def show_worker_output(show: Callable[[str], None], verbose: bool, logs: Path) -
 
     def take_batch(batch: Mapping[str, Any]) -> None:
         """Of the log monitor that Ray has on every other machine."""
-        source = str(batch.get("actor_name") or batch.get("pid") or "ray")
-        if source != "autoscaler":  # a report of the resources every five seconds
-            take(source, batch.get("lines", ()))
+        take(str(batch.get("actor_name") or batch.get("pid") or "ray"), batch.get("lines", ()))
 
     ray._private.worker._worker_logs_enabled = verbose  # what Ray says of its own, such as retries while it is stopped
     dispatcher.remove_handler("ray_print_logs")

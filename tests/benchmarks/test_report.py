@@ -31,6 +31,16 @@ def test_the_control_stands_beside_what_it_qualifies() -> None:
     assert line == ["events/s", "ours / theirs", "2.25", "2.25 … 2.25", "2", "≥ 1.5 / 3", "must", "1.25 … 1.25"]
 
 
+def test_a_control_in_milliseconds_does_not_stand_beside_a_ratio() -> None:
+    rows = rows_of("first byte, ms", ours=4.0, ours_again=5.0, theirs=2.0)
+    asked = [
+        Comparison("first byte, ms", "ours again", "ours", kind="difference"),
+        Comparison("first byte, ms", "ours", "theirs", kind="difference"),
+        Comparison("first byte, ms", "ours", "theirs", kind="ratio at most"),
+    ]
+    assert [line[-1] for line in told(rows, asked)] == ["+1.0 … +1.0", ""]
+
+
 def test_the_report_reads_what_was_saved_and_names_what_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

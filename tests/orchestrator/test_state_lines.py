@@ -154,3 +154,14 @@ async def test_nobody_without_the_key_is_listened_to() -> None:
         with pytest.raises(ConnectionError):
             await stranger.push(state(), 1)
         assert hub.roster.worker("echo-0").replicas == ()
+
+
+async def test_a_connection_that_was_given_up_does_not_end_the_one_after_it() -> None:
+    async with hub_and_line() as (hub, line):
+        first = await line.watch(-1, 60)
+        watching = asyncio.create_task(line.watch(first.version, 60))
+        await asyncio.sleep(0.05)
+        line._lost(asyncio.current_task())  # what an older one says when it is closed at last
+        await line.push(state(), 1)
+        assert (await watching).version > first.version
+        assert hub.reached == 1
