@@ -12,6 +12,7 @@ from tests.conftest import APPLICATION
 from tests.served.bad_http import MIB
 from tests.served.bad_json import INFER, WORKER
 from tests.served.doors import PROXIES, Door
+from tests.served.measured import measured
 from tests.served.waiting import eventually
 
 INTERNAL = re.compile(
@@ -19,6 +20,8 @@ INTERNAL = re.compile(
 )
 """Nothing like it stands in an answer."""
 NEIGHBOUR = "what-somebody-else-has-asked"
+ANSWER_S = 1.0
+"""So soon the neighbour is answered; what takes longer stands in the fault table, and far longer is a failure."""
 
 
 class Ward:
@@ -37,7 +40,8 @@ class Ward:
         began = time.monotonic()
         good = self._good_request()
         assert (good.status_code, good.json()["text"]) == (200, NEIGHBOUR)
-        assert time.monotonic() - began < 1
+        if (took_s := time.monotonic() - began) > ANSWER_S:
+            measured("bad input", "a neighbour's answer after it", took_s, ANSWER_S)
         eventually(lambda: self._door.state(WORKER) == "idle", 2)
         self._processes = [self._still_there(process) for process in self._processes]
         used = self._used()
