@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import in_threads
+from benchmarks.load import batched, in_threads
 from benchmarks.method import (
     Comparison,
     Reading,
@@ -37,6 +37,7 @@ from benchmarks.method import (
     side_table,
 )
 from benchmarks.processes import Stopwatch, one_process
+from benchmarks.random_models import jpeg_files, vit_base
 from benchmarks.servers import Server, ours
 
 OURS, LIBRARY = "rbee-serve", "transformers"
@@ -121,22 +122,8 @@ def _library_turn(
 
 def make(folder: Path, pictures: int) -> list[bytes]:
     """The model's files, in `folder`; and that many pictures to classify."""
-    import numpy
-    import torch
-    from PIL import Image
-    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
-
-    torch.manual_seed(0)
-    ViTForImageClassification(ViTConfig(num_labels=1000)).save_pretrained(folder)
-    ViTImageProcessor().save_pretrained(folder)
-    generator = numpy.random.default_rng(0)
-    files = []
-    for _ in range(pictures):
-        small = generator.integers(0, 256, (12, 16, 3), dtype="uint8")
-        file = io.BytesIO()
-        Image.fromarray(small).resize(SIZE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-        files.append(file.getvalue())
-    return files
+    vit_base(folder)
+    return jpeg_files(pictures, SIZE)
 
 
 _loaded: list[Any] = []
@@ -157,14 +144,10 @@ def classify(model: Path, threads: int, files: list[bytes], batch: int) -> tuple
     net, processor = _loaded
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     with torch.inference_mode():
-        for part in _batched(files, batch):
+        for part in batched(files, batch):
             pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in part]
             net(**processor(images=pictures, return_tensors="pt")).logits.softmax(-1).topk(5)
     return time.perf_counter() - wall_s, time.process_time() - cpu_s
-
-
-def _batched(files: list[bytes], size: int) -> list[list[bytes]]:
-    return [files[start : start + size] for start in range(0, len(files), size)]
 
 
 def best_batch(model: Path, threads: int, files: list[bytes]) -> int:

@@ -20,6 +20,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
+from typing import TypeVar
+
+ItemT = TypeVar("ItemT")
 
 FRAME = b"data: "
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
@@ -29,6 +32,11 @@ _BUFFER = 256 * 1024
 
 class LoadError(Exception):
     """A server did not answer as it should have, or a load generator is missing."""
+
+
+def batched(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
+    """`items`, so many at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def in_threads(work: Callable[[int], str | None], clients: int) -> None:

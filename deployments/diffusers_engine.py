@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from deployments.cuda_graphs import GraphedForward, cuda_recorder
 from deployments.diffusers_loader import Options
 from deployments.latent_colors import LatentColors, is_grid, palette
 from deployments.picture_order import Bounds, Order, Task, parameters
@@ -32,7 +33,8 @@ PROBE_STEPS = 50
 
 LARGE_BLOCK = 10_000_000
 """Parameters of a block of the denoiser through which a pass may take so long on a CPU that there must be steps within.
-A hook for each layer takes a twentieth of a small denoiser's time; other models run once for a picture."""
+A hook for each layer takes a twentieth of a small denoiser's time; other models run once for a picture. A GPU is only
+told what to do, so there a step within a pass would say nothing."""
 
 WORKING_LAYERS = 2
 """What a pass holds at once, as a multiple of what goes into its largest layer and comes out of it."""
@@ -56,14 +58,21 @@ class DiffusersEngine:
         self._models = [part for part in pipeline.components.values() if isinstance(part, self._torch.nn.Module)]
         self._dtypes = [model.dtype for model in self._models]
         self._step: Callable[[], None] = lambda: None
+        self._denoising: GraphedForward | None = None
+        self._told: Any = None
+        """The end of the last step that the GPU was told to do, as an event."""
         self.bounds = Bounds(self._pipelines, tuple(options.lora_modules), options.max_side)
         """What it can make."""
         self._colors, self._bytes_per_pixel = self._probe()
         self.bounds.previews = self._colors is not None
+        if device.backend == "cuda" and not options.enforce_eager:
+            denoiser = _denoiser(pipeline)
+            denoiser.forward = self._denoising = GraphedForward(denoiser.forward, cuda_recorder("cuda"))
         for model in self._models:
             large = LARGE_BLOCK if model is _denoiser(pipeline) else 0
-            for block in self._blocks(model, large):
-                block.register_forward_pre_hook(lambda *_: self._step())
+            if not large or device.backend == "cpu":
+                for block in self._blocks(model, large):
+                    block.register_forward_pre_hook(lambda *_: self._step())
 
     def draw(self, order: Order, outlet: Outlet[Progress | Drawn]) -> None:
         """Put each picture into `outlet`, with the progress and the previews before it."""
@@ -93,11 +102,21 @@ class DiffusersEngine:
         tensors: Any,
     ) -> dict[str, Any]:
         """What the pipeline calls after each step of a picture, with its own arguments last."""
+        self._keep_pace()
         step, total = index + 1, getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
         outlet.put(Progress(step=number * total + step, total=total * len(order.seeds)))
         if self._colors and order.preview_every and step % order.preview_every == 0 and step < total:
             outlet.put(Drawn(self._colors.picture(tensors["latents"], order.width / order.height), step))
         return {}
+
+    def _keep_pace(self) -> None:
+        """Let the GPU be no more than one step behind what it has been told: a step that is told of is done, or the
+        next thing to be done, and who leaves has not long to wait."""
+        if self._device.backend == "cuda":
+            before, self._told = self._told, self._torch.cuda.Event()
+            self._told.record()
+            if before is not None:
+                before.synchronize()
 
     def _make(self, order: Order, seed: int, on_step: Callable[..., dict[str, Any]]) -> Any:
         """What the pipeline makes of that seed."""
@@ -106,6 +125,8 @@ class DiffusersEngine:
             self._pipeline.set_adapters(order.lora)
         elif self._options.lora_modules:
             self._pipeline.disable_lora()
+        if self._denoising is not None:
+            self._denoising.weights = order.lora
         if order.task not in self._pipelines:
             order = order.all_anew(with_mask="mask" in self._pipelines)
         pipeline = self._pipelines[order.task]

@@ -38,6 +38,9 @@ class Options(BaseModel):
     """The guidance where a request names none; the pipeline's own if left out."""
     lora_modules: dict[str, str] = Field(default_factory=dict)
     """LoRA adapters by the name that requests use, each as a `model_ref`."""
+    enforce_eager: bool = False
+    """Whether a GPU is told each operation of each step, as vLLM calls it; if not, a step is recorded as a CUDA graph
+    and told in one call, which takes some of the GPU's memory."""
     safety_checker: bool = True
     """Whether the model's safety checker blacks out what it finds unsafe, where the model has one."""
 

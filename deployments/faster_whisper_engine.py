@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from deployments.transcriber import Heard, Windows, Wish
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.outputs import SegmentOutput, TimedWord
+from rbee_serve.replica.device import usable_cores
 from rbee_serve.replica.model_files import Format, prepare
 from rbee_serve.replica.room import require_room
 from rbee_serve.worker import LoadContext
@@ -83,7 +83,7 @@ def load(context: LoadContext, options: dict[str, Any], windows: Windows) -> Fas
             device="cuda" if on_gpu else "cpu",
             device_index=list(range(len(context.device.indices))),  # as CUDA_VISIBLE_DEVICES numbers them
             compute_type=options.pop("compute_type", "float16" if on_gpu else "int8"),
-            cpu_threads=context.worker.threads or len(os.sched_getaffinity(0)),
+            cpu_threads=context.worker.threads or usable_cores(),
             local_files_only=True,
         )
     except ValueError as exc:

@@ -21,6 +21,7 @@ from pydantic import Field
 from deployments.audio_encoding import faded
 from deployments.musicgen_stream import MusicStream, can_stream
 from deployments.speech_engine import EngineOptions, Order, Piece, cut, parse_options
+from deployments.torch_device import torch_device
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.replica.model_files import check_local, prepare
@@ -75,7 +76,7 @@ def load(context: LoadContext) -> TransformersEngine:
     context.report(LoadProgress(stage="loading_to_vram"))
     transformers = importlib.import_module("transformers")
     kind = transformers.AutoConfig.from_pretrained(folder).model_type
-    device = "cuda" if context.device.backend == "cuda" else "cpu"
+    device = torch_device(context.device)
     extras = {}
     if kind in SPECTROGRAM:
         if options.vocoder is None:

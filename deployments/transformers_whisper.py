@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from deployments.audio_files import SAMPLE_RATE
+from deployments.torch_device import torch_device
 from deployments.transcriber import Heard, Windows, Wish
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.outputs import SegmentOutput, TimedWord
@@ -182,4 +183,5 @@ def load(context: LoadContext, options: dict[str, Any], windows: Windows) -> Tra
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
-    return TransformersWhisper(model.to("cuda:0" if on_gpu else "cpu").eval(), tokenizer, extractor, options, windows)
+    model = model.to(torch_device(context.device)).eval()
+    return TransformersWhisper(model, tokenizer, extractor, options, windows)

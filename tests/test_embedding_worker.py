@@ -24,7 +24,8 @@ from rbee_serve.model_ref import PackageModel, parse_model_ref
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.validation import parse_object
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.worker import LoadContext
+from tests import devices
 from tests.conftest import EMBEDDING_MODEL
 
 pytestmark = [
@@ -45,7 +46,7 @@ OPTIONS: dict[str, Any] = {"prompts": {"query": "Find what answers: "}, "matryos
 
 def loaded(model_ref: str = EMBEDDING_MODEL, **engine: Any) -> EmbeddingBackend:
     worker = WorkerConfig(id="embedding-0", type="embedding", model_ref=model_ref, engine=engine)
-    return load(LoadContext(worker, Device("cpu"), lambda progress: None))
+    return load(LoadContext(worker, devices.DEVICE, lambda progress: None))
 
 
 def folder() -> Path:
@@ -70,7 +71,7 @@ def library() -> Any:
     """The bare library on the same files."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(folder()), device="cpu", prompts=OPTIONS["prompts"])
+    return SentenceTransformer(str(folder()), device=devices.NAME, prompts=OPTIONS["prompts"])
 
 
 async def events(backend: EmbeddingBackend, fields: dict[str, Any]) -> list[Event[Any]]:
@@ -286,7 +287,7 @@ async def test_a_decoder_that_is_padded_on_the_left_and_read_at_its_last_token_g
     library = SentenceTransformer(
         modules=[Transformer(str(tmp_path / "decoder")), Pooling(32, pooling_mode="lasttoken")],
         prompts={"query": "Find what answers: "},
-        device="cpu",
+        device=devices.NAME,
     )
     library.save(str(tmp_path / "model"))
     backend = loaded(f"file:{tmp_path}/model", is_matryoshka=True)

@@ -16,7 +16,8 @@ from rbee_serve.events import End, Metrics, Narration, Output, Started
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.validation import parse_object
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.worker import LoadContext
+from tests import devices
 from tests.tiny_cross_encoder import tiny_cross_encoder
 
 pytestmark = [
@@ -37,7 +38,7 @@ DOCUMENTS = [
 
 def loaded(folder: Path, **engine: Any) -> RerankBackend:
     worker = WorkerConfig(id="reranker-0", type="reranker", model_ref=f"file:{folder}", engine=engine)
-    return load(LoadContext(worker, Device("cpu"), lambda progress: None))
+    return load(LoadContext(worker, devices.DEVICE, lambda progress: None))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def backend(folder: Path) -> RerankBackend:
 def library(folder: Path) -> Any:
     from sentence_transformers import CrossEncoder
 
-    return CrossEncoder(str(folder), device="cpu")
+    return CrossEncoder(str(folder), device=devices.NAME)
 
 
 async def ranked(backend: RerankBackend, query: str, *documents: str, **fields: Any) -> list[dict[str, Any]]:
@@ -136,7 +137,7 @@ async def test_a_language_model_that_says_yes_or_no_ranks_as_the_library_does(tm
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 30522, "max_position_embeddings": 128}
     Qwen3ForCausalLM(Qwen3Config(**sizes, **heads)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    library = CrossEncoder(str(tmp_path), device="cpu")
+    library = CrossEncoder(str(tmp_path), device=devices.NAME)
     found = await ranked(loaded(tmp_path), QUERY, *DOCUMENTS)
     expected = library.rank(QUERY, DOCUMENTS, batch_size=1)
     assert [one["index"] for one in found] == [one["corpus_id"] for one in expected]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -43,6 +44,13 @@ def _metal_is_there() -> bool:
     except ModuleNotFoundError:
         return False
     return bool(torch.backends.mps.is_available())
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS
 
 
 def set_threads(worker: WorkerConfig) -> None:

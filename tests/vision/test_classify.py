@@ -28,7 +28,8 @@ from rbee_serve.outputs import LabelOutput
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.validation import parse_object
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.worker import LoadContext
+from tests import devices
 from tests.vision.pictures import encoded, picture
 from tests.vision.tiny_models import random_clip, random_siglip, random_vit
 
@@ -66,7 +67,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def context(folder: Path, **engine: Any) -> LoadContext:
     worker = WorkerConfig(id="vision-0", type="vision", model_ref=f"file:{folder}", engine=engine)
-    return LoadContext(worker, Device("cpu"), lambda progress: None)
+    return LoadContext(worker, devices.DEVICE, lambda progress: None)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def pipelines(folders: dict[str, Path]) -> dict[str, Any]:
 
     tasks = {"vit": "image-classification"}
     return {
-        name: pipeline(tasks.get(name, "zero-shot-image-classification"), model=str(folder), device="cpu")
+        name: pipeline(tasks.get(name, "zero-shot-image-classification"), model=str(folder), device=devices.NAME)
         for name, folder in folders.items()
     }
 
@@ -250,8 +251,9 @@ async def test_a_vector_is_that_of_the_bare_library(folders: dict[str, Path], pi
             for file in FILES.values():
                 with Image.open(io.BytesIO(file)) as image, torch.inference_mode():
                     upright = ImageOps.exif_transpose(image).convert("RGB")
-                    expected = bare.model.get_image_features(**bare.image_processor(upright, return_tensors="pt"))
-                row = expected.pooler_output[0].numpy()
+                    inputs = bare.image_processor(upright, return_tensors="pt").to(devices.NAME)
+                    expected = bare.model.get_image_features(**inputs)
+                row = expected.pooler_output[0].cpu().numpy()
                 work = ordered(Started.now("job", "model"), backend.execute(EmbedRequest(image=file)))
                 result = (await collect(work, vision_embed.SPEC.outputs)).output
                 assert result["dim"] == len(row)
