@@ -1,6 +1,6 @@
 """A model's pass on a GPU, told to it in one call.
 
-The processor tells a GPU each of the thousands of operations of a pass, and may take longer for that than the GPU takes
+The processor tells a GPU each of the hundreds of operations of a pass, and may take longer for that than the GPU takes
 to do them: a pass of Stable Diffusion 1.5 takes an H100 11 ms, and to tell it takes 48 (benchmarks/RESULTS.md). A CUDA
 graph is a pass that was recorded. It reads its inputs where they lay then and leaves its outputs where they were then,
 so both are copied.
@@ -18,9 +18,8 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MOST = 4
-"""Passes that are kept, the last ones that were needed."""
-RECENT = 4
-"""A pass is recorded when its like was among so many before it. What changes with each step never is."""
+"""Passes that are kept where nobody says how many: the last ones that were needed. A pass is recorded when its like was
+among so many before it, so what changes with each step never is."""
 WARM_UPS = 2
 """Passes before one is recorded, in which libraries choose their ways and allocate what they keep."""
 DIFFERENCE = 0.01
@@ -39,13 +38,13 @@ class GraphedForward:
     A recorded pass is good for inputs of the same form: tensors of the same shapes and types, and else the same values.
     """
 
-    def __init__(self, forward: Callable[..., Any], record: Record) -> None:
+    def __init__(self, forward: Callable[..., Any], record: Record, most: int = MOST) -> None:
         functools.update_wrapper(self, forward)
-        self._forward, self._record = forward, record
+        self._forward, self._record, self._most = forward, record, most
         self._tree = importlib.import_module("torch.utils._pytree")
         self._is_tensor = importlib.import_module("torch").is_tensor
         self._passes: OrderedDict[Hashable, Replay | None] = OrderedDict()
-        self._recent: deque[Hashable] = deque(maxlen=RECENT)
+        self._recent: deque[Hashable] = deque(maxlen=most)
         self.weights: Hashable = None
         """Names the state of the weights; to be set by whoever changes them, to an adapter's, say."""
 
@@ -80,7 +79,7 @@ class GraphedForward:
             arguments, named = self._tree.tree_unflatten(all_leaves, structure)
             return self._forward(*arguments, **named)
 
-        while len(self._passes) >= MOST:
+        while len(self._passes) >= self._most:
             self._passes.popitem(last=False)
         try:
             replay = self._record(run, tensors)

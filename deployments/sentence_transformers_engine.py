@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from deployments.cuda_graphs import GraphedForward, cuda_recorder
 from deployments.embedding_engine import EmbeddingEngine, EmbeddingOptions, ModelCard, Tokens, Vector
 from deployments.packed_texts import CannotPack, packed, use_packed_attention
 from deployments.sentence_transformers_model import ModelOptions, batcher, check_gpus, load_model
@@ -24,8 +25,19 @@ PACKED_COSINE = 0.99999
 """Between the library's vectors and packed ones, at least: nothing but the order of sums is different there."""
 
 
+LARGEST_GRAPH = 8192
+"""Tokens of a batch, padding included, from which on the GPU is the limit, and not the processor that tells it what to
+do."""
+MOST_GRAPHS = 64
+"""Sizes of batches for which a pass is kept."""
+
+
 class Options(EmbeddingOptions, ModelOptions):
     """`engine:` of a worker on sentence-transformers."""
+
+    enforce_eager: bool = False
+    """Whether a GPU is told each operation of each batch, as vLLM calls it; if not, passes of small batches are
+    recorded as CUDA graphs, for a few sizes to which they are padded."""
 
 
 def check(worker: WorkerConfig, options: Options) -> None:
@@ -37,9 +49,21 @@ def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, Mode
     """Load the model into this process. Raises `ConfigurationError`, `InsufficientVram`, `InsufficientResources`."""
     model, folder = load_model("SentenceTransformer", context, options)
     card = ModelCard(folder, options)
-    encoder = _Encoder(model, packs=context.device.backend == "cpu" and options.attn_implementation is None)
+    backend = context.device.backend
+    encoder = _Encoder(
+        model,
+        packs=backend == "cpu" and options.attn_implementation is None,
+        graphs=backend == "cuda" and not options.enforce_eager,
+    )
     encoder.verify(next(filter(None, card.prompts.values()), ""), context.worker.id)
     return SentenceTransformersEngine(encoder, context, options), card
+
+
+def rounded(rows: int, longest: int, most: int) -> tuple[int, int]:
+    """The size to which a batch is padded that is to be like others: rows to a power of two, and the tokens of each, of
+    which there may be `most`, to an eighth of one."""
+    eighth = max(8, 1 << max(0, longest.bit_length() - 3))
+    return 1 << (rows - 1).bit_length(), max(longest, min(most, -(-longest // eighth) * eighth))
 
 
 class SentenceTransformersEngine:
@@ -66,11 +90,13 @@ class SentenceTransformersEngine:
 
 
 class _Encoder:
-    """What `SentenceTransformer.encode` does, less reading the texts anew; and less the padding, if it `packs`."""
+    """What `SentenceTransformer.encode` does, less reading the texts anew; less the padding, if it `packs`; by passes
+    that were recorded before, if it `graphs`."""
 
-    def __init__(self, model: Any, *, packs: bool) -> None:
+    def __init__(self, model: Any, *, packs: bool, graphs: bool = False) -> None:
         self.model = model
         self.packs = packs
+        self._graphed = GraphedForward(self._pass, cuda_recorder("cuda"), MOST_GRAPHS) if graphs else None
         self._first_position = 0
         self._numpy = importlib.import_module("numpy")
         self._torch = importlib.import_module("torch")
@@ -82,11 +108,20 @@ class _Encoder:
                 return self._run(packed(texts, self._first_position))
             except CannotPack:
                 self.packs = False
-        return self._run(self._padded(texts))
+        rows, longest = rounded(len(texts), max(map(len, texts)), int(self.model.max_seq_length))
+        if self._graphed is None or rows * longest > LARGEST_GRAPH:
+            return self._run(self._padded(texts))
+        features = self._padded([*texts, *texts[:1] * (rows - len(texts))], longest)
+        with self._torch.inference_mode():
+            found = self._graphed(features["input_ids"], features["attention_mask"])
+            return found[: len(texts)].float().cpu().numpy()
 
-    def _padded(self, texts: Sequence[Tokens]) -> dict[str, Any]:
+    def _pass(self, tokens: Any, mask: Any) -> Any:
+        return self.model({"input_ids": tokens, "attention_mask": mask})["sentence_embedding"]
+
+    def _padded(self, texts: Sequence[Tokens], longest: int = 0) -> dict[str, Any]:
         numpy, tokenizer = self._numpy, self.model.tokenizer
-        longest = max(map(len, texts))
+        longest = longest or max(map(len, texts))
         tokens = numpy.full((len(texts), longest), tokenizer.pad_token_id or 0, dtype=numpy.int64)
         mask = numpy.zeros_like(tokens)
         for row, text in enumerate(texts):

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from deployments.cuda_graphs import GraphedForward
 from deployments.embedding import SPEC, EmbeddingBackend, EmbeddingRequest, load
+from deployments.sentence_transformers_engine import rounded
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Started
@@ -27,6 +29,7 @@ from rbee_serve.validation import parse_object
 from rbee_serve.worker import LoadContext
 from tests import devices
 from tests.conftest import EMBEDDING_MODEL
+from tests.graph_recorder import Recorder
 
 pytestmark = [
     pytest.mark.model,
@@ -115,6 +118,30 @@ async def test_vectors_are_those_of_the_bare_library_alone_and_in_batches_of_all
     together = await embedded(backend, *texts)
     assert min(cosine(found, wanted) for found, wanted in zip(alone, expected, strict=True)) >= 0.99999
     assert min(cosine(found, wanted) for found, wanted in zip(together, expected, strict=True)) >= 0.99999
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((1, 5), (1, 8)), ((3, 9), (4, 16)), ((9, 33), (16, 40)), ((100, 65), (128, 80)), ((2, 250), (2, 256)),
+     ((1, 256), (1, 256)), ((64, 1), (64, 8))],
+)  # fmt: skip
+def test_batches_are_padded_to_sizes_of_which_there_are_few(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert rounded(*size, most=256) == expected
+
+
+async def test_vectors_by_passes_that_were_recorded_are_those_of_the_bare_library(
+    library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, recorder = loaded(), Recorder()
+    encoder = backend._engine._batcher._run.__self__
+    monkeypatch.setattr(encoder, "packs", False)
+    monkeypatch.setattr(encoder, "_graphed", GraphedForward(encoder._pass, recorder, most=64))
+    for _ in range(3):
+        for texts in (["one"], ["one two three", "a b c d e f g", "one"], ["word " * 200, "one"]):
+            found, expected = await embedded(backend, *texts), library.encode(texts, batch_size=1)
+            assert min(cosine(vector, wanted) for vector, wanted in zip(found, expected, strict=True)) >= 0.99999
+    assert 2 <= recorder.recorded < recorder.replayed
+    backend.close()
 
 
 async def test_many_requests_at_once_get_each_its_own_vectors(backend: EmbeddingBackend, library: Any) -> None:

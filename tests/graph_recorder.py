@@ -1,0 +1,28 @@
+"""A recorder of passes for `GraphedForward` that needs no GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+class Recorder:
+    """Counts what is recorded and what is replayed."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+        self.fails = False
+
+    def __call__(self, run: Callable[[Sequence[Any]], Any], tensors: Sequence[Any]) -> Callable[[Sequence[Any]], Any]:
+        self.recorded += 1
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        inputs = [tensor.clone() for tensor in tensors]
+
+        def replay(given: Sequence[Any]) -> Any:
+            self.replayed += 1
+            for tensor, value in zip(inputs, given, strict=True):
+                tensor.copy_(value)
+            return run(inputs)
+
+        return replay
