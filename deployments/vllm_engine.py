@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from deployments.vllm_cpu_worker import worker_options
 from deployments.vllm_loader import LOAD_FORMAT, listening
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
@@ -49,6 +50,7 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
     else:
         options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         options["enforce_eager"] = True
+        options |= worker_options()
     check_engine(context.worker)
     chosen = engine_choices(context.worker)
     if chosen.get("load_format") == "auto":
