@@ -64,7 +64,7 @@ RUNS = (
         "the first token, one request in a turn",
         "llm",
         "llm-first-token",
-        "--clients 1 --rounds 1 --tokens 3 --beside --blocks 24",
+        "--clients 1 --rounds 1 --tokens 3 --beside --blocks 12",
         compare="first_token_comparisons",
     ),
     Run(
