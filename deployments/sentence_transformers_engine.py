@@ -111,7 +111,7 @@ class _Encoder:
         rows, longest = rounded(len(texts), max(map(len, texts)), int(self.model.max_seq_length))
         if self._graphed is None or rows * longest > LARGEST_GRAPH:
             return self._run(self._padded(texts))
-        features = self._padded([*texts, *texts[:1] * (rows - len(texts))], longest)
+        features = self._padded([*texts, *[texts[0]] * (rows - len(texts))], longest)
         with self._torch.inference_mode():
             found = self._graphed(features["input_ids"], features["attention_mask"])
             return found[: len(texts)].float().cpu().numpy()

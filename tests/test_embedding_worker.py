@@ -133,7 +133,8 @@ async def test_vectors_by_passes_that_were_recorded_are_those_of_the_bare_librar
     library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, recorder = loaded(), Recorder()
-    encoder = backend._engine._batcher._run.__self__
+    engine: Any = backend._engine
+    encoder = engine._batcher._run.__self__
     monkeypatch.setattr(encoder, "packs", False)
     monkeypatch.setattr(encoder, "_graphed", GraphedForward(encoder._pass, recorder, most=64))
     for _ in range(3):
