@@ -82,9 +82,11 @@ def _start(
         try:
             cluster.start_ray(display.line, verbose)
             stop.install()
+            stop.check()
             cluster.check_resources()
             display.step("starting Ray Serve")
             cluster.start_serve()
+            stop.check()
         except RuntimeError as exc:
             if stop.asked:  # the signal came in the middle of it
                 raise Stopped from exc

@@ -41,13 +41,18 @@ class StopSignal:
         """Wait for a signal; whether one came."""
         return self._asked.wait(seconds)
 
+    def check(self) -> None:
+        """Raise `Stopped` if a signal came. To be called between steps: Python drops what a handler raises where nobody
+        could catch it, as in the callbacks of a fork."""
+        if self.asked:
+            raise Stopped
+
     @contextmanager
     def interrupting(self) -> Iterator[None]:
         """Inside, a signal raises `Stopped` where the main thread stands."""
         self._interrupting = True
         try:
-            if self.asked:
-                raise Stopped
+            self.check()
             yield
         except SystemExit:  # ray.init's own handler of SIGTERM
             self._asked.set()

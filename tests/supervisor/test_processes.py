@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -40,6 +41,16 @@ def test_a_signal_breaks_off_what_cannot_be_waited_for(stop: StopSignal) -> None
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Stopped), stop.interrupting():
         pytest.fail("it must not be begun")
+
+
+def test_a_signal_whose_exception_python_has_dropped_is_found_between_the_steps(stop: StopSignal) -> None:
+    stop.install()
+    stop.check()
+    with stop.interrupting():
+        with suppress(Stopped):  # as Python does in the callbacks of a fork
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            stop.check()
 
 
 def test_rays_own_way_to_take_sigterm_is_a_stop_too(stop: StopSignal) -> None:
