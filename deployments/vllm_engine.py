@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deployments.vllm_cpu_worker import worker_options
+from deployments.vllm_cpu_worker import give_every_core, worker_options
 from deployments.vllm_loader import LOAD_FORMAT, listening
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
@@ -107,6 +107,7 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     os.environ[OWNER_PID] = str(os.getpid())
     # vLLM would configure logging for itself in this process too, and report usage to its makers.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    give_every_core(options)
     engine_args = importlib.import_module("vllm.engine.arg_utils").AsyncEngineArgs
     known = set(engine_args.__dataclass_fields__)
     if unknown := sorted(set(options) - known):

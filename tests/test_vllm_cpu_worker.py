@@ -8,9 +8,8 @@ import sys
 import pytest
 
 from deployments import vllm_cpu_worker
-from deployments.vllm_cpu_worker import CLASS, threads_for, worker_options
+from deployments.vllm_cpu_worker import CLASS, RESERVED_CORES, give_every_core, threads_for, worker_options
 
-RESERVED = "VLLM_CPU_NUM_OF_RESERVED_CPU"
 SMALL, LARGE = 6_500_000, 135_000_000
 
 
@@ -23,21 +22,26 @@ def test_all_threads_work_on_a_step_that_is_large(tokens: int, parameters: int, 
     assert threads_for(tokens, parameters, 4) == expected
 
 
-@pytest.mark.parametrize(
-    ("cores", "chosen", "expected"), [(2, None, "0"), (4, None, "0"), (5, None, None), (64, None, None), (2, "1", "1")]
-)
-def test_on_few_cores_none_is_kept_from_the_model_unless_somebody_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, cores: int, chosen: str | None, expected: str | None
-) -> None:
+@pytest.mark.parametrize(("cores", "ours"), [(2, True), (4, True), (5, False), (64, False)])
+def test_our_worker_is_for_few_cores(monkeypatch: pytest.MonkeyPatch, cores: int, ours: bool) -> None:
     monkeypatch.setattr(vllm_cpu_worker, "usable_cores", lambda: cores)
-    monkeypatch.setenv(RESERVED, chosen or "")
+    assert worker_options() == ({"worker_cls": CLASS} if ours else {})
+
+
+@pytest.mark.parametrize(
+    ("worker", "chosen", "expected"), [(CLASS, None, "0"), (CLASS, "1", "1"), ("other.Worker", None, None)]
+)
+def test_no_core_is_kept_from_our_worker_unless_somebody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, worker: str, chosen: str | None, expected: str | None
+) -> None:
+    monkeypatch.setenv(RESERVED_CORES, chosen or "")
     if chosen is None:
-        monkeypatch.delenv(RESERVED)
-    assert worker_options() == ({"worker_cls": CLASS} if cores <= 4 else {})
-    assert os.environ.get(RESERVED) == expected
+        monkeypatch.delenv(RESERVED_CORES)
+    give_every_core({"worker_cls": worker})
+    assert os.environ.get(RESERVED_CORES) == expected
 
 
-def test_the_class_is_there_by_name_and_nothing_heavy_before_it_is_asked_for() -> None:
+def test_the_class_is_there_by_its_name_and_no_other() -> None:
     module, _, name = CLASS.rpartition(".")
     assert (sys.modules[module], name) == (vllm_cpu_worker, "CpuWorker")
     with pytest.raises(AttributeError, match="no attribute 'Other'"):
