@@ -91,7 +91,8 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
         if wanted is None or wanted == full:
             return full
         if wanted > full or not (card.lengths or card.any_length):
-            cause = "this model has no more" if wanted > full else "the vectors of this model cannot be shortened"
+            why = f"this model has no more than {full}" if wanted > full else "this model's vectors cannot be shortened"
+            cause = f"{why}; leave it out"
             raise InvalidRequest.of_field("dimensions", f"<= {full}" if wanted > full else f"== {full}", cause)
         if card.lengths and wanted not in card.lengths:
             known = ", ".join(map(str, card.lengths))

@@ -207,8 +207,8 @@ async def test_an_unknown_input_type_is_told_with_those_that_there_are(special: 
 @pytest.mark.parametrize(
     ("dimensions", "constraint", "message"),
     [
-        (64, "== 384", "the vectors of this model cannot be shortened"),
-        (385, "<= 384", "this model has no more"),
+        (64, "== 384", "this model.s vectors cannot be shortened; leave it out"),
+        (385, "<= 384", "this model has no more than 384; leave it out"),
     ],
 )
 async def test_vectors_that_cannot_have_that_length_are_an_error(
