@@ -5,97 +5,163 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from deployments import vllm_waiting
-from deployments.vllm_waiting import (
-    AT_ONCE_S,
-    LONGEST_PAUSE_S,
-    LOOK_MS,
-    SHORT_PAUSE_S,
-    SPIN_S,
-    pause_s,
-    sleeping,
-)
+from deployments.vllm_waiting import AT_ONCE_S, READERS, notified
 
-
-@pytest.mark.parametrize(
-    ("waited_s", "expected"),
-    [
-        (0.0, 0.0),
-        (AT_ONCE_S / 2, 0.0),
-        (80e-6, 10e-6),
-        (5e-3, SHORT_PAUSE_S),
-        (12.8e-3, 200e-6),
-        (0.07, LONGEST_PAUSE_S),
-    ],
-)
-def test_a_pause_is_a_part_of_what_was_waited_and_half_a_millisecond_at_most(waited_s: float, expected: float) -> None:
-    assert pause_s(waited_s) == pytest.approx(expected)
+NEVER_S = 120.0
+"""A look that no test lives to see."""
 
 
 class Spin:
     """What is replaced."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_reader: bool, context: object, notify_address: str) -> None:
+        self.is_reader = is_reader
         self.reads = 0
-        self.waits: list[int | None] = []
+        self.cancelled = 0
 
     def record_read(self) -> None:
         self.reads += 1
 
-    def wait(self, timeout_ms: int | None = None) -> None:
-        self.waits.append(timeout_ms)
+    def cancel(self) -> None:
+        self.cancelled += 1
 
 
-def test_it_looks_at_once_then_sleeps_then_waits_to_be_told_and_begins_anew_after_each_message(
-    monkeypatch: pytest.MonkeyPatch,
+Make = Callable[[bool], Any]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Make:
+    """Makes a reader (True) or the writer (False) of one queue, whose readers look only when they are told."""
+    monkeypatch.setattr(vllm_waiting, "LOOK_S", NEVER_S)
+    return lambda is_reader: notified(Spin)(is_reader, None, f"ipc:///tmp/{os.getpid()}-{request.node.name}")
+
+
+def fall_asleep(reader: Any) -> threading.Thread:
+    """A thread that waits until `reader` has been woken once."""
+
+    def wait() -> None:
+        reader.wait()
+        time.sleep(2 * AT_ONCE_S)
+        reader.wait()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    time.sleep(0.02)
+    assert thread.is_alive()
+    return thread
+
+
+def test_it_looks_at_once_then_sleeps_and_begins_anew_after_each_message(
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, slept, yielded = [100.0], list[float](), list[float]()
+    now, yielded = [100.0], list[float]()
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(time, "sleep", slept.append)
     monkeypatch.setattr(os, "sched_yield", lambda: yielded.append(now[0]))
-    condition = sleeping(Spin)()
-    condition.wait(1000)
-    assert (len(yielded), slept, condition.waits) == (1, [], [])
-    now[0] += 0.1
-    condition.wait(1000)
-    assert (len(yielded), slept, condition.waits) == (1, [LONGEST_PAUSE_S], [])
-    now[0] += SPIN_S
-    for timeout_ms in (5000, 7, None):
-        condition.wait(timeout_ms)
-    assert (len(yielded), len(slept), condition.waits) == (1, 1, [LOOK_MS, 7, LOOK_MS])
-    condition.record_read()
-    condition.wait(1000)
-    assert (len(yielded), len(slept), condition.reads) == (2, 1, 1)
+    reader = make(True)
+    reader.wait()
+    now[0] += AT_ONCE_S / 2
+    reader.wait()
+    assert len(yielded) == 2
+    now[0] += AT_ONCE_S
+    reader.wait(10)
+    assert len(yielded) == 2
+    reader.record_read()
+    reader.wait()
+    assert len(yielded) == 3
+    assert reader.reads == 1
+
+
+def test_all_that_read_a_queue_are_woken(make: Make) -> None:
+    writer, readers = make(False), [make(True) for _ in range(3)]
+    asleep = [fall_asleep(reader) for reader in readers]
+    writer.notify()
+    for thread in asleep:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_reader_that_was_told_while_it_did_something_else_does_not_sleep(make: Make) -> None:
+    writer, reader = make(False), make(True)
+    writer.notify()
+    reader.wait()
+    time.sleep(2 * AT_ONCE_S)
+    reader.wait()
+
+
+def test_a_writer_does_not_wait_for_a_reader_that_reads_nothing(make: Make) -> None:
+    writer, reader, other = make(False), make(True), make(True)
+    asleep = fall_asleep(other)
+    for _ in range(10_000):
+        writer.notify()
+    asleep.join(10)
+    assert not asleep.is_alive()
+    assert reader.reads == 0
+
+
+def test_a_writer_without_readers_tells_nobody(make: Make) -> None:
+    make(False).notify()
+
+
+def test_a_reader_can_be_woken_to_give_up(make: Make) -> None:
+    reader = make(True)
+    asleep = fall_asleep(reader)
+    reader.cancel()
+    asleep.join(10)
+    assert not asleep.is_alive()
+    assert reader.cancelled == 1
+    writer = make(False)
+    writer.cancel()
+    assert writer.cancelled == 1
+
+
+def test_a_reader_sleeps_no_longer_than_vllm_would(make: Make) -> None:
+    reader = make(True)
+    reader.wait()
+    time.sleep(2 * AT_ONCE_S)
+    reader.wait(10)
+    reader.wait(0)
+
+
+def test_more_readers_than_there_are_places_for_is_an_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_waiting, "READERS", 2)
+    readers = make(True), make(True)
+    with pytest.raises(RuntimeError, match="more than 2 readers"):
+        make(True)
+    assert len(readers) < READERS
 
 
 @pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
 def test_messages_of_vllms_own_queue_arrive_in_order_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.distributed.device_communicators import shm_broadcast
 
     monkeypatch.setattr(shm_broadcast, "SpinCondition", shm_broadcast.SpinCondition)
+    monkeypatch.setattr(vllm_waiting, "LOOK_S", NEVER_S)
     vllm_waiting.let_waiters_sleep()
-    assert shm_broadcast.SpinCondition.__name__ == "SleepingCondition"
-    writer: Any = shm_broadcast.MessageQueue(n_reader=1, n_local_reader=1)
-    received: list[int] = []
+    assert shm_broadcast.SpinCondition.__name__ == "NotifiedCondition"
+    writer: Any = shm_broadcast.MessageQueue(n_reader=2, n_local_reader=2)
+    received: list[list[int]] = [[], []]
 
-    def read() -> None:
-        reader = shm_broadcast.MessageQueue.create_from_handle(writer.export_handle(), 0)
+    def read(rank: int) -> None:
+        reader = shm_broadcast.MessageQueue.create_from_handle(writer.export_handle(), rank)
         reader.wait_until_ready()
-        received.extend(reader.dequeue(timeout=30) for _ in range(6))
+        received[rank].extend(reader.dequeue(timeout=NEVER_S) for _ in range(6))
 
-    thread = threading.Thread(target=read)
-    thread.start()
+    threads = [threading.Thread(target=read, args=(rank,), daemon=True) for rank in range(2)]
+    for thread in threads:
+        thread.start()
     writer.wait_until_ready()
     for number, pause in enumerate((0.0, 0.0, 0.001, 0.05, 1.2, 0.0)):
         time.sleep(pause)
         writer.enqueue(number)
-    thread.join(30)
-    assert received == [0, 1, 2, 3, 4, 5]
+    for thread in threads:
+        thread.join(30)
+    assert received == [[0, 1, 2, 3, 4, 5]] * 2
 
 
 @pytest.mark.vllm
