@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 AT_ONCE_S = 1e-3
-"""So long the other one is waited for without sleep: the worker process never sleeps between the tokens of a request,
+"""So long the other one is waited for without sleep: the worker process seldom sleeps between the tokens of a request,
 and the engine does. By measurement (P2 in benchmarks/RESULTS.md)."""
 LOOK_S = 0.1
 """And so often a sleeper looks although it was not told anything, which should never help."""
