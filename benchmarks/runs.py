@@ -76,7 +76,7 @@ RUNS = (
         peers=["ray-llm"],
         compare="one_layer_comparisons",
     ),
-    Run("P3", "embeddings", "embedding", "embedding", "", "--blocks 2 --seconds 2", ["infinity"]),
+    Run("P3", "embeddings", "embedding", "embedding", "", "--blocks 1 --seconds 5", ["infinity"]),
     Run("P4", "a recording of ten seconds", "transcription", "transcription-10s", "--lengths 10 --control"),
     Run("P4", "a recording of five minutes", "transcription", "transcription-300s", "--lengths 300"),
     Run(
@@ -90,7 +90,7 @@ RUNS = (
     Run("P5", "the same in turns of 300 steps", "pictures", "pictures-100", "--times 3"),
     Run("P5", "pictures whose steps take longer", "pictures", "pictures-96", "--side 96 --steps 20"),
     Run("P6", "classification of pictures", "classification", "classification", ""),
-    Run("P7", "speech", "speech", "speech", "", "--blocks 2 --requests 3"),
+    Run("P7", "speech", "speech", "speech", "", "--blocks 2 --requests 2"),
     Run(
         "P8",
         "requests and streams without a model",
