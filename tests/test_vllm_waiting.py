@@ -42,19 +42,31 @@ def make(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Mak
     return lambda is_reader: notified(Spin)(is_reader, None, f"ipc:///tmp/{os.getpid()}-{request.node.name}")
 
 
-def fall_asleep(reader: Any) -> threading.Thread:
-    """A thread that waits until `reader` has been woken once."""
+def wait_in_thread(reader: Any, timeout_ms: int | None = None) -> threading.Thread:
+    """A thread that ends when `reader`, which has looked for long enough, is awake again."""
 
     def wait() -> None:
         reader.wait()
         time.sleep(2 * AT_ONCE_S)
-        reader.wait()
+        reader.wait(timeout_ms)
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
+    return thread
+
+
+def fall_asleep(reader: Any) -> threading.Thread:
+    """The same, asleep."""
+    thread = wait_in_thread(reader)
     time.sleep(0.02)
     assert thread.is_alive()
     return thread
+
+
+def woke(thread: threading.Thread) -> bool:
+    """Whether it ends, within a part of `NEVER_S`."""
+    thread.join(10)
+    return not thread.is_alive()
 
 
 def test_it_looks_at_once_then_sleeps_and_begins_anew_after_each_message(
@@ -81,17 +93,13 @@ def test_all_that_read_a_queue_are_woken(make: Make) -> None:
     writer, readers = make(False), [make(True) for _ in range(3)]
     asleep = [fall_asleep(reader) for reader in readers]
     writer.notify()
-    for thread in asleep:
-        thread.join(10)
-        assert not thread.is_alive()
+    assert all(woke(thread) for thread in asleep)
 
 
 def test_a_reader_that_was_told_while_it_did_something_else_does_not_sleep(make: Make) -> None:
     writer, reader = make(False), make(True)
     writer.notify()
-    reader.wait()
-    time.sleep(2 * AT_ONCE_S)
-    reader.wait()
+    assert woke(wait_in_thread(reader))
 
 
 def test_a_writer_does_not_wait_for_a_reader_that_reads_nothing(make: Make) -> None:
@@ -99,9 +107,8 @@ def test_a_writer_does_not_wait_for_a_reader_that_reads_nothing(make: Make) -> N
     asleep = fall_asleep(other)
     for _ in range(10_000):
         writer.notify()
-    asleep.join(10)
-    assert not asleep.is_alive()
-    assert reader.reads == 0
+    assert woke(asleep)
+    assert woke(wait_in_thread(reader))
 
 
 def test_a_writer_without_readers_tells_nobody(make: Make) -> None:
@@ -112,8 +119,7 @@ def test_a_reader_can_be_woken_to_give_up(make: Make) -> None:
     reader = make(True)
     asleep = fall_asleep(reader)
     reader.cancel()
-    asleep.join(10)
-    assert not asleep.is_alive()
+    assert woke(asleep)
     assert reader.cancelled == 1
     writer = make(False)
     writer.cancel()
@@ -121,11 +127,8 @@ def test_a_reader_can_be_woken_to_give_up(make: Make) -> None:
 
 
 def test_a_reader_sleeps_no_longer_than_vllm_would(make: Make) -> None:
-    reader = make(True)
-    reader.wait()
-    time.sleep(2 * AT_ONCE_S)
-    reader.wait(10)
-    reader.wait(0)
+    assert woke(wait_in_thread(make(True), timeout_ms=10))
+    assert woke(wait_in_thread(make(True), timeout_ms=0))
 
 
 def test_more_readers_than_there_are_places_for_is_an_error(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
