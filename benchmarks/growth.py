@@ -88,7 +88,7 @@ class Bench:
         if side == TWO_INGRESSES:
             return start(name="two-ingresses", args={"ingress_replicas": 2})
         if side == TWO_NODES:
-            return start(name="two-nodes", module=["benchmarks.peers.two_nodes"])
+            return start(name="two-nodes", module=["benchmarks.baselines.two_nodes"])
         return start()
 
 

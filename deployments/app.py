@@ -15,11 +15,11 @@ from deployments.registry import WORKER_TYPES
 from rbee_serve import correlation
 from rbee_serve.config import LOCAL_HOSTS, ApplicationConfig, WorkerConfig, parse_application
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_ref import parse_model_ref
+from rbee_serve.model_files.model_ref import parse_model_ref
 from rbee_serve.ray_settings import warn_of_missing
-from rbee_serve.registry import import_path, load_spec
-from rbee_serve.validation import with_limits
-from rbee_serve.worker import WorkerSpec
+from rbee_serve.validation.parse import with_limits
+from rbee_serve.worker.registry import import_path, load_spec
+from rbee_serve.worker.spec import WorkerSpec
 
 if TYPE_CHECKING:
     from ray.serve.config import HTTPOptions
@@ -126,8 +126,8 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
     it."""
     from ray import serve
 
+    from rbee_serve.hub.deployment import Hub
     from rbee_serve.ingress.deployment import Ingress
-    from rbee_serve.orchestrator.hub import Hub
     from rbee_serve.replica.deployment import WorkerReplica
 
     host, port = str(http.host), http.port

@@ -18,14 +18,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rbee_serve.backend import InferenceBackend
 from rbee_serve.errors import InsufficientVram, InternalError, WorkerUnhealthy, error_from_code
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, StopReason
 from rbee_serve.outputs import TokenOutput
-from rbee_serve.replica.memory import MemoryGauge, process_tree_bytes
 from rbee_serve.request import InferenceRequest
-from rbee_serve.step_clock import StepClock
-from rbee_serve.worker import LoadContext, WorkerSpec
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.memory import MemoryGauge, process_tree_bytes
+from rbee_serve.worker.spec import LoadContext, WorkerSpec
+from rbee_serve.worker.watchdog import StepClock
 
 Failure = Literal["error", "exception", "oom", "hang", "block", "crash", "no_end", "after_end", "unhealthy"]
 

@@ -3,14 +3,14 @@ all: `type: "package.module:ATTRIBUTE"` in the configuration names a worker that
 tasks has a line for each, `type/task`; the first is the default."""
 
 WORKER_TYPES: dict[str, str] = {
-    "audio/transcribe": "deployments.audio_transcribe:SPEC",
-    "audio/generate": "deployments.audio_generate:SPEC",
+    "audio/transcribe": "deployments.audio.transcribe:SPEC",
+    "audio/generate": "deployments.audio.generate:SPEC",
     "echo": "deployments.echo:SPEC",
-    "embedding": "deployments.embedding:SPEC",
-    "llm": "deployments.llm:SPEC",
-    "multimodal": "deployments.multimodal:SPEC",
+    "embedding": "deployments.embedding.embedding_worker:SPEC",
+    "llm": "deployments.llm.llm_worker:SPEC",
+    "multimodal": "deployments.multimodal.multimodal_worker:SPEC",
     "reranker": "deployments.reranker:SPEC",
-    "vision/classify": "deployments.vision_classify:SPEC",
-    "vision/embed": "deployments.vision_embed:SPEC",
-    "vision/generate": "deployments.vision_generate:SPEC",
+    "vision/classify": "deployments.vision.classify:SPEC",
+    "vision/embed": "deployments.vision.embed:SPEC",
+    "vision/generate": "deployments.vision.generate:SPEC",
 }

@@ -12,17 +12,17 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
 
-from deployments.sentence_transformers_model import ModelOptions, batcher, check_gpus, load_model
-from rbee_serve.backend import InferenceBackend
+from deployments.torch_runtime.sentence_transformers import ModelOptions, batcher, check_gpus, load_model
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError, RequestTooLong, Violation
 from rbee_serve.events import End, Event, Metrics, Output, StopReason
-from rbee_serve.narration import narrate
+from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import RankOutput
-from rbee_serve.replica.memory import MemoryGauge, memory_gauge
-from rbee_serve.replica.model_files import check_local
 from rbee_serve.request import InferenceRequest
-from rbee_serve.worker import LoadContext, WorkerSpec
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.memory import MemoryGauge, memory_gauge
+from rbee_serve.worker.narration import narrate
+from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 Text = Annotated[str, Field(min_length=1, max_length=131_072)]
 

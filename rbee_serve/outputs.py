@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
-from rbee_serve.number_text import number_text
+from rbee_serve.outputs_json import number_text
 
 _encoder = msgspec.json.Encoder()
 

@@ -12,6 +12,8 @@ from rbee_serve.errors import WorkerLost
 from rbee_serve.events import End, Error, Event, Metrics, Output, Started
 from rbee_serve.outputs import OutputValue
 
+JSON = "application/json"
+
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What a request came to. `output` is the outputs joined by their class (`{"text": …}` for tokens), `outputs` are

@@ -6,11 +6,11 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Self
 
-from rbee_serve.backend import InferenceBackend
 from rbee_serve.events import End, Event, Output, StopReason
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
-from rbee_serve.worker import Device, WorkerSpec
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.spec import Device, WorkerSpec
 
 
 class DeviceOutput(OutputValue, frozen=True, kw_only=True, tag="device"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rbee_serve.worker import Device
+from rbee_serve.worker.spec import Device
 
 NAME = os.environ.get("RBEE_SERVE_TEST_DEVICE", "cpu")
 """As torch calls it."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rbee_serve.orchestrator.stand_in_hive import StandInHive, build_hive
+from rbee_serve.hub.orchestrator.fake_hive import StandInHive, build_hive
 
 Manners = Literal["good", "refuse", "hang", "redirect", "forget", "trickle", "nonsense"]
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from rbee_serve.backend import InferenceBackend
 from rbee_serve.content import Content
 from rbee_serve.events import End, Event, Metrics, Output, StopReason
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
 from rbee_serve.result import Document, Result
-from rbee_serve.worker import LoadContext, WorkerSpec
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 
 class LetterOutput(OutputValue, frozen=True, kw_only=True, tag="letter"):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rbee_serve.request import InferenceRequest
-from rbee_serve.validation import violated
+from rbee_serve.validation.parse import violated
 
 SECRET = "do not tell"
 """Content: it must not come back in an answer."""

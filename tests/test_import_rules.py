@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rbee_serve", "deployments")
 
 RAY_BORDER = (
-    "rbee_serve.border",
+    "rbee_serve.ray_boundary",
     "rbee_serve.ingress.channel",
     "rbee_serve.ingress.router",
     "rbee_serve.ingress.deployment",
     "rbee_serve.replica.deployment",
     "rbee_serve.replica.peers",
-    "rbee_serve.orchestrator.hub",
+    "rbee_serve.hub.deployment",
     "rbee_serve.supervisor",
     "deployments.app",
 )

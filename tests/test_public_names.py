@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 PUBLIC = {
-    "rbee_serve.client": {"AsyncClient", "Client", "Unauthorized"},
+    "rbee_serve.client.client": {"AsyncClient", "Client", "Unauthorized"},
     "rbee_serve.errors": {
         "BodyTimeout", "ConfigurationError", "CudaError", "InferenceTimeout", "InsufficientResources",
         "InsufficientVram", "InternalError", "InvalidRequest", "MethodNotAllowed", "PayloadTooLarge", "RequestTooLong",
@@ -22,7 +22,7 @@ PUBLIC = {
         "to_json",
     },
     "rbee_serve.grammar": {"GrammarError", "StreamGrammar", "check_stream"},
-    "rbee_serve.limits": {"with_limits"},
+    "rbee_serve.validation.limits": {"with_limits"},
     "rbee_serve.outputs": {
         "AudioChunkOutput", "EmbeddingOutput", "ImageOutput", "Label", "LabelOutput", "OutputValue", "RankOutput",
         "RecordingOutput", "SegmentOutput", "TimedWord", "TokenOutput",
@@ -31,7 +31,7 @@ PUBLIC = {
     "rbee_serve.sse": {
         "DONE", "Decoder", "EventTooLarge", "KEEP_ALIVE", "MARKER", "MAX_EVENT_BYTES", "MEDIA_TYPE", "frame",
     },
-    "rbee_serve.validation": {"parse", "parse_object", "violated", "with_limits"},
+    "rbee_serve.validation.parse": {"parse", "parse_object", "violated", "with_limits"},
 }  # fmt: skip
 
 

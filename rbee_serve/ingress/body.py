@@ -8,8 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from rbee_serve.config import LimitsConfig
 from rbee_serve.errors import BodyTimeout, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
-
-JSON = "application/json"
+from rbee_serve.result import JSON
 
 # What curl sends with -d, and what a client sends that names no type at all, is read as JSON too.
 _JSON_TYPES = frozenset({"", JSON, "application/x-www-form-urlencoded", "text/plain"})

@@ -1,7 +1,7 @@
 """The way from the ingress to the replicas of one worker.
 
 Ray Serve finds the replica; what is said to it goes over a connection, which stays open for all later requests. See
-`rbee_serve.wire.requests`.
+`rbee_serve.transport.request_messages`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, cancel
-from rbee_serve.ingress.answer import Answer
-from rbee_serve.ingress.connection import Connection
-from rbee_serve.wire.entrance import Place
-from rbee_serve.wire.requests import Ask
+from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, cancel
+from rbee_serve.transport.acceptor import Place
+from rbee_serve.transport.request_client import Connection
+from rbee_serve.transport.request_messages import Ask
+from rbee_serve.transport.response_stream import Answer
 
 
 class Channel:

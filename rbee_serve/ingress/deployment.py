@@ -13,14 +13,14 @@ from starlette.types import ASGIApp
 
 from rbee_serve import correlation
 from rbee_serve.config import ApplicationConfig
-from rbee_serve.hub_connection import HubConnection
 from rbee_serve.ingress.app import build_ingress
 from rbee_serve.ingress.listener import Address, Listener
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
-from rbee_serve.ingress.view import View
-from rbee_serve.registry import load_spec
-from rbee_serve.validation import with_limits
+from rbee_serve.ingress.worker_state_cache import View
+from rbee_serve.transport.state_client import HubConnection
+from rbee_serve.validation.parse import with_limits
+from rbee_serve.worker.registry import load_spec
 
 STOP_S = 2.0
 """Seconds for open requests when the replica is to go; Serve kills it after three."""

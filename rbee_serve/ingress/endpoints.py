@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from rbee_serve.errors import WorkerUnhealthy
 from rbee_serve.ingress.event_response import EventResponse
 from rbee_serve.ingress.services import IngressServices, Worker
-from rbee_serve.ingress.view import why_not_ready
+from rbee_serve.ingress.worker_state_cache import why_not_ready
 from rbee_serve.sse import DONE, KEEP_ALIVE, frame
 from rbee_serve.state import ReplicaState
 from rbee_serve.worker_info import worker_info

@@ -20,13 +20,13 @@ from typing import Any
 import msgspec
 from ray.serve.handle import DeploymentHandle
 
-from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, translate
 from rbee_serve.errors import WorkerError, WorkerLost, WorkerStopping, error_from_json
 from rbee_serve.events import Error, to_json
-from rbee_serve.ingress.answer import Answer
 from rbee_serve.ingress.channel import Channel
+from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, translate
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import DONE, KEEP_ALIVE, frame
+from rbee_serve.transport.response_stream import Answer
 
 _DOUBT = 0.75
 """The part of the time for an acknowledgement after which a replica that was silent for as long counts as gone. It

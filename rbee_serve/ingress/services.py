@@ -9,10 +9,10 @@ from typing import Any
 from rbee_serve.config import LimitsConfig, WorkerConfig
 from rbee_serve.errors import WorkerNotFound
 from rbee_serve.ingress.router import Router
-from rbee_serve.ingress.view import View
+from rbee_serve.ingress.worker_state_cache import View
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import WorkerState
-from rbee_serve.worker import WorkerSpec
+from rbee_serve.worker.spec import WorkerSpec
 
 
 @dataclass(frozen=True)

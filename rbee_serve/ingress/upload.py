@@ -15,8 +15,8 @@ from starlette.requests import Request
 
 from rbee_serve.content import content_fields
 from rbee_serve.errors import InvalidRequest, UnsupportedMediaType
-from rbee_serve.field_path import BODY
 from rbee_serve.request import InferenceRequest
+from rbee_serve.validation.field_path import BODY
 
 MULTIPART = "multipart/form-data"
 MAX_PARTS = 64

@@ -33,17 +33,17 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from rbee_serve import correlation
-from rbee_serve.backend import InferenceBackend
 from rbee_serve.errors import ConfigurationError, WorkerError, WorkerLost
 from rbee_serve.events import Event
-from rbee_serve.registry import load_spec
-from rbee_serve.replica.device import set_threads
 from rbee_serve.replica.foreign_errors import translate
-from rbee_serve.replica.memory import memory_gauge
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
-from rbee_serve.step_clock import CELLS, StepClock
-from rbee_serve.worker import LoadContext
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.device import set_threads
+from rbee_serve.worker.memory import memory_gauge
+from rbee_serve.worker.registry import load_spec
+from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.watchdog import CELLS, StepClock
 
 logger = logging.getLogger(__name__)
 

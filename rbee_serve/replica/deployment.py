@@ -19,15 +19,11 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from rbee_serve import correlation
-from rbee_serve.border import host_for
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import WorkerError, WorkerLoading, WorkerUnhealthy
 from rbee_serve.events import Event
-from rbee_serve.hub_connection import HubConnection
-from rbee_serve.registry import load_spec
-from rbee_serve.replica.connections import Connections
-from rbee_serve.replica.device import choose_device, set_threads
-from rbee_serve.replica.event_stream import frames, refusal
+from rbee_serve.ray_boundary import host_for
+from rbee_serve.replica.event_stream import frames
 from rbee_serve.replica.loading import load, reason
 from rbee_serve.replica.peers import peer
 from rbee_serve.replica.reporter import Reporter
@@ -35,11 +31,16 @@ from rbee_serve.replica.service import WorkerService
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import Result, collect
 from rbee_serve.state import LoadProgress, Phase, ReplicaState
-from rbee_serve.step_clock import StepClock
-from rbee_serve.validation import parse_object
-from rbee_serve.wire.entrance import Place
-from rbee_serve.wire.requests import Fragment
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.transport.acceptor import Place
+from rbee_serve.transport.refusal import refusal
+from rbee_serve.transport.request_messages import Fragment
+from rbee_serve.transport.request_server import Connections
+from rbee_serve.transport.state_client import HubConnection
+from rbee_serve.validation.parse import parse_object
+from rbee_serve.worker.device import choose_device, set_threads
+from rbee_serve.worker.registry import load_spec
+from rbee_serve.worker.spec import Device, LoadContext
+from rbee_serve.worker.watchdog import StepClock
 
 logger = logging.getLogger(__name__)
 

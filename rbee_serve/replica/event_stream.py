@@ -10,14 +10,12 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, cast
 
-import msgspec
-
-from rbee_serve.errors import InternalError, WorkerError
+from rbee_serve.errors import InternalError
 from rbee_serve.events import End, Error, Event, Started, to_json
 from rbee_serve.grammar import GrammarError, StreamGrammar
 from rbee_serve.replica.foreign_errors import translate
 from rbee_serve.sse import DONE, frame
-from rbee_serve.wire.requests import Fragment
+from rbee_serve.transport.request_messages import Fragment
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +81,3 @@ async def frames(events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[Fra
                 break
             yield data, False
     yield data + DONE, True
-
-
-def refusal(error: WorkerError) -> Fragment:
-    """The one fragment that a request gets which is not even started: the ingress answers it with an HTTP status."""
-    return frame(msgspec.json.encode({"type": "error", **error.to_json()})), True

@@ -8,15 +8,15 @@ import time
 from functools import partial
 from typing import Any
 
-from rbee_serve.backend import InferenceBackend
 from rbee_serve.errors import ConfigurationError, WorkerError
 from rbee_serve.events import Started
-from rbee_serve.registry import missing_module
 from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.state import LoadProgress
-from rbee_serve.worker import LoadContext, WorkerSpec
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.registry import missing_module
+from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 logger = logging.getLogger(__name__)
 

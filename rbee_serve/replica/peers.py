@@ -9,10 +9,10 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from rbee_serve import correlation
-from rbee_serve.border import SLOW_ACKNOWLEDGEMENT_S, abandon, translate
 from rbee_serve.errors import WorkerLost
 from rbee_serve.events import End, Error, Event
-from rbee_serve.worker import Peer
+from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, abandon, translate
+from rbee_serve.worker.spec import Peer
 
 
 def peer(worker_id: str, handle: DeploymentHandle[Any]) -> Peer:

@@ -7,18 +7,18 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
-from rbee_serve.backend import InferenceBackend
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import WorkerLost
 from rbee_serve.events import Error, Event, Progress, Started
-from rbee_serve.limits import with_limits
 from rbee_serve.replica.admission import Admission
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.replica.time_limit import TimeLimit
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import Document, Result
-from rbee_serve.step_clock import StepClock
-from rbee_serve.worker import WorkerSpec
+from rbee_serve.validation.limits import with_limits
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.spec import WorkerSpec
+from rbee_serve.worker.watchdog import StepClock
 
 POSITION_S = 1.0
 """How often a waiting request is told its position, if that has changed."""

@@ -17,8 +17,8 @@ from rbee_serve.supervisor.cluster import Cluster
 from rbee_serve.supervisor.display import Display, make_display
 from rbee_serve.supervisor.drain import drain
 from rbee_serve.supervisor.environment import check_environment, prepare, with_proxy_location
-from rbee_serve.supervisor.follow import StartFailed, Workers, follow, watch
-from rbee_serve.supervisor.hub_line import HubLine
+from rbee_serve.supervisor.hub_client import HubLine
+from rbee_serve.supervisor.monitor import StartFailed, Workers, follow, watch
 from rbee_serve.supervisor.readiness import ApplicationClient
 from rbee_serve.supervisor.stop_signal import Stopped, StopSignal
 from rbee_serve.supervisor.summary import summary

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rbee_serve.config import ApplicationConfig, WorkerConfig
 from rbee_serve.content import content_fields
-from rbee_serve.registry import import_path, load_spec
 from rbee_serve.request import InferenceRequest
 from rbee_serve.supervisor.readiness import WorkerInfo, WorkerReadiness
+from rbee_serve.worker.registry import import_path, load_spec
 
 
 def summary(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deployments.audio_files import SAMPLE_RATE
+from deployments.media.audio_files import SAMPLE_RATE
 from tests.audio.sounds import wav
 
 TEXT = "The weather is nice today. We will walk along the river and eat an apple."

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import soxr
 
-from deployments.audio_encoding import MP3_RATES, SampleFormat, Signal, chunk, encode_file, faded, media_type
+from deployments.audio.encoding import MP3_RATES, SampleFormat, Signal, chunk, encode_file, faded, media_type
 from rbee_serve.events import Output, from_json, to_json
 from rbee_serve.outputs import AudioChunkOutput
 
@@ -127,7 +127,7 @@ def test_ten_minutes_of_ogg_in_one_piece_are_written_in_blocks() -> None:
     # In a process of its own: without blocks it is killed.
     program = """
 import numpy, resource
-from deployments.audio_encoding import encode_file
+from deployments.audio.encoding import encode_file
 sound = (0.1 * numpy.random.default_rng(0).standard_normal(60 * 24000)).astype("<f4").tobytes()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(len(encode_file([sound] * 10, 24000, "ogg")), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

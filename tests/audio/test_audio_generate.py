@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from deployments import audio_generate
-from deployments.audio_generate import SPEC, SpeechBackend, SpeechRequest
-from deployments.speech_engine import Order, Piece, cut
+from deployments.audio import generate as audio_generate
+from deployments.audio.generate import SPEC, SpeechBackend, SpeechRequest
+from deployments.audio.speech_engine import Order, Piece, cut
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Metrics, Narration, Output, Progress, Started
-from rbee_serve.replica.engine_thread import EngineThread
 from rbee_serve.replica.event_stream import ordered
-from rbee_serve.replica.memory import MemoryGauge
 from rbee_serve.result import collect
-from rbee_serve.step_clock import StepClock
-from rbee_serve.validation import parse_object
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.validation.parse import parse_object
+from rbee_serve.worker.engine_thread import EngineThread
+from rbee_serve.worker.memory import MemoryGauge
+from rbee_serve.worker.spec import Device, LoadContext
+from rbee_serve.worker.watchdog import StepClock
 
 RATE = 24000
 TEXT = "The quick brown fox jumps over the lazy dog. She sells sea shells by the shore! Is it half past seven yet?"

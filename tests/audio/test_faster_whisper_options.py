@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.faster_whisper_engine import FasterWhisper
-from deployments.transcriber import Wish
+from deployments.audio.faster_whisper_engine import FasterWhisper
+from deployments.audio.transcription_engine import Wish
 
 SAMPLES = np.zeros(16_000, np.float32)
 UNASKED: dict[str, Any] = {

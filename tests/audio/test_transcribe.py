@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.audio_transcribe import SPEC, TranscribeBackend, TranscribeRequest, check, load, warm_up
-from deployments.faster_whisper_engine import blockwise_features
-from deployments.transcriber import Windows
+from deployments.audio.faster_whisper_engine import blockwise_features
+from deployments.audio.transcribe import SPEC, TranscribeBackend, TranscribeRequest, check, load, warm_up
+from deployments.audio.transcription_engine import Windows
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, Started
 from rbee_serve.outputs import RecordingOutput, SegmentOutput
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
-from rbee_serve.step_clock import StepClock
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.worker.spec import Device, LoadContext
+from rbee_serve.worker.watchdog import StepClock
 from tests.audio.sounds import encoded, wav
 from tests.audio.speech import WORDS, as_wav, long_speech, speech, speech_file, words_of
 

@@ -11,15 +11,16 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from deployments import audio_generate, transformers_speech
-from deployments.audio_generate import SpeechBackend, SpeechRequest
-from deployments.speech_engine import Order, Piece
-from deployments.transformers_speech import MOST_CHARACTERS, sentences
+from deployments.audio import generate as audio_generate
+from deployments.audio import transformers_speech_engine as transformers_speech
+from deployments.audio.generate import SpeechBackend, SpeechRequest
+from deployments.audio.speech_engine import Order, Piece
+from deployments.audio.transformers_speech_engine import MOST_CHARACTERS, sentences
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Output, Progress
-from rbee_serve.step_clock import StepClock
-from rbee_serve.worker import LoadContext
+from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.watchdog import StepClock
 from tests import devices
 from tests.audio.tiny_sounds import save_tiny_bark, save_tiny_musicgen, save_tiny_speecht5, save_tiny_vits
 

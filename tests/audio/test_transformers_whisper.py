@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.audio_files import SAMPLE_RATE
-from deployments.audio_transcribe import TranscribeBackend, TranscribeRequest, check, load
+from deployments.audio.transcribe import TranscribeBackend, TranscribeRequest, check, load
+from deployments.media.audio_files import SAMPLE_RATE
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Output
 from rbee_serve.outputs import RecordingOutput
-from rbee_serve.step_clock import StepClock
-from rbee_serve.worker import LoadContext
+from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.watchdog import StepClock
 from tests.audio.speech import WORDS, as_wav, long_speech, speech, speech_file, words_of
 from tests.audio.test_transcribe import events_of, segments, text
 from tests.audio.whisper_for_transformers import packaged_whisper, random_whisper

@@ -17,7 +17,7 @@ from rbee_serve.config import LimitsConfig, WorkerConfig
 from rbee_serve.ingress.app import build_ingress
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
-from rbee_serve.ingress.view import View
+from rbee_serve.ingress.worker_state_cache import View
 from rbee_serve.state import ReplicaState, Snapshot, WorkerState
 
 

@@ -7,9 +7,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from rbee_serve.replica.connections import Connections
-from rbee_serve.wire.entrance import Place
-from rbee_serve.wire.requests import Fragment
+from rbee_serve.transport.acceptor import Place
+from rbee_serve.transport.request_messages import Fragment
+from rbee_serve.transport.request_server import Connections
 
 Work = Callable[[dict[str, Any]], AsyncGenerator[Fragment, None]]
 

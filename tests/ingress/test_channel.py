@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rbee_serve.errors import InvalidRequest
-from rbee_serve.ingress.answer import Answer
 from rbee_serve.ingress.channel import Channel
-from rbee_serve.replica.event_stream import refusal
-from rbee_serve.wire.requests import WINDOW_BYTES, Fragment
+from rbee_serve.transport.refusal import refusal
+from rbee_serve.transport.request_messages import WINDOW_BYTES, Fragment
+from rbee_serve.transport.response_stream import Answer
 from tests.ingress.border import Border, Work, soon
 
 Borders = Callable[[Work], Border]

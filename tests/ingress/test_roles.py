@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from deployments.multimodal import SPEC
-from deployments.multimodal_request import MultimodalRequest
+from deployments.multimodal.multimodal_request import MultimodalRequest
+from deployments.multimodal.multimodal_worker import SPEC
 from rbee_serve.config import LimitsConfig, WorkerConfig
 from rbee_serve.errors import WorkerLoading
 from rbee_serve.ingress.router import Router

@@ -13,14 +13,14 @@ import pytest
 
 from rbee_serve.errors import WorkerLost
 from rbee_serve.ingress import router as module
-from rbee_serve.ingress.answer import Answer
 from rbee_serve.ingress.router import Reply, Router
-from rbee_serve.ingress.view import FRESH_S
-from rbee_serve.replica.connections import _Answer as Answering
+from rbee_serve.ingress.worker_state_cache import FRESH_S
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import KEEP_ALIVE
-from rbee_serve.wire.entrance import Place
-from rbee_serve.wire.requests import Fragment
+from rbee_serve.transport.acceptor import Place
+from rbee_serve.transport.request_messages import Fragment
+from rbee_serve.transport.request_server import _Answer as Answering
+from rbee_serve.transport.response_stream import Answer
 from tests.ingress.application import ready_view
 from tests.ingress.border import Border, Work, soon
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_ref import PackageModel, parse_model_ref
-from rbee_serve.replica.ctranslate2_header import CTranslate2Header, read_ctranslate2_header
+from rbee_serve.model_files.ctranslate2_header import CTranslate2Header, read_ctranslate2_header
+from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
 from tests.model_files.tiny_models import ctranslate2_bytes
 
 GOOD = ctranslate2_bytes()

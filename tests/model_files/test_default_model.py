@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rbee_serve.model_ref import PackageModel, parse_model_ref
-from rbee_serve.replica.model_files import prepare
+from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
+from rbee_serve.model_files.resolve import prepare
 from rbee_serve.state import LoadProgress
 from tests.conftest import DEFAULT_MODEL
 

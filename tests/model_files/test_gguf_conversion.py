@@ -10,12 +10,12 @@ import psutil
 import pytest
 
 from rbee_serve.errors import ConfigurationError, InsufficientResources
-from rbee_serve.replica.gguf_conversion import converted_gguf, default_cache_dir
-from rbee_serve.replica.gguf_header import GgufHeader
+from rbee_serve.model_files.gguf_conversion import converted_gguf, default_cache_dir
+from rbee_serve.model_files.gguf_header import GgufHeader
 from rbee_serve.state import LoadProgress
 from tests.model_files.tiny_models import ARCHITECTURE, gguf_bytes, metadata, model_folder
 
-WRITER = "rbee_serve.replica.gguf_to_transformers.write_transformers_model"
+WRITER = "rbee_serve.model_files.gguf_to_transformers.write_transformers_model"
 
 
 class TinyWriter:
@@ -174,7 +174,7 @@ def test_a_second_call_imports_no_model_library(gguf: Path, tmp_path: Path, writ
     program = f"""
 import sys
 from pathlib import Path
-from rbee_serve.replica.model_files import prepare
+from rbee_serve.model_files.resolve import prepare
 print(prepare("file:{gguf}", print, cache_dir=Path("{tmp_path}")))
 print({{"torch", "transformers", "gguf", "numpy", "huggingface_hub"}} & set(sys.modules))
 """

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_ref import PackageModel, parse_model_ref
-from rbee_serve.replica.ggml_types import GGML_TYPES
-from rbee_serve.replica.gguf_header import GgufHeader, read_gguf_header
+from rbee_serve.model_files.ggml_types import GGML_TYPES
+from rbee_serve.model_files.gguf_header import GgufHeader, read_gguf_header
+from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
 from tests.conftest import DEFAULT_MODEL
 from tests.model_files.tiny_models import ARCHITECTURE, MATRIX, NORM, array, gguf_bytes, metadata, text
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.replica.model_files import prepare
+from rbee_serve.model_files.resolve import prepare
 from rbee_serve.state import LoadProgress
 
 gguf: Any = pytest.importorskip("gguf")

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from rbee_serve.errors import ConfigurationError, InsufficientResources
-from rbee_serve.model_ref import HubModel
-from rbee_serve.replica.hub_download import download, wanted_files
+from rbee_serve.model_files.hub_download import download, wanted_files
+from rbee_serve.model_files.model_ref import HubModel
 from rbee_serve.state import LoadProgress
 
 pytest.importorskip("huggingface_hub")

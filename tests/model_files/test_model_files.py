@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.replica.model_files import ModelFiles, prepare, resolve, weights_bytes
+from rbee_serve.model_files.resolve import ModelFiles, prepare, resolve, weights_bytes
 from rbee_serve.state import LoadProgress
 from tests.model_files.tiny_models import GOOD_SAFETENSORS, ctranslate2_bytes, gguf_bytes, model_folder
 

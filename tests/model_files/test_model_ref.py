@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_ref import DEMO_PACKAGES, HubModel, LocalModel, PackageModel, parse_model_ref
+from rbee_serve.model_files.model_ref import DEMO_PACKAGES, HubModel, LocalModel, PackageModel, parse_model_ref
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_demo_packages_are_those_of_the_extra() -> None:
 
 
 def test_a_missing_demo_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rbee_serve.model_ref.DEMO_PACKAGES", frozenset({"a_demo_package"}))
+    monkeypatch.setattr("rbee_serve.model_files.model_ref.DEMO_PACKAGES", frozenset({"a_demo_package"}))
     with pytest.raises(ConfigurationError, match=r"pip install 'rbee-serve\[demo\]'"):
         PackageModel("a_demo_package", PurePosixPath("model.gguf")).locate()
 

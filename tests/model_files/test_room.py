@@ -6,8 +6,8 @@ import psutil
 import pytest
 
 from rbee_serve.errors import InsufficientResources, InsufficientVram
-from rbee_serve.replica.room import require_room, weights_memory_bytes
-from rbee_serve.worker import Device
+from rbee_serve.model_files.memory_check import require_room, weights_memory_bytes
+from rbee_serve.worker.spec import Device
 from tests.model_files.tiny_models import entry, model_folder, safetensors_bytes
 
 

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.replica.safetensors_header import SafetensorsHeader, read_safetensors_header
+from rbee_serve.model_files.safetensors_header import SafetensorsHeader, read_safetensors_header
 from tests.model_files.tiny_models import GOOD_SAFETENSORS, entry, safetensors_bytes
 
 

@@ -14,9 +14,9 @@ from unittest import mock
 
 import pytest
 
-from deployments.audio_files import SAMPLE_RATE
-from deployments.multimodal import MISCOUNTED, MultimodalBackend, grey_picture
-from deployments.multimodal_request import AudioPart, ImagePart, TextPart, Turn
+from deployments.media.audio_files import SAMPLE_RATE
+from deployments.multimodal.multimodal_request import AudioPart, ImagePart, TextPart, Turn
+from deployments.multimodal.multimodal_worker import MISCOUNTED, MultimodalBackend, grey_picture
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from tests.audio.sounds import wav
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from deployments.app import check
-from deployments.multimodal_request import MultimodalRequest
+from deployments.multimodal.multimodal_request import MultimodalRequest
 from rbee_serve.errors import ConfigurationError, InvalidRequest
-from rbee_serve.validation import parse, parse_object
+from rbee_serve.validation.parse import parse, parse_object
 
 PNG = b"\x89PNG\r\n"
 CODED = base64.b64encode(PNG).decode()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deployments.sentences import sentences
+from deployments.multimodal.sentences import sentences
 
 
 async def pieces(*texts: str) -> AsyncIterator[str]:

@@ -9,12 +9,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rbee_serve.backend import InferenceBackend
 from rbee_serve.events import Event, Progress
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
-from rbee_serve.worker import LoadContext, WorkerSpec
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 
 class ForeignError(Exception):

@@ -21,12 +21,12 @@ from deployments.echo import EchoRequest
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InsufficientVram, InternalError, WorkerLost, WorkerUnhealthy
 from rbee_serve.events import End, Event, Output, Progress
-from rbee_serve.registry import load_spec
 from rbee_serve.replica.backend_process import WINDOW, BackendProcess
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
-from rbee_serve.step_clock import StepClock
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.worker.registry import load_spec
+from rbee_serve.worker.spec import Device, LoadContext
+from rbee_serve.worker.watchdog import StepClock
 
 ECHO = "deployments.echo:SPEC"
 NOTES = "tests.replica.noting_worker:SPEC"
@@ -165,7 +165,7 @@ OWNER = """
 import sys
 from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.config import WorkerConfig
-from rbee_serve.worker import Device, LoadContext
+from rbee_serve.worker.spec import Device, LoadContext
 worker = WorkerConfig(id="own-0", type="echo")
 print(BackendProcess("deployments.echo:SPEC", LoadContext(worker, Device("cpu"), print))._process.pid, flush=True)
 sys.stdin.read()

@@ -14,7 +14,7 @@ from rbee_serve.errors import InferenceTimeout, InsufficientResources
 from rbee_serve.events import End, Error, Event, Progress, Started
 from rbee_serve.grammar import StreamGrammar
 from rbee_serve.replica.service import WorkerService
-from rbee_serve.step_clock import StepClock
+from rbee_serve.worker.watchdog import StepClock
 
 
 def service(**settings: Any) -> WorkerService:

@@ -24,7 +24,7 @@ def test_a_type_owns_its_module_and_what_that_imports(tmp_path: Path) -> None:
     found = owned(
         tmp_path,
         ["llm", "echo"],
-        llm="from deployments import vllm_terms\nfrom deployments.vllm_engine import start",
+        llm="from deployments import vllm_terms\nfrom deployments.vllm_runtime.vllm_engine import start",
         vllm_terms="",
         vllm_engine="def start():\n    import deployments.vllm_files",
         vllm_files="from deployments.registry import WORKER_TYPES",
@@ -37,8 +37,8 @@ def test_what_a_family_shares_counts_for_each_of_its_types(tmp_path: Path) -> No
     found = owned(
         tmp_path,
         ["llm", "multimodal"],
-        llm="import deployments.vllm_engine",
-        multimodal="import deployments.vllm_engine",
+        llm="import deployments.vllm_runtime.vllm_engine",
+        multimodal="import deployments.vllm_runtime.vllm_engine",
         vllm_engine="",
     )
     assert found == {"llm": ["llm", "vllm_engine"], "multimodal": ["multimodal", "vllm_engine"]}
@@ -60,9 +60,9 @@ def test_a_module_that_no_type_imports_belongs_to_those_whose_modules_it_imports
     found = owned(
         tmp_path,
         ["llm", "echo"],
-        llm="import deployments.vllm_engine",
+        llm="import deployments.vllm_runtime.vllm_engine",
         vllm_engine="",
-        vllm_plugin="import deployments.vllm_engine, deployments.vllm_waiting",
+        vllm_plugin="import deployments.vllm_runtime.vllm_engine, deployments.vllm_runtime.cpu_shm_wakeup",
         vllm_waiting="",
         echo="",
     )

@@ -41,9 +41,9 @@ def test_a_type_that_was_not_recorded_is_not_kept() -> None:
 
 def test_what_a_family_has_in_common_is_divided_among_its_types(tmp_path: Path) -> None:
     for path, source in {
-        "deployments/llm.py": "import deployments.engine\n",
-        "deployments/embedding.py": "import deployments.engine\nx = 1\n",
-        "deployments/multimodal.py": "import deployments.llm\nx = 1\ny = 2\n",
+        "deployments/llm/llm_worker.py": "import deployments.engine\n",
+        "deployments/embedding/embedding_worker.py": "import deployments.engine\nx = 1\n",
+        "deployments/multimodal/multimodal_worker.py": "import deployments.llm.llm_worker\nx = 1\ny = 2\n",
         "deployments/engine.py": "# an engine\na = 1\nb = 2\nc = 3\nd = 4\n",
         "rbee_serve/sse.py": "a = 1\nif a:\n    b = 2\n",
     }.items():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from tests.raw_http import chunk, head, whole
 from tests.served.bad_json import GOOD, INFER, WORKER
-from tests.served.doors import Mode
+from tests.served.frontends import Mode
 
 BASE = f"/workers/{WORKER}"
 MIB = 1024**2

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import Served
-from tests.served.doors import Door, behind_default, behind_haproxy, opened
-from tests.served.ward import Ward
+from tests.served.frontends import Door, behind_default, behind_haproxy, opened
+from tests.served.health_probe import Ward
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ import pytest
 from tests.raw_http import Answer, chunk, connected, head, whole
 from tests.served.bad_http import ACCEPTED, BY_PROXY, GARBAGE_IDS, HTTP, Case
 from tests.served.bad_json import BOTH_ROUTES, CONTENT, GOOD, INFER, ODD_BUT_GOOD, ROOT, ROOT_NAMES, at_the_root
-from tests.served.doors import Door, through
-from tests.served.ward import INTERNAL, NEIGHBOUR, Ward
+from tests.served.frontends import Door, through
+from tests.served.health_probe import INTERNAL, NEIGHBOUR, Ward
 
 pytestmark = [pytest.mark.ray, through("own", "throughput", "haproxy")]
 

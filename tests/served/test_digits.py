@@ -178,7 +178,7 @@ def _idle(served: Served, worker_id: str) -> bool:
 
 
 def test_it_answers_by_handle_too(served: Served, drawn: list[tuple[str, str]]) -> None:
-    from deployments.multimodal_request import MultimodalRequest
+    from deployments.multimodal.multimodal_request import MultimodalRequest
 
     word, picture = drawn[0]
     request = MultimodalRequest(

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import Served
 from tests.raw_http import whole
-from tests.served.doors import Door, through
+from tests.served.frontends import Door, through
 from tests.served.waiting import eventually
 
 pytestmark = pytest.mark.ray

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.embedding import EmbeddingRequest
-from rbee_serve.client import Client
+from deployments.embedding.embedding_worker import EmbeddingRequest
+from rbee_serve.client.client import Client
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.events import End, Metrics, Output
 from rbee_serve.grammar import check_stream

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from deployments.echo import EchoRequest, Failure
 from tests.raw_http import head, whole
 from tests.served.bad_json import CONTENT, INFER, WORKER
-from tests.served.doors import Door, through
-from tests.served.ward import INTERNAL, Ward
+from tests.served.frontends import Door, through
+from tests.served.health_probe import INTERNAL, Ward
 
 pytestmark = [pytest.mark.ray, through("own", "haproxy")]
 

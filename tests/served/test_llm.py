@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rbee_serve.client import Client
+from rbee_serve.client.client import Client
 from rbee_serve.events import End, Event, Metrics, Narration, Output, StopReason
 from rbee_serve.grammar import check_stream
 from tests.conftest import Served

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.vision_generate import PictureRequest
-from rbee_serve.client import Client
+from deployments.vision.generate import PictureRequest
+from rbee_serve.client.client import Client
 from rbee_serve.events import Output, Progress
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import ImageOutput

@@ -7,7 +7,7 @@ import pytest
 from rbee_serve.events import End, Error
 from rbee_serve.grammar import check_stream
 from tests.served.bad_json import INFER
-from tests.served.doors import Door, through
+from tests.served.frontends import Door, through
 
 pytestmark = [pytest.mark.ray, through("own", "throughput", "default", "haproxy")]
 

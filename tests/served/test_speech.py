@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from deployments.audio_generate import SpeechRequest
-from rbee_serve.client import Client
+from deployments.audio.generate import SpeechRequest
+from rbee_serve.client.client import Client
 from rbee_serve.events import Metrics, Narration, Output, Progress
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import AudioChunkOutput

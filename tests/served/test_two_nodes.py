@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks.peers.two_nodes import FAR
+from benchmarks.baselines.two_nodes import FAR
 from benchmarks.processes import ProcessTree
 from rbee_serve.events import End, Error, Output
 from rbee_serve.grammar import check_stream
@@ -63,7 +63,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
         yaml.safe_dump({"http_options": {"host": "127.0.0.1", "port": port}, "applications": [application]})
     )
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    command = [sys.executable, "-m", "benchmarks.peers.two_nodes", str(config)]
+    command = [sys.executable, "-m", "benchmarks.baselines.two_nodes", str(config)]
     tree = ProcessTree(command, {**inherited, "PYTHONPATH": str(ROOT)}, folder / "log")
     try:
         running = TwoNodes(tree, port)

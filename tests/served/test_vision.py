@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.vision_classify import ClassifyRequest
-from rbee_serve.client import Client
+from deployments.vision.classify import ClassifyRequest
+from rbee_serve.client.client import Client
 from rbee_serve.events import Output
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import LabelOutput

@@ -11,8 +11,8 @@ import pytest
 from deployments.registry import WORKER_TYPES
 from rbee_serve.events import End, Metrics
 from rbee_serve.grammar import check_stream
-from rbee_serve.registry import load_spec
-from rbee_serve.worker import WorkerSpec
+from rbee_serve.worker.registry import load_spec
+from rbee_serve.worker.spec import WorkerSpec
 from tests.conftest import Served
 from tests.served.waiting import eventually
 

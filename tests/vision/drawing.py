@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deployments import vision_generate
-from deployments.vision_generate import PictureBackend, PictureRequest
+from deployments.vision import generate as vision_generate
+from deployments.vision.generate import PictureBackend, PictureRequest
 from rbee_serve.config import WorkerConfig
 from rbee_serve.events import Output
-from rbee_serve.step_clock import StepClock
-from rbee_serve.validation import parse_object
-from rbee_serve.worker import LoadContext
+from rbee_serve.validation.parse import parse_object
+from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.watchdog import StepClock
 from tests import devices
 from tests.vision.pictures import encoded, picture
 

@@ -17,18 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from deployments import vision_classify, vision_embed, vision_models
-from deployments.vision_classify import ClassifyBackend, ClassifyRequest
-from deployments.vision_embed import EmbedBackend, EmbedRequest
-from deployments.vision_models import ImageTextModel
+from deployments.vision import classify as vision_classify
+from deployments.vision import embed as vision_embed
+from deployments.vision import image_encoders as vision_models
+from deployments.vision.classify import ClassifyBackend, ClassifyRequest
+from deployments.vision.embed import EmbedBackend, EmbedRequest
+from deployments.vision.image_encoders import ImageTextModel
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Started
 from rbee_serve.outputs import LabelOutput
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
-from rbee_serve.validation import parse_object
-from rbee_serve.worker import LoadContext
+from rbee_serve.validation.parse import parse_object
+from rbee_serve.worker.spec import LoadContext
 from tests import devices
 from tests.vision.pictures import encoded, picture
 from tests.vision.tiny_models import random_clip, random_siglip, random_vit

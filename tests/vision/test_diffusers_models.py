@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments import vision_generate
-from deployments.latent_colors import LatentColors, palette
-from deployments.vision_generate import SPEC
+from deployments.vision import generate as vision_generate
+from deployments.vision.generate import SPEC
+from deployments.vision.latent_preview import LatentColors, palette
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Narration, Progress
 from rbee_serve.replica.loading import warm_up

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments import vision_generate
-from deployments.vision_generate import SPEC, PictureBackend, PictureRequest
+from deployments.vision import generate as vision_generate
+from deployments.vision.generate import SPEC, PictureBackend, PictureRequest
 from rbee_serve.errors import InsufficientResources, InsufficientVram, InvalidRequest
 from rbee_serve.events import End, Error, Metrics, Narration, Output, Progress, Started
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
-from rbee_serve.validation import parse_object
+from rbee_serve.validation.parse import parse_object
 from tests import devices
 from tests.vision.drawing import (
     FILE,

@@ -1,0 +1,6 @@
+"""Speech to text, and text to audio."""
+
+from deployments.audio.generate import SpeechRequest
+from deployments.audio.transcribe import TranscribeRequest
+
+__all__ = ["SpeechRequest", "TranscribeRequest"]

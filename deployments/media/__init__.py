@@ -1,0 +1,1 @@
+"""Untrusted audio and image files are decoded here, in processes of their own."""

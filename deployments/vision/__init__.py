@@ -1,0 +1,7 @@
+"""Images: classified, embedded and generated."""
+
+from deployments.vision.classify import ClassifyRequest
+from deployments.vision.embed import EmbedRequest
+from deployments.vision.generate import PictureRequest
+
+__all__ = ["ClassifyRequest", "EmbedRequest", "PictureRequest"]

@@ -1,0 +1,1 @@
+"""What engines on vLLM share, and everything that changes vLLM's own code."""

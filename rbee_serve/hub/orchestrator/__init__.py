@@ -1,0 +1,1 @@
+"""The callbacks to the orchestrator: ready, heartbeat, load failure."""

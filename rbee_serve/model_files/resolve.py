@@ -1,0 +1,201 @@
+"""From a `model_ref` to a local folder that an engine loads.
+
+    resolve   reference -> files on this machine (downloaded if need be), of a format that is known
+    prepare   resolve, then check the header of every weights file, then convert a GGUF
+
+Known are safetensors and GGUF, for vLLM and transformers, and CTranslate2. A pickle runs code when it is read, so it is
+refused whatever its name; code that comes with a model is never run.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rbee_serve.config import WorkerConfig
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.model_files.ctranslate2_header import read_ctranslate2_header
+from rbee_serve.model_files.gguf_conversion import FloatType, converted_gguf
+from rbee_serve.model_files.gguf_header import read_gguf_header
+from rbee_serve.model_files.hub_download import download
+from rbee_serve.model_files.model_ref import HubModel, parse_model_ref
+from rbee_serve.model_files.safetensors_header import read_safetensors_header
+from rbee_serve.state import LoadProgress
+
+logger = logging.getLogger(__name__)
+
+PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+"""Suffixes of files that torch would unpickle."""
+
+Format = Literal["safetensors", "gguf", "ctranslate2"]
+TORCH_FORMATS: tuple[Format, ...] = ("safetensors", "gguf")
+"""What `prepare` makes into a folder for vLLM and transformers."""
+CTRANSLATE2_WEIGHTS = "model.bin"
+
+MAX_JSON_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model on this machine. `path` is its folder, or the file of a GGUF; `bytes_on_disk` counts its weights."""
+
+    path: Path
+    format: Format
+    bytes_on_disk: int
+
+
+def resolve(ref: str, report: Callable[[LoadProgress], None]) -> ModelFiles:
+    """The files that a `model_ref` names; a Hub model is downloaded, with `downloading` reported in bytes.
+
+    Raises `ConfigurationError` for a reference of no known form, a model that is not there, or a format that is not
+    accepted, and `InsufficientResources` where the disk is too small.
+    """
+    model = parse_model_ref(ref)
+    path = download(model, report) if isinstance(model, HubModel) else model.locate()
+    if path.is_file():
+        return _single_file(path)
+    if _weights(path):
+        return ModelFiles(path, "safetensors", weights_bytes(path))
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ModelFiles(ggufs[0], "gguf", ggufs[0].stat().st_size)
+    if ggufs:
+        raise ConfigurationError(f"{path} has {len(ggufs)} GGUF files, such as {ggufs[0].name}; name one of them")
+    if (weights := path / CTRANSLATE2_WEIGHTS).is_file():
+        return ModelFiles(path, "ctranslate2", weights.stat().st_size)
+    if pickled := next((file for file in sorted(path.rglob("*")) if file.suffix in PICKLES), None):
+        raise _pickle(pickled)
+    raise ConfigurationError(f"{path} has no weights: neither *.safetensors, *.gguf nor model.bin")
+
+
+def prepare(
+    ref: str,
+    report: Callable[[LoadProgress], None],
+    *,
+    formats: Collection[Format] = TORCH_FORMATS,
+    cache_dir: Path | None = None,
+    dtype: FloatType = "float32",
+) -> Path:
+    """A local folder that an engine loads: `resolve`, with every header checked and a GGUF converted.
+
+    `formats` are those that the engine takes; `dtype` is what a GGUF is dequantised to, `cache_dir` where that is kept
+    (`default_cache_dir()` if None). Raises `ConfigurationError` and `InsufficientResources` with a sentence for the
+    operator.
+    """
+    files = resolve(ref, report)
+    if files.format != "gguf":  # its conversion reads it
+        _check_headers(files)
+    _check_format(files, formats)
+    if files.format == "gguf":
+        return converted_gguf(files.path, report, cache_dir=cache_dir, dtype=dtype)
+    _warn_of_code(files.path)
+    return files.path
+
+
+def check_local(worker: WorkerConfig, formats: Collection[Format] = TORCH_FORMATS) -> None:
+    """Look at the files of a worker's model that is on this machine, as `prepare` would, without loading or converting
+    any; for the `check` of worker types.
+
+    Raises `ConfigurationError` that begins with `model_ref: `. A model of a hub is not looked for.
+    """
+    if worker.model_ref is None or isinstance(parse_model_ref(worker.model_ref), HubModel):
+        return
+    try:
+        files = resolve(worker.model_ref, lambda progress: None)
+        _check_headers(files)
+        _check_format(files, formats)
+    except ConfigurationError as exc:
+        raise ConfigurationError(f"model_ref: {str(exc).removeprefix('model_ref: ')}") from exc
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise `ConfigurationError` where a part of a model, in a folder of its own, has weights in a pickle and none in
+    safetensors."""
+    files = sorted(folder.glob("*"))
+    pickled = next((file for file in files if file.suffix in PICKLES), None)
+    if pickled and not any(file.suffix == ".safetensors" for file in files):
+        raise _pickle(pickled)
+
+
+def weights_bytes(path: Path) -> int:
+    """Bytes of the weights at `path`, a file or a folder: what a model takes in memory in the type it is stored in."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum(weights.stat().st_size for weights in _weights(path))
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The safetensors of a folder, those of a pipeline's parts included."""
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def _single_file(path: Path) -> ModelFiles:
+    if path.suffix == ".gguf":
+        return ModelFiles(path, "gguf", path.stat().st_size)
+    if path.suffix == ".safetensors":
+        raise ConfigurationError(f"{path} is one file; name the folder, which holds the configuration too")
+    if path.suffix in PICKLES:
+        raise _pickle(path)
+    raise ConfigurationError(f"{path} is neither a folder with *.safetensors nor a *.gguf file")
+
+
+def _pickle(path: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} may be a pickle, which can run any code when it is read, so it is never loaded; use a model in"
+        " safetensors or GGUF form"
+    )
+
+
+def _check_format(files: ModelFiles, formats: Collection[Format]) -> None:
+    if files.format not in formats:
+        raise ConfigurationError(f"{files.path} is a {files.format} model; this engine takes {' or '.join(formats)}")
+
+
+def _check_headers(files: ModelFiles) -> None:
+    if files.format == "gguf":
+        read_gguf_header(files.path)
+        return
+    if files.format == "ctranslate2":
+        read_ctranslate2_header(files.path / CTRANSLATE2_WEIGHTS)
+        return
+    weights = _weights(files.path)
+    for file in weights:
+        read_safetensors_header(file)
+    _check_shards(files.path, weights)
+
+
+def _check_shards(folder: Path, weights: list[Path]) -> None:
+    """Whether all files are there that an index names: a download that was cut short leaves some out."""
+    for index in sorted(folder.rglob("*.safetensors.index.json")):
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict):
+            raise ConfigurationError(f"{index} has no weight_map")
+        for name in sorted({str(name) for name in names.values()}):
+            if index.parent / name not in weights:
+                raise ConfigurationError(f"{index.parent} lacks {name}, named in {index.name}; fetch the model again")
+
+
+def _warn_of_code(folder: Path) -> None:
+    config = folder / "config.json"
+    if config.is_file() and "auto_map" in read_json(config):
+        # Most such models are known to the engine by now; one that is not fails there, with its own name.
+        logger.warning("%s brings code of its own (auto_map), which is not run", folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in one of a model's files. Raises `ConfigurationError` where there is none."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigurationError(f"{path} is longer than {MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_bytes())
+    except OSError as exc:
+        raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
+    except (ValueError, RecursionError) as exc:
+        raise ConfigurationError(f"{path} is not JSON") from exc
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"{path} is not a JSON object")
+    return value

@@ -1,0 +1,1 @@
+"""The bounds of requests, and every violation of them."""

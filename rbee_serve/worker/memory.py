@@ -1,0 +1,73 @@
+"""Memory in bytes, of processes and of devices."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Callable
+
+import psutil
+
+from rbee_serve.worker.spec import Device
+
+
+def process_tree_bytes(pid: int | None = None) -> int:
+    """Resident bytes of a process and its descendants; shared pages count once for each process."""
+    total = 0
+    try:
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            try:
+                total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        return 0
+    return total
+
+
+def cuda_tree_bytes(indices: tuple[int, ...]) -> int:
+    """Bytes that this process and its descendants hold on the CUDA devices `indices`, as the driver counts them.
+
+    0 where the driver does not tell (no `pynvml`, or a container that hides the process ids).
+    """
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+        own = psutil.Process()
+        pids = {own.pid, *(child.pid for child in own.children(recursive=True))}
+        return sum(
+            int(process.usedGpuMemory or 0)
+            for index in indices
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
+            if process.pid in pids
+        )
+    except Exception:  # the driver's library raises types of its own, and no number is not an error
+        return 0
+
+
+class MemoryGauge:
+    """A measurement that is repeated only when it is older than `max_age_s`: walking the process table takes 5 to
+    10 ms, and state is pushed many times a second."""
+
+    def __init__(self, measure: Callable[[], int], max_age_s: float = 5.0) -> None:
+        self._measure = measure
+        self._max_age_s = max_age_s
+        self._measured_at = -math.inf
+        self._bytes = 0
+
+    def __call__(self) -> int:
+        """Bytes, at most `max_age_s` old."""
+        now = time.monotonic()
+        if now - self._measured_at > self._max_age_s:
+            self._bytes, self._measured_at = self._measure(), now
+        return self._bytes
+
+
+def memory_gauge(device: Device) -> MemoryGauge:
+    """Bytes that a model in this process, or in those that it started, holds: on the device where the driver tells,
+    else in RAM."""
+    if device.backend == "cuda":
+        return MemoryGauge(lambda: cuda_tree_bytes(device.indices))
+    return MemoryGauge(process_tree_bytes)

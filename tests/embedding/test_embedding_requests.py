@@ -1,0 +1,115 @@
+"""What of the embedding worker needs no model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.app import check
+from deployments.embedding.embedding_engine import EmbeddingOptions, ModelCard
+from deployments.embedding.embedding_worker import EmbeddingRequest
+from rbee_serve.errors import ConfigurationError, InvalidRequest
+from rbee_serve.validation.limits import with_limits
+from rbee_serve.validation.parse import parse_object
+from tests.model_files.tiny_models import model_folder
+
+
+def test_one_text_is_a_list_of_one() -> None:
+    assert parse_object(EmbeddingRequest, {"input": "a"}).input == ["a"]
+    assert parse_object(EmbeddingRequest, {"input": ["a", "b"]}).input == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({}, "input"), ({"input": ""}, "input[0]"), ({"input": []}, "input"), ({"input": ["a", ""]}, "input[1]"),
+        ({"input": 5}, "input"), ({"input": ["a", 5]}, "input[1]"), ({"input": None}, "input"),
+        ({"input": ["a"] * 257}, "input"), ({"input": "a" * 131_073}, "input[0]"), ({"input": "\ud800"}, "input[0]"),
+        ({"input": {"text": "a"}}, "input"), ({"input": [["a"]]}, "input[0]"), ({"dimensions": 0}, "dimensions"),
+        ({"dimensions": 65_537}, "dimensions"), ({"dimensions": 64.0}, "dimensions"), ({"normalize": 1}, "normalize"),
+        ({"truncate": "yes"}, "truncate"), ({"encoding": "hex"}, "encoding"), ({"input_type": ""}, "input_type"),
+        ({"max_tokens": 5}, "max_tokens"), ({"temperature": 0.5}, "temperature"), ({"top_p": 0.5}, "top_p"),
+        ({"seed": 1}, "seed"), ({"prompt": "a"}, "prompt"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_told_by_field(fields: dict[str, Any], field: str) -> None:
+    wrong = fields if "input" in fields or not fields else {"input": "a", **fields}
+    with pytest.raises(InvalidRequest) as caught:
+        parse_object(EmbeddingRequest, wrong)
+    assert [violation.field for violation in caught.value.violations] == [field]
+
+
+def test_texts_are_never_shown_in_an_error() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_object(EmbeddingRequest, {"input": ["a secret", 12345], "encoding": "hex"})
+    assert "secret" not in str(caught.value.to_json())
+    assert "12345" not in str(caught.value.to_json())
+
+
+def test_the_number_of_texts_is_configurable_and_their_length_stays() -> None:
+    wide = with_limits(EmbeddingRequest, {"input": 1000})
+    assert len(parse_object(wide, {"input": ["a" * 2000] * 1000}).input) == 1000
+    with pytest.raises(InvalidRequest, match="at most 1000 items"):
+        parse_object(wide, {"input": ["a"] * 1001})
+
+
+def card(folder: Path, sentences: Any = None, config: Any = None, **options: Any) -> ModelCard:
+    for name, content in {"config_sentence_transformers.json": sentences, "config.json": config}.items():
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    return ModelCard(folder, EmbeddingOptions(**options))
+
+
+def test_prompts_come_from_the_model_s_files_and_the_configuration_s_win(tmp_path: Path) -> None:
+    sentences = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "passage"}
+    found = card(tmp_path, sentences, prompts={"passage": "text: "})
+    assert found.prompts == {"query": "query: ", "document": "", "passage": "text: "}
+    assert found.default_prompt == "text: "
+
+
+def test_a_model_without_prompts_takes_queries_and_documents_as_they_are(tmp_path: Path) -> None:
+    found = card(tmp_path)
+    assert (found.prompts, found.default_prompt) == ({"query": "", "document": ""}, "")
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "lengths", "any_length"),
+    [
+        ({}, {}, (), False),
+        ({"is_matryoshka": True}, {}, (), True),
+        ({"matryoshka_dimensions": [32, 64]}, {}, (32, 64), False),
+        ({"matryoshka_dimensions": [32, 64]}, {"matryoshka_dimensions": [64]}, (64,), False),
+        ({}, {"is_matryoshka": True}, (), True),
+    ],
+)
+def test_whether_vectors_may_be_shortened_is_what_the_model_or_the_operator_says(
+    tmp_path: Path, config: Any, options: Any, lengths: tuple[int, ...], any_length: bool
+) -> None:
+    found = card(tmp_path, config=config, **options)
+    assert (found.lengths, found.any_length) == (lengths, any_length)
+
+
+@pytest.mark.parametrize(
+    ("worker", "sentence"),
+    [
+        ({"engine": {"name": "onnx"}}, "engine.name: 'onnx' is none of sentence-transformers, vllm"),
+        ({"engine": {"dtyp": "float16"}}, "engine.dtyp: unknown key"),
+        ({"engine": {"matryoshka_dimensions": [0]}}, "engine.matryoshka_dimensions[0]: Input should be greater"),
+        ({"engine": {"trust_remote_code": True}}, "engine.trust_remote_code: unknown key"),
+        ({"engine": {"name": "vllm", "trust_remote_code": True}}, "engine.trust_remote_code: is refused"),
+        ({"engine": {"name": "vllm"}, "backend": "metal"}, "backend: vllm cannot run on metal"),
+        ({"gpus": 2}, "gpus: sentence-transformers uses one GPU"),
+        ({"limits": {"inputs": 5}}, "limits.inputs: the request has no such field"),
+    ],
+)
+def test_a_wrong_configuration_is_told_by_its_key_before_anything_starts(
+    tmp_path: Path, worker: dict[str, Any], sentence: str
+) -> None:
+    model = model_folder(tmp_path / "model")
+    configured = {"id": "embedding-0", "type": "embedding", "model_ref": f"file:{model}", **worker}
+    with pytest.raises(ConfigurationError) as caught:
+        check({"workers": [configured]}, "127.0.0.1")
+    assert f"workers[0].{sentence}" in str(caught.value)

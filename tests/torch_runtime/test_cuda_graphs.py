@@ -1,0 +1,127 @@
+"""When a model's pass is recorded, and when it is done as it was; with a recorder that needs no GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deployments.torch_runtime.cuda_graphs import MOST, GraphedForward
+from tests import devices
+from tests.torch_runtime.graph_recorder import Recorder
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+def scaled(sample: Any, time: Any, *, scale: float = 1.0, more: dict[str, Any] | None = None) -> tuple[Any]:
+    return (sample * time * scale + (more or {}).get("bias", 0),)
+
+
+def ones(side: int = 2) -> Any:
+    return torch.ones(side, side)
+
+
+def test_a_pass_is_recorded_when_it_comes_again_and_gives_what_the_model_gives(recorder: Recorder) -> None:
+    forward = GraphedForward(scaled, recorder)
+    for time in range(5):
+        more = {"bias": torch.tensor(float(time))}
+        (found,) = forward(ones(), torch.tensor(time), scale=0.5, more=more)
+        assert torch.equal(found, scaled(ones(), time, scale=0.5, more=more)[0])
+    assert (recorder.recorded, recorder.replayed) == (1, 4)
+
+
+def test_two_kinds_of_passes_in_turn_are_both_recorded(recorder: Recorder) -> None:
+    forward = GraphedForward(scaled, recorder)
+    for _ in range(3):
+        for side in (2, 3):
+            assert forward(ones(side), 2.0)[0].shape == (side, side)
+    assert (recorder.recorded, recorder.replayed) == (2, 4)
+
+
+def test_what_changes_with_each_step_is_never_recorded(recorder: Recorder) -> None:
+    forward = GraphedForward(scaled, recorder)
+    for _ in range(2):
+        assert [float(forward(ones(1), float(time))[0]) for time in range(10)] == list(map(float, range(10)))
+    assert recorder.recorded == 0
+
+
+def test_other_weights_and_other_forms_are_other_passes(recorder: Recorder) -> None:
+    forward = GraphedForward(scaled, recorder)
+    for weights in (None, "an adapter"):
+        forward.weights = weights
+        for sample in (ones(), ones().double(), ones()[:, :1].expand(2, 2)):
+            for _ in range(2):
+                forward(sample, 1)
+    assert recorder.recorded == 6
+    for _ in range(2):
+        forward(ones(), True)  # equals 1, but a model may treat it otherwise
+    assert recorder.recorded == 7
+
+
+def test_the_last_ones_that_were_needed_are_kept(recorder: Recorder) -> None:
+    forward = GraphedForward(scaled, recorder)
+    for side in range(1, MOST + 2):
+        for _ in range(2):
+            forward(ones(side), 1)
+            forward(ones(1), 1)
+    assert recorder.recorded == MOST + 1
+    for side in range(3, MOST + 2):
+        forward(ones(side), 1)
+    assert recorder.recorded == MOST + 1
+    for _ in range(2):
+        forward(ones(2), 1)
+    assert recorder.recorded == MOST + 2
+
+
+def test_a_pass_that_cannot_be_recorded_is_done_as_it_was_and_not_tried_again(recorder: Recorder) -> None:
+    recorder.fails = True
+    forward = GraphedForward(scaled, recorder)
+    assert [float(forward(ones(1), 3)[0]) for _ in range(4)] == [3.0] * 4
+    assert (recorder.recorded, recorder.replayed) == (1, 0)
+
+
+def test_values_that_cannot_be_compared_are_passed_on(recorder: Recorder) -> None:
+    forward = GraphedForward(lambda sample, names: sample * len(names), recorder)
+    assert [float(forward(ones(1), {"a", "b"})) for _ in range(3)] == [2.0] * 3
+    assert recorder.recorded == 0
+
+
+def test_an_error_of_the_model_is_its_own(recorder: Recorder) -> None:
+    def fails(sample: Any) -> Any:
+        raise ValueError("no such size")
+
+    forward = GraphedForward(fails, recorder)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no such size"):
+            forward(ones())
+
+
+def test_pipelines_still_see_what_the_model_takes(recorder: Recorder) -> None:
+    import inspect
+
+    assert list(inspect.signature(GraphedForward(scaled, recorder)).parameters) == ["sample", "time", "scale", "more"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not devices.ON_GPU, reason="needs RBEE_SERVE_TEST_DEVICE=cuda")
+def test_a_recorded_pass_of_a_gpu_gives_what_the_model_gives_and_one_that_waits_for_it_is_not_recorded() -> None:
+    from deployments.torch_runtime.cuda_graphs import cuda_recorder
+
+    layer = torch.nn.Linear(8, 8).cuda()
+
+    def forward(sample: Any, waits: bool) -> Any:
+        return layer(sample) * (sample.sum().item() if waits else 1)
+
+    with torch.inference_mode():
+        for waits in (False, True):
+            graphed = GraphedForward(forward, cuda_recorder("cuda"))
+            for number in range(6):
+                sample = torch.full((4, 8), float(number), device="cuda")
+                assert torch.allclose(graphed(sample, waits), forward(sample, waits), atol=1e-5)
+            assert [replay is None for replay in graphed._passes.values()] == [waits]

@@ -1,0 +1,269 @@
+"""Requests from bytes: every fault is told at once, nothing of the content comes back, and no body is slow."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
+
+from rbee_serve.errors import InvalidRequest, Violation
+from rbee_serve.request import InferenceRequest
+from rbee_serve.validation.parse import MAX_VALUES, MAX_VIOLATIONS, parse, parse_object
+from tests.sample_request import SECRET, SampleRequest
+
+
+def violations(body: bytes | str | dict[str, Any]) -> list[Violation]:
+    """What is wrong with the body; a dict is sent with a good prompt."""
+    if isinstance(body, dict):
+        body = json.dumps({"prompt": "a", **body})
+    with pytest.raises(InvalidRequest) as caught:
+        parse(SampleRequest, body if isinstance(body, bytes) else body.encode())
+    return list(caught.value.violations)
+
+
+def told(body: bytes | str | dict[str, Any]) -> list[tuple[str, str, str]]:
+    return [(violation.field, violation.constraint, violation.message) for violation in violations(body)]
+
+
+def test_a_good_body_becomes_a_request() -> None:
+    request = parse(SampleRequest, b'{"prompt":"a","max_tokens":2048,"temperature":1,"stream":false}')
+    assert (request.prompt, request.max_tokens, request.temperature, request.stream) == ("a", 2048, 1.0, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "violation"),
+    [
+        ({"max_tokens": 0}, ("max_tokens", ">= 1", "must be at least 1")),
+        ({"max_tokens": 2049}, ("max_tokens", "<= 2048", "must be at most 2048")),
+        ({"max_tokens": True}, ("max_tokens", "type: integer", "must be an integer")),
+        ({"max_tokens": 1.0}, ("max_tokens", "type: integer", "must be an integer")),
+        ({"max_tokens": "1"}, ("max_tokens", "type: integer", "must be an integer")),
+        ({"max_tokens": None}, ("max_tokens", "type: integer", "must be an integer")),
+        ({"temperature": 2.5}, ("temperature", "<= 2", "must be at most 2")),
+        ({"temperature": True}, ("temperature", "type: number", "must be a number")),
+        ({"temperature": float("nan")}, ("temperature", "finite", "must be a finite number")),
+        ({"temperature": float("-inf")}, ("temperature", "finite", "must be a finite number")),
+        ({"top_p": 0}, ("top_p", "> 0", "must be more than 0")),
+        ({"top_p": 1}, ("top_p", "< 1", "must be less than 1")),
+        ({"seed": 2**64}, ("seed", f"<= {2**64 - 1}", f"must be at most {2**64 - 1}")),
+        ({"width": 9}, ("width", "multiple of 8", "must be a multiple of 8")),
+        ({"logprobs": 1}, ("logprobs", "type: boolean", "must be a boolean")),
+        ({"prompt": ""}, ("prompt", "length >= 1", "must not be empty")),
+        ({"prompt": "a" * 21}, ("prompt", "length <= 20", "must have at most 20 characters")),
+        ({"prompt": None}, ("prompt", "type: string", "must be a string")),
+        ({"stop": ["a"] * 5}, ("stop", "length <= 4", "must have at most 4 items")),
+        ({"stop": "a"}, ("stop", "type: array", "must be an array")),
+        ({"stop": ["a", ""]}, ("stop[1]", "length >= 1", "must not be empty")),
+        ({"parts": [3]}, ("parts[0]", "type: object", "must be a JSON object")),
+        ({"parts": [{}]}, ("parts[0].role", "required", "is required")),
+        ({"parts": [{"role": "cat"}]}, ("parts[0].role", "one of: user, system", "must be one of user, system")),
+        ({"labels": {"a": "b"}}, ("labels.a", "type: integer", "must be an integer")),
+        ({"either": 3}, ("either", "type: string | array", "must be a string or an array")),
+        ({"either": "aaaa"}, ("either", "length <= 3", "must have at most 3 characters")),
+        ({"either": ["a", 3]}, ("either[1]", "type: string", "must be a string")),
+        ({"job_id": "a b"}, ("job_id", "pattern: ^[A-Za-z0-9._-]{1,128}$", "must match ^[A-Za-z0-9._-]{1,128}$")),
+        ({"seed": 1}, ("seed", "rule", "must not be 1")),
+        ({"seed": 2}, ("seed", "rule", "two is taken")),
+        ({"seed": 3}, ("body", "rule", "give exactly one of seed and width")),
+        ({"seed": 4}, ("width", "width * {height}", "choose {another}")),
+        ({"seed": 5}, ("body", "rule", "is not valid")),
+        ({"": 1}, ('""', "unknown field", "is not a field of this request")),
+        ({"labels": {"": "b"}}, ('labels.""', "type: integer", "must be an integer")),
+        ({"zebra": 1}, ("zebra", "unknown field", "is not a field of this request")),
+        (
+            {"max_token": 1},
+            ("max_token", "unknown field", "is not a field of this request; did you mean max_tokens?"),
+        ),
+        (
+            {"parts": [{"role": "user", "txt": ""}]},
+            ("parts[0].txt", "unknown field", "is not a field of this object; did you mean text?"),
+        ),
+    ],
+)
+def test_a_field_that_breaks_a_rule_is_named_with_the_rule(
+    fields: dict[str, Any], violation: tuple[str, str, str]
+) -> None:
+    assert told(fields) == [violation]
+
+
+def test_every_fault_is_told_at_once() -> None:
+    faults = violations('{"max_tokens":0,"temperature":3,"stop":[""],"zebra":1}')
+    assert {fault.field for fault in faults} == {"prompt", "max_tokens", "temperature", "stop[0]", "zebra"}
+
+
+NOT_JSON = {
+    "empty": b"",
+    "blank": b"  ",
+    "truncated": b'{"prompt":"a',
+    "text behind it": b'{"prompt":"a"} x',
+    "a comment": b'{"prompt":"a" /* */}',
+    "a control character": b'{"prompt":"a\nb"}',
+    "an integer of 5,000 digits": b'{"prompt":"a","max_tokens":' + b"9" * 5000 + b"}",
+    "lone surrogates": b'{"prompt":"\\ud800"}',
+    "bytes that are not UTF-8": b'{"prompt":"\xff"}',
+    "UTF-16": '{"prompt":"a"}'.encode("utf-16"),
+    "UTF-16 without a mark": '{"prompt":"a"}'.encode("utf-16-le"),
+    "UTF-16 from the other end": '{"prompt":"a"}'.encode("utf-16-be"),
+    "UTF-32": '{"prompt":"a"}'.encode("utf-32"),
+    "a byte order mark": b"\xef\xbb\xbf" + b'{"prompt":"a"}',
+}
+
+
+@pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
+def test_what_is_not_json_is_told_of_the_body(body: bytes) -> None:
+    assert [(fault.field, fault.constraint) for fault in violations(body)] == [("body", "json")]
+
+
+@pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' + b"[" * 9_999 + b"]" * 9_999 + b"}"])
+def test_deep_nesting_is_told_of_the_body(body: bytes) -> None:
+    assert [(fault.field, fault.constraint) for fault in violations(body)] == [("body", "depth")]
+
+
+@pytest.mark.parametrize("body", [b"null", b"3", b"[]", b'"a"', b"NaN", b"true"])
+def test_json_that_is_no_object_is_told_of_the_body(body: bytes) -> None:
+    assert told(body) == [("body", "type: object", "must be a JSON object")]
+
+
+def test_the_last_of_two_equal_keys_counts() -> None:
+    assert parse(SampleRequest, b'{"prompt":"a","max_tokens":0,"max_tokens":5}').max_tokens == 5
+
+
+def test_a_short_value_is_shown() -> None:
+    (fault,) = violations({"max_tokens": 4096})
+    assert (fault.value, fault.has_value) == (4096, True)
+    (fault,) = violations({"job_id": "a b"})
+    assert fault.value == "a b"
+    (fault,) = violations({"max_tokens": None})
+    assert fault.to_json()["value"] is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [SECRET]},
+        {"prompt": SECRET * 2},
+        {"prompt": 12345},
+        {"parts": [{"role": "user", "text": SECRET * 2}]},
+        {"parts": [{"role": "user", "text": 12345}]},
+        {"parts": [SECRET] * 2, "stop": {SECRET: 12345}},
+        {"job_id": SECRET * 8},
+        {"zebra": SECRET},
+        {"zebra": 12345},
+        {"stop": [SECRET * 10]},
+        {"either": {"a": SECRET}},
+        {"seed": 5},
+    ],
+)
+def test_content_and_long_values_do_not_come_back(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(SampleRequest, json.dumps({"prompt": SECRET, **fields}).encode())
+    if fields.get("parts") != [SECRET] * 2:  # an item of a list is not declared as content
+        assert SECRET not in json.dumps(caught.value.to_json())
+    assert "12345" not in json.dumps(caught.value.to_json())
+
+
+def test_a_huge_number_is_not_shown() -> None:
+    (fault,) = violations('{"prompt":"a","seed":' + "9" * 4000 + "}")
+    assert (fault.field, fault.has_value) == ("seed", False)
+
+
+def test_many_faults_are_told_up_to_a_cap() -> None:
+    faults = violations({f"k{i}": 1 for i in range(100)})
+    assert len(faults) == MAX_VIOLATIONS + 1
+    assert faults[-1] == Violation("body", "valid", "has 36 more faults")
+
+
+def array_of(item: bytes, count: int) -> bytes:
+    return b"[" + b",".join([item] * count) + b"]"
+
+
+HOSTILE = {
+    "many unknown keys": b"{" + b",".join(b'"k%d":1' % i for i in range(MAX_VALUES - 1)) + b"}",
+    "near misses": b"{" + b",".join(b'"max_tokenz%d":1' % i for i in range(900)) + b"}",
+    "unknown keys of 1 MB": b"{" + b",".join(b'"%d%s":1' % (i, b"k" * 1_000_000) for i in range(8)) + b"}",
+    "many wrong objects": b'{"prompt":"a","parts":' + array_of(b"{}", 9_999) + b"}",
+    "many wrong items of a union": b'{"prompt":"a","either":' + array_of(b"1", 900) + b"}",
+    "a million values": b'{"prompt":"a","labels":' + array_of(b"1", 1_000_000) + b"}",
+    "a million strings": b'{"prompt":"a","labels":' + array_of(b'"a"', 1_000_000) + b"}",
+    "a string that is not closed": b'"\\' * 5_000_000,
+    "a prompt of 10 MB": b'{"prompt":"' + b"a, " * 3_500_000 + b'"}',
+    "a prompt of escapes": b'{"prompt":"' + rb"\",\\" * 2_000_000 + b'"}',
+    "a name of 10 MB": b'{"' + b"max_tokens" * 1_000_000 + b'":1}',
+    "long integers": b'{"prompt":"a","labels":' + array_of(b"9" * 4000, 500) + b"}",
+}
+
+
+@pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE)
+def test_no_body_is_slow_or_makes_a_long_answer(body: bytes) -> None:
+    before = time.process_time()
+    with pytest.raises(InvalidRequest) as caught:
+        parse(SampleRequest, body)
+    assert time.process_time() - before < 2
+    assert len(json.dumps(caught.value.to_json())) < 40_000
+
+
+def test_commas_within_text_do_not_count_as_values() -> None:
+    class Long(InferenceRequest):
+        prompt: Annotated[str, Field(max_length=10**7)]
+
+    text = 'a, \\ "b", \'\n' * MAX_VALUES
+    assert parse(Long, json.dumps({"prompt": text}).encode()).prompt == text
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+fields_of_any_value = st.dictionaries(st.sampled_from([*SampleRequest.model_fields, "x", ""]), anything, max_size=5)
+
+
+@given(st.binary(max_size=200) | fields_of_any_value.map(lambda fields: json.dumps(fields).encode()))
+def test_any_bytes_give_a_request_or_an_invalid_request(body: bytes) -> None:
+    for fault in faults_of(lambda: parse(SampleRequest, body)):
+        assert fault.field
+        assert fault.constraint
+        assert fault.message
+        json.dumps(fault.to_json(), allow_nan=False).encode()
+
+
+def faults_of(check: Callable[[], object]) -> tuple[Violation, ...]:
+    try:
+        check()
+    except InvalidRequest as error:
+        return error.violations or (Violation("", "", "an error without a violation"),)
+    return ()
+
+
+@given(fields_of_any_value)
+def test_python_users_get_the_same_errors(fields: dict[str, Any]) -> None:
+    by_bytes = faults_of(lambda: parse(SampleRequest, json.dumps(fields).encode()))
+    by_object = faults_of(lambda: parse_object(SampleRequest, fields))
+    assert [(fault.field, fault.constraint) for fault in by_object] == [
+        (fault.field, fault.constraint) for fault in by_bytes
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({1: 2}, "[1]"),
+        ({"\ud800": 2}, "body"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"prompt": "a", "seed": 10**5000}, "seed"),
+        ({"prompt": "a", "max_tokens": object()}, "max_tokens"),
+        (3, "body"),
+        (None, "body"),
+    ],
+)
+def test_odd_python_objects_are_invalid_requests(fields: Any, where: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_object(SampleRequest, fields)
+    assert where in {fault.field for fault in caught.value.violations}
+    json.dumps(caught.value.to_json()).encode()

@@ -1,0 +1,70 @@
+"""How far vLLM is with a model's weights: counting, and the way to the replica."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deployments.vllm_runtime.progress_loader import LISTENER, WeightsCount, layer_of, listening, tell
+from rbee_serve.state import LoadProgress
+
+SIZES = {
+    "model.embed_tokens.weight": 100,
+    "model.layers.0.a": 10,
+    "model.layers.0.b": 10,
+    "model.layers.1.a": 10,
+    "vision.blocks.0.mlp.experts.7.w": 5,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("model.layers.3.mlp.down_proj.weight", "model.layers.3"),
+        ("model.layers.12.mlp.experts.7.w1.weight", "model.layers.12"),
+        ("vision_model.encoder.layers.0.norm.bias", "vision_model.encoder.layers.0"),
+        ("lm_head.weight", None),
+        ("7.weight", None),
+    ],
+)
+def test_a_tensor_is_of_the_outermost_layer_in_its_name(name: str, layer: str | None) -> None:
+    assert layer_of(name) == layer
+
+
+def test_a_layer_counts_when_all_of_it_has_been_read() -> None:
+    count = WeightsCount(SIZES)
+    seen = []
+    for name in [*SIZES, "model.layers.0.a", "unknown"]:
+        count.read(name)
+        progress = count.progress(2_500_000)
+        seen.append((progress.layers_loaded, progress.bytes_done))
+    assert seen == [(0, 100), (0, 110), (1, 120), (2, 130), (3, 135), (3, 135), (3, 135)]
+    assert count.progress(2_500_000) == LoadProgress(
+        stage="loading_to_vram", bytes_done=135, bytes_total=135, layers_loaded=3, layers_total=3, vram_mb=2
+    )
+
+
+def test_layers_are_left_out_where_a_model_has_none() -> None:
+    progress = WeightsCount({"weight": 4}).progress(0)
+    assert (progress.layers_loaded, progress.layers_total, progress.bytes_total) == (None, None, 4)
+
+
+def test_what_an_engine_s_process_tells_reaches_the_replica() -> None:
+    heard: list[LoadProgress] = []
+    program = (
+        "from deployments.vllm_runtime.progress_loader import *; "
+        "tell(LoadProgress(stage='loading_to_vram', bytes_done=3))"
+    )
+    with listening(heard.append):
+        subprocess.run([sys.executable, "-c", program], check=True)
+        tell(LoadProgress(stage="preparing_engine"))
+        deadline = time.monotonic() + 5
+        while len(heard) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert heard == [LoadProgress(stage="loading_to_vram", bytes_done=3), LoadProgress(stage="preparing_engine")]
+    assert LISTENER not in os.environ
+    tell(LoadProgress(stage="nobody listens"))

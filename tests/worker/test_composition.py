@@ -1,0 +1,197 @@
+"""A text and what accompanies it, with other workers that are written here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from deployments.multimodal.derived_outputs import drawn, spoken
+from rbee_serve.errors import InvalidRequest, WorkerLost
+from rbee_serve.events import End, Error, Event, Metrics, Narration, Output, Progress, Started, StopReason
+from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
+from rbee_serve.worker.composition import Companion, composed
+
+TEXT = "This is a seven. It comes after six. Good."
+NARRATION = Narration(actor="a", action="b", target="c", human="d")
+END = End(tokens_out=1, decode_time_ms=1, stop_reason=StopReason.EOS)
+
+
+async def written(text: str = TEXT, pause_s: float = 0.0) -> AsyncGenerator[Event[TokenOutput], None]:
+    yield NARRATION
+    for i, word in enumerate(text.split(" ")):
+        await asyncio.sleep(pause_s)
+        yield Output(TokenOutput(t=word if i == 0 else f" {word}", i=i))
+    yield Metrics({"tokens_out": 1})
+    yield END
+
+
+class Worker:
+    """Another worker: notes what it is asked, and answers with these events, the last one being its end."""
+
+    def __init__(self, events: Sequence[Event[Any]], pause_s: float = 0.0) -> None:
+        self.events = events
+        self.pause_s = pause_s
+        self.asked: list[dict[str, Any]] = []
+        self.left = 0
+
+    async def __call__(self, fields: dict[str, Any]) -> AsyncGenerator[Event[Any], None]:
+        self.asked.append(fields)
+        complete = False
+        try:
+            yield Started(job_id="job", model="m", started_at="now")
+            for event in self.events:
+                await asyncio.sleep(self.pause_s)
+                yield event
+            complete = True
+            yield END
+        finally:
+            self.left += not complete
+
+
+def voice(pause_s: float = 0.0) -> Worker:
+    chunks = [Output(AudioChunkOutput(samples=b"\0" * 8, sample_rate=24_000, i=i)) for i in (0, 1)]
+    return Worker([NARRATION, *chunks, Progress(step=1, total=1), Metrics({"x": 1})], pause_s)
+
+
+def painter() -> Worker:
+    preview = Output(ImageOutput(patch=b"small", format="png", preview=True, step=1, i=0))
+    return Worker([Progress(step=1, total=2), preview, Output(ImageOutput(patch=b"picture", format="png", i=1))])
+
+
+async def events_of(*companions: Companion, text: str = TEXT, pause_s: float = 0.0) -> list[Event[Any]]:
+    async with aclosing(composed(written(text, pause_s), companions)) as events:
+        return [event async for event in events]
+
+
+def outputs(events: list[Event[Any]], kind: type) -> list[Any]:
+    return [event.value for event in events if isinstance(event, Output) and isinstance(event.value, kind)]
+
+
+async def test_an_answer_is_spoken_sentence_by_sentence_while_it_is_written() -> None:
+    other = voice()
+    events = await events_of(spoken(other, {"speed": 1.5}), pause_s=0.02)
+    assert [asked["prompt"] for asked in other.asked] == ["This is a seven. ", "It comes after six. ", "Good."]
+    assert all(asked["speed"] == 1.5 for asked in other.asked)
+    assert "".join(token.t for token in outputs(events, TokenOutput)) == TEXT
+    assert [chunk.i for chunk in outputs(events, AudioChunkOutput)] == [0, 1, 2, 3, 4, 5]
+    kinds = [event.value.wire_name() for event in events if isinstance(event, Output)]
+    assert kinds.index("audio") < len(kinds) - 1 - kinds[::-1].index("token")
+    assert events[-1] is END
+    assert events.count(END) == 1
+
+
+async def test_the_end_comes_when_the_last_sentence_has_been_spoken() -> None:
+    events = await events_of(spoken(voice(0.05), {}))
+    assert isinstance(events[-1], End)
+    assert len(outputs(events, AudioChunkOutput)) == 6
+
+
+async def test_a_picture_is_made_of_the_whole_answer() -> None:
+    other = painter()
+    events = await events_of(drawn(other, {"steps": 4}))
+    assert other.asked == [{"steps": 4, "prompt": TEXT.rstrip(".")}]
+    assert [image.preview for image in outputs(events, ImageOutput)] == [True, False]
+    assert [event.kind for event in events if isinstance(event, Progress)] == ["steps"]
+
+
+async def test_a_picture_may_have_a_prompt_of_its_own() -> None:
+    other = painter()
+    await events_of(drawn(other, {"prompt": "an eight"}))
+    assert other.asked == [{"prompt": "an eight"}]
+
+
+async def test_nothing_is_said_or_drawn_where_nothing_was_written() -> None:
+    speaker, artist = voice(), painter()
+    events = await events_of(spoken(speaker, {}), drawn(artist, {}), text="... \n !!!")
+    assert speaker.asked == []
+    assert artist.asked == [{"prompt": "... \n !!!"}]
+    assert events[-1] is END
+
+
+async def test_what_goes_wrong_elsewhere_ends_the_answer() -> None:
+    other = Worker([Error(code="WORKER_LOST", message="the voice died", retriable=True)])
+    with pytest.raises(WorkerLost, match="the voice died"):
+        await events_of(spoken(other, {}), pause_s=0.01)
+
+
+async def test_a_refusal_of_the_text_itself_begins_nothing_else() -> None:
+    async def refused() -> AsyncGenerator[Event[TokenOutput], None]:
+        raise InvalidRequest.of_field("prompt", "x", "y")
+        yield NARRATION
+
+    other = voice()
+    with pytest.raises(InvalidRequest):
+        await anext(composed(refused(), [spoken(other, {})]))
+    assert other.asked == []
+
+
+async def test_who_leaves_stops_the_text_and_all_that_accompanies_it() -> None:
+    speaker, left = voice(10), []
+
+    async def endless() -> AsyncGenerator[Event[TokenOutput], None]:
+        try:
+            yield NARRATION
+            for i in range(10**6):
+                await asyncio.sleep(0.001)
+                yield Output(TokenOutput(t="A sentence comes. ", i=i))
+        finally:
+            left.append("text")
+
+    before = asyncio.all_tasks()
+    stream = composed(endless(), [spoken(speaker, {})])
+    for _ in range(20):
+        await anext(stream)
+    await stream.aclose()
+    assert left == ["text"]
+    assert speaker.left == 1
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("read", [1, 2])
+async def test_who_leaves_while_all_wait_for_him_is_not_waited_for(read: int) -> None:
+    left = []
+
+    async def much() -> AsyncGenerator[Event[TokenOutput], None]:
+        try:
+            yield NARRATION
+            for i in range(5000):
+                yield Output(TokenOutput(t="x", i=i))
+        finally:
+            left.append("text")
+
+    async def fails(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
+        yield NARRATION
+        raise WorkerLost("gone")
+
+    stream = composed(much(), [fails])
+    for _ in range(read):
+        await anext(stream)
+    await asyncio.sleep(0.05)
+    await asyncio.wait_for(stream.aclose(), 2)
+    assert left == ["text"]
+
+
+async def test_a_slow_reader_is_waited_for() -> None:
+    made = 0
+
+    async def much() -> AsyncGenerator[Event[TokenOutput], None]:
+        nonlocal made
+        yield NARRATION
+        for made in range(5000):
+            yield Output(TokenOutput(t="x", i=made))
+        yield END
+
+    async def listens(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
+        async for _ in text:
+            pass
+        yield NARRATION
+
+    stream = composed(much(), [listens])
+    await anext(stream)
+    await asyncio.sleep(0.1)
+    assert made < 1000
+    assert len([event async for event in stream]) == 5002
