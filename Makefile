@@ -1,7 +1,6 @@
 # make serve     install what is missing, then serve CONFIG (Ctrl+C stops it)
 # make test      all tests
 # make test-fast those that need neither Ray nor a model
-# make reuse     how much of its code each worker type shares
 # make check     ruff, mypy, import rules
 # make format    what ruff can set right
 # make bench     all benchmarks, some hours; PEERS names programs beside ours (benchmarks/README.md)
@@ -19,7 +18,7 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 TOO_OLD := install: $(PYTHON) is older than 3.11. Install Python 3.11 or newer and name it: make install PYTHON=python3.11
 
-.PHONY: install serve test test-fast reuse bench bench-quick check format pin clean
+.PHONY: install serve test test-fast bench bench-quick check format pin clean
 
 install: $(STAMP)
 
@@ -36,13 +35,6 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/pytest -m 'not ray and not vllm and not model and not gpu'
-
-EXECUTED := .executed_lines.json
-$(EXECUTED): $(STAMP) tests/executed_lines.py tests/served/test_worker_contract.py $(shell find rbee_serve deployments -name '*.py')
-	$(BIN)/pytest -q -p tests.executed_lines tests/served/test_worker_contract.py
-
-reuse: $(EXECUTED)
-	@$(BIN)/python -m scripts.reuse $(EXECUTED)
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -179,7 +179,7 @@ def _pictures(folder: Path, options: argparse.Namespace, stack: ExitStack, runne
     import diffusers
     import torch
 
-    from deployments.vision.generate import PictureRequest
+    from deployments.vision.generate import ImageRequest
 
     model = stable_diffusion(folder, (32, 64, 64, 64), 32) if options.small else stable_diffusion(folder)
     backend = _loaded(stack, options, model, "vision_generate", type="vision", task="generate")
@@ -188,10 +188,8 @@ def _pictures(folder: Path, options: argparse.Namespace, stack: ExitStack, runne
     steps, side, count = (2, 64, 1) if options.small else (20, 512, 4)
     kinds = {"steps/s of pictures": 0, "steps/s of pictures with previews": 5}
 
-    def request(seed: int, preview_every: int) -> PictureRequest:
-        return PictureRequest(
-            prompt=PROMPT, width=side, height=side, steps=steps, seed=seed, preview_every=preview_every
-        )
+    def request(seed: int, preview_every: int) -> ImageRequest:
+        return ImageRequest(prompt=PROMPT, width=side, height=side, steps=steps, seed=seed, preview_every=preview_every)
 
     def draw(preview_every: int) -> None:
         work = (_answer(backend, request(seed, preview_every)) for seed in range(count))

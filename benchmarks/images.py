@@ -6,8 +6,8 @@ compared before anything is measured. It is measured beside an idle server too, 
 A reading is the steps that are done in a second in pictures that follow one another, from the request to the last byte;
 one more picture is made before the clock runs. `--side` makes the steps as long as those of larger models are.
 
-    python -m benchmarks.images --save benchmarks/raw/pictures.csv
-    python -m benchmarks.images --side 96 --steps 20 --save benchmarks/raw/pictures-96.csv
+    python -m benchmarks.images --save benchmarks/raw/images.csv
+    python -m benchmarks.images --side 96 --steps 20 --save benchmarks/raw/images-96.csv
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class FrameCounter:
         return joined.count(FRAME) - known
 
 
-class _Connection:
+class _ClientConnection:
     def __init__(self, load: StreamLoad) -> None:
         self._load = load
         self.socket = socket.create_connection(("127.0.0.1", load.target.port))
@@ -235,13 +235,13 @@ class _Connection:
 def read_streams(load: StreamLoad) -> Streams:
     """What `StreamReader` does in its process."""
     with ExitStack() as stack:
-        connections = [_Connection(load) for _ in range(load.clients)]
+        connections = [_ClientConnection(load) for _ in range(load.clients)]
         for connection in connections:
             stack.callback(connection.socket.close)
         return _read(load, connections, stack.enter_context(selectors.DefaultSelector()))
 
 
-def _read(load: StreamLoad, connections: Sequence[_Connection], selector: selectors.BaseSelector) -> Streams:
+def _read(load: StreamLoad, connections: Sequence[_ClientConnection], selector: selectors.BaseSelector) -> Streams:
     seen = Streams()
     bodies: Iterator[bytes] = iter(load.bodies) if load.seconds is None else cycle(load.bodies)
     counted_from = time.perf_counter() + load.ramp_s

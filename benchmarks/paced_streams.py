@@ -25,7 +25,7 @@ SETTLE_S = 2.0
 """Seconds from the first opening until lags count."""
 TAIL_S = 1.0
 """Seconds for which streams go on when lags do not count any more."""
-PATIENCE_S = 20.0
+GRACE_S = 20.0
 """How much longer than it should a stream may take before it counts as one that does not end."""
 
 _BUFFER = 256 * 1024
@@ -161,7 +161,7 @@ def read_paced(pace: Pace, begin: float) -> Seen:
 
 def _read(pace: Pace, begin: float) -> Sequence[Sequence[Piece]]:
     streams: list[list[Piece]] = []
-    last = begin + pace.streams / pace.events_per_s + pace.words / pace.rate + PATIENCE_S
+    last = begin + pace.streams / pace.events_per_s + pace.words / pace.rate + GRACE_S
     with ExitStack() as stack:
         selector = stack.enter_context(selectors.DefaultSelector())
         while (now := time.time()) < last:

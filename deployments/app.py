@@ -82,8 +82,8 @@ def _faults(worker: WorkerConfig) -> Iterator[str]:
             parse_model_ref(worker.model_ref)
         except ConfigurationError as exc:
             yield f"model_ref: {str(exc).removeprefix('model_ref: ')}"
-    if worker.backend != "auto" and worker.backend not in spec.backends:
-        able = ", ".join(sorted(spec.backends))
+    if worker.backend != "auto" and worker.backend not in spec.accelerators:
+        able = ", ".join(sorted(spec.accelerators))
         yield f"backend: a {spec.name} worker cannot run on {worker.backend}; it runs on {able}"
     try:
         with_limits(spec.request, worker.limits)

@@ -25,7 +25,7 @@ from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.memory import MemoryGauge, process_tree_bytes
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 Failure = Literal["error", "exception", "oom", "hang", "block", "crash", "no_end", "after_end", "unhealthy"]
 
@@ -58,7 +58,7 @@ class EchoRequest(InferenceRequest):
 class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
     """Echoes. Counts what it works on, so that tests see whether a cancelled request has stopped."""
 
-    def __init__(self, steps: StepClock) -> None:
+    def __init__(self, steps: Watchdog) -> None:
         self.active = 0
         self._steps = steps
         self._healthy = True
@@ -111,7 +111,7 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
             case "oom":
                 raise InsufficientVram("this exhaustion was asked for")
             case "hang":
-                with self._steps.expected():
+                with self._steps.working():
                     await asyncio.Event().wait()
             case "block":
                 time.sleep(request.delay_s)  # noqa: ASYNC251 - blocking the loop is the point
@@ -134,7 +134,7 @@ def load(context: LoadContext) -> EchoBackend:
     """Takes `engine.load_s` seconds, waits for the file `engine.load_until`, and fails with `engine.load_error`."""
     options = context.worker.engine
     time.sleep(float(options.get("load_s", 0)))
-    while (awaited := options.get("load_until")) and not Path(str(awaited)).exists():
+    while (watch_each := options.get("load_until")) and not Path(str(watch_each)).exists():
         time.sleep(0.1)
     if message := options.get("load_error"):
         raise InternalError(str(message))

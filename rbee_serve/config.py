@@ -128,7 +128,7 @@ class WorkerConfig(_Config):
         return self
 
     @property
-    def wanted(self) -> int:
+    def desired_replicas(self) -> int:
         """Replicas that should be running: the fixed number, or the least that autoscaling keeps."""
         if self.autoscaling is None:
             return self.replicas

@@ -19,7 +19,7 @@ _DATA_URL_HEAD = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class FileField:
     """Marks a field of `bytes` as a file: `Annotated[bytes, Field(max_length=…, repr=False), Content("audio")]`.
 
     `media` is the first part of the content types that a client may upload it with (`audio/*`, `image/*`).
@@ -58,11 +58,11 @@ def _not_base64() -> PydanticCustomError:
     return PydanticCustomError("base64", "not base64")
 
 
-def content_fields(request_type: type[BaseModel]) -> dict[str, Content]:
+def content_fields(request_type: type[BaseModel]) -> dict[str, FileField]:
     """The fields of a request that hold a file, in their order."""
     found = {name: _marker(field) for name, field in request_type.model_fields.items()}
     return {name: marker for name, marker in found.items() if marker is not None}
 
 
-def _marker(field: FieldInfo) -> Content | None:
-    return next((part for part in field.metadata if isinstance(part, Content)), None)
+def _marker(field: FieldInfo) -> FileField | None:
+    return next((part for part in field.metadata if isinstance(part, FileField)), None)

@@ -49,7 +49,7 @@ def host_for(node_id: str) -> str:
     return "127.0.0.1" if near else str(ray.util.get_node_ip_address())
 
 
-def translate(error: BaseException, worker_id: str) -> WorkerError:
+def error_from_ray(error: BaseException, worker_id: str) -> WorkerError:
     """What went wrong at the border, as an error for the client; the details go to the log."""
     if isinstance(error, WorkerError):
         return error

@@ -35,7 +35,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
+class EncodedResult:
     """A result as it is sent: JSON, or a file such as `audio/wav`."""
 
     data: bytes

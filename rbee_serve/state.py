@@ -74,7 +74,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     """All live replicas of one worker together: ready = at least one is, busy = all are full, memory = their sum."""
 
     worker_id: str
-    wanted: int
+    desired_replicas: int
     replicas: tuple[ReplicaState, ...] = ()
     was_ready: bool = False
     stopping: bool = False
@@ -92,7 +92,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def degraded(self) -> bool:
         """Fewer replicas take requests than are wanted."""
-        return len(self.serving) < self.wanted
+        return len(self.serving) < self.desired_replicas
 
     @property
     def availability(self) -> Availability:
@@ -162,9 +162,13 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fold(
-    worker_id: str, wanted: int, replicas: Sequence[ReplicaState], *, was_ready: bool, stopping: bool
+    worker_id: str, desired_replicas: int, replicas: Sequence[ReplicaState], *, was_ready: bool, stopping: bool
 ) -> WorkerState:
     """One worker out of its live replicas, listed by the time of their first push."""
     return WorkerState(
-        worker_id=worker_id, wanted=wanted, replicas=tuple(replicas), was_ready=was_ready, stopping=stopping
+        worker_id=worker_id,
+        desired_replicas=desired_replicas,
+        replicas=tuple(replicas),
+        was_ready=was_ready,
+        stopping=stopping,
     )

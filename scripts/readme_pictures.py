@@ -39,7 +39,7 @@ def main(url: str) -> None:
         client.wait_until_ready()
         with client.stream("draw-0", **SEVEN, preview_every=3) as events:
             files = [event.value.patch for event in events if isinstance(event, Output)]
-        speech = client.document("speech-0", prompt="This is a seven.", format="mp3").data
+        speech = client.infer_file("speech-0", prompt="This is a seven.", format="mp3").data
     _strip(files).save(DOCS / "becoming_a_seven.png")
     console = Console(record=True, width=116, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     seven = {"image": ("seven.png", files[-1], "image/png")}

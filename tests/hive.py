@@ -13,17 +13,17 @@ from typing import Any, Literal
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rbee_serve.hub.orchestrator.fake_hive import StandInHive, build_hive
+from rbee_serve.hub.orchestrator.fake_hive import FakeHive, build_hive
 
-Manners = Literal["good", "refuse", "hang", "redirect", "forget", "trickle", "nonsense"]
+Behaviour = Literal["good", "refuse", "hang", "redirect", "forget", "trickle", "nonsense"]
 
 
 class RunningHive:
     """Where it is and what it has received. `manners` may be set at any time."""
 
-    def __init__(self, hive: StandInHive) -> None:
+    def __init__(self, hive: FakeHive) -> None:
         self.url = ""
-        self.manners: Manners = "good"
+        self.manners: Behaviour = "good"
         self.trapped = 0
         """Calls that followed a redirect."""
         self._hive = hive
@@ -73,7 +73,7 @@ class RunningHive:
 
         return app
 
-    async def _misbehave(self, manners: Manners, send: Send) -> None:
+    async def _misbehave(self, manners: Behaviour, send: Send) -> None:
         async def begin(status: int, *headers: tuple[bytes, bytes]) -> None:
             await send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
@@ -102,7 +102,7 @@ class RunningHive:
 @contextmanager
 def running_hive() -> Iterator[RunningHive]:
     """A stand-in that runs while the block does."""
-    hive = StandInHive(say=lambda line: None)
+    hive = FakeHive(say=lambda line: None)
     running = RunningHive(hive)
     config = uvicorn.Config(
         running.misbehaving(build_hive(hive)),

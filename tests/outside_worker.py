@@ -8,11 +8,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from rbee_serve.content import Content
+from rbee_serve.content import FileField
 from rbee_serve.events import End, Event, Metrics, Output, StopReason
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
-from rbee_serve.result import Document, Result
+from rbee_serve.result import EncodedResult, Result
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
@@ -29,7 +29,7 @@ class LetterOutput(OutputValue, frozen=True, kw_only=True, tag="letter"):
 
 class LetterRequest(InferenceRequest):
     text: Annotated[str | None, Field(min_length=1, max_length=1000, repr=False)] = None
-    book: Annotated[bytes | None, Field(min_length=1, max_length=500_000, repr=False), Content("book")] = None
+    book: Annotated[bytes | None, Field(min_length=1, max_length=500_000, repr=False), FileField("book")] = None
     alphabet: Annotated[str, Field(min_length=1, max_length=26)] = "abc"
     at_least: Annotated[int, Field(ge=0, le=1000)] = 0
     as_table: bool = False
@@ -58,11 +58,11 @@ def load(context: LoadContext) -> LetterBackend:
     return LetterBackend()
 
 
-def document(request: LetterRequest, result: Result) -> Document | None:
+def encode_result(request: LetterRequest, result: Result) -> EncodedResult | None:
     if not request.as_table:
         return None
     lines = (f"{letter},{count}\n" for letter, count in result.output["letters"].items())
-    return Document("".join(lines).encode(), "text/csv")
+    return EncodedResult("".join(lines).encode(), "text/csv")
 
 
 SPEC = WorkerSpec(
@@ -72,5 +72,5 @@ SPEC = WorkerSpec(
     load=load,
     warm_up=lambda: LetterRequest(text="warm"),
     needs_model=False,
-    document=document,
+    encode_result=encode_result,
 )

@@ -6,9 +6,9 @@ import importlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from deployments.audio.transcription_engine import Heard, Windows, Wish
+from deployments.audio.transcription_engine import Transcription, TranscriptionParams, WindowProgress
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_files.memory_check import require_room
+from rbee_serve.model_files.memory_check import require_memory
 from rbee_serve.model_files.resolve import Format, prepare
 from rbee_serve.outputs import SegmentOutput, TimedWord
 from rbee_serve.worker.device import usable_cores
@@ -37,7 +37,7 @@ class FasterWhisper:
         self._options = options
         self.languages = frozenset(model.supported_languages)
 
-    def transcribe(self, samples: Samples, wish: Wish) -> Heard:
+    def transcribe(self, samples: Samples, wish: TranscriptionParams) -> Transcription:
         """Begin to listen. A window is worked on when the segments before it are used up."""
         options = dict(self._options)
         if wish.temperature is not None:  # else 0, and warmer where the model repeats itself
@@ -51,7 +51,7 @@ class FasterWhisper:
             vad_filter=wish.vad_filter,
             **options,
         )
-        return Heard(info.language, float(info.language_probability), _outputs(segments))
+        return Transcription(info.language, float(info.language_probability), _outputs(segments))
 
 
 def _outputs(segments: Iterator[Any]) -> Iterator[SegmentOutput]:
@@ -69,14 +69,14 @@ def _s(seconds: float) -> float:
     return round(float(seconds), 3)
 
 
-def load(context: LoadContext, options: dict[str, Any], windows: Windows) -> FasterWhisper:
+def load(context: LoadContext, options: dict[str, Any], windows: WindowProgress) -> FasterWhisper:
     """Fetch and check the model, and load it. Raises `ConfigurationError` where it, or an option, is not taken."""
     assert context.worker.model_ref is not None
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS)
     if not (folder / "tokenizer.json").is_file():  # faster-whisper would fetch some other model's
         raise ConfigurationError(f"{folder} lacks tokenizer.json; convert the model with its tokenizer")
-    require_room(context.device, {"weights": (folder / "model.bin").stat().st_size}, context.device.fraction)
-    on_gpu = context.device.backend == "cuda"
+    require_memory(context.device, {"weights": (folder / "model.bin").stat().st_size}, context.device.fraction)
+    on_gpu = context.device.accelerator == "cuda"
     try:
         model = watched_model(windows)(
             str(folder),
@@ -92,7 +92,7 @@ def load(context: LoadContext, options: dict[str, Any], windows: Windows) -> Fas
     return FasterWhisper(model, options)
 
 
-def watched_model(windows: Windows) -> Any:
+def watched_model(windows: WindowProgress) -> Any:
     """`WhisperModel`, which tells when it begins a window: it encodes each one once, be there speech in it or not."""
     base: Any = importlib.import_module("faster_whisper").WhisperModel
 
@@ -106,7 +106,7 @@ def watched_model(windows: Windows) -> Any:
     return WatchedModel
 
 
-def blockwise_features(windows: Windows) -> Any:
+def blockwise_features(windows: WindowProgress) -> Any:
     """`FeatureExtractor`, with the same numbers from a fraction of the memory: the original takes 1 MB for each second
     of a recording, all at once."""
     base: Any = importlib.import_module("faster_whisper.feature_extractor").FeatureExtractor

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from deployments.audio.encoding import MP3_RATES, FileFormat, SampleFormat, Signal, chunk, encode_file, media_type
-from deployments.audio.speech_engine import Order, SpeechEngine
+from deployments.audio.speech_engine import SpeechEngine, SynthesisParams
 from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, StopReason
 from rbee_serve.outputs import AudioChunkOutput
 from rbee_serve.request import InferenceRequest
-from rbee_serve.result import Document, Result
+from rbee_serve.result import EncodedResult, Result
 from rbee_serve.validation.parse import violated
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.engine_thread import EngineThread
@@ -137,13 +137,13 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
         self, request: SpeechRequest, signal: Signal, seed: int, left: threading.Event
     ) -> Generator[list[Event[AudioChunkOutput]], None, None]:
         """What the engine's thread does for a request: the events of one piece after another."""
-        order = Order(
+        order = SynthesisParams(
             prompt=request.prompt,
             voice=request.voice,
             speed=request.speed,
             seed=seed,
             most_s=request.duration,
-            hurry=request.stream,
+            low_latency=request.stream,
             cancelled=left.is_set,
         )
         count = itertools.count()
@@ -208,14 +208,14 @@ def check(worker: WorkerConfig) -> None:
     _engine_module(worker).check(worker)
 
 
-def document(request: SpeechRequest, result: Result) -> Document | None:
+def encode_result(request: SpeechRequest, result: Result) -> EncodedResult | None:
     """The file that was asked for."""
     form = request.as_file
     if form is None:
         return None
     parts = [value.samples for value in result.outputs if isinstance(value, AudioChunkOutput)]
     data = encode_file((part for part in parts if isinstance(part, bytes)), result.output["sample_rate"], form)
-    return Document(data, media_type(form))
+    return EncodedResult(data, media_type(form))
 
 
 SPEC = WorkerSpec(
@@ -225,11 +225,11 @@ SPEC = WorkerSpec(
     outputs=(AudioChunkOutput,),
     load=load,
     warm_up=lambda: SpeechRequest(prompt="Hello.", format="f32"),
-    backends=frozenset({"cuda", "cpu"}),
+    accelerators=frozenset({"cuda", "cpu"}),
     default_capacity=4,
     needs_model=False,
     modules=("numpy", "soundfile", "soxr"),
     extra="audio",
     check=check,
-    document=document,
+    encode_result=encode_result,
 )

@@ -18,26 +18,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from deployments.audio.encoding import faded
-from deployments.audio.speech_engine import EngineOptions, Order, Piece, clause_end, cut, parse_options
+from deployments.audio.speech_engine import AudioPiece, EngineOptions, SynthesisParams, clause_end, cut, parse_options
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.model_ref import PackageModel
 from rbee_serve.worker.spec import LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import numpy as np
 
     from deployments.audio.speech_engine import Samples
 
-MOST_PHONEMES = 400
+MAX_PHONEMES = 400
 """What hibari takes at once; twice as many take three times as long and 150 MB more."""
 FIRST_PHONEMES = 160
 """A first sentence that is longer (9 s) is cut after a clause, so that somebody who waits hears something soon."""
-MOST_CHARACTERS = 600
-LONGEST_WORD = 32
+MAX_CHARACTERS = 600
+MAX_WORD_LETTERS = 32
 """hibari has no words for numbers of more than 36 digits."""
-MOST_PARTS = 12
+MAX_WORD_PARTS = 12
 """Of one word, such as `state-of-the-art` with 7. hibari's time for a word grows with the cube of their number: for
 `a-b-a-b-…` of 2,000 letters it takes minutes."""
 
@@ -108,7 +108,7 @@ class HibariEngine:
 
     has_speed = True
 
-    def __init__(self, voices: dict[str, Any], steps: StepClock) -> None:
+    def __init__(self, voices: dict[str, Any], steps: Watchdog) -> None:
         self._voices = voices
         self._steps = steps
         self._synthesize = importlib.import_module("hibari.dsp").synth
@@ -116,7 +116,7 @@ class HibariEngine:
         self.voices = tuple(voices)
         self.sample_rate = int(next(iter(voices.values())).sample_rate)
 
-    def speak(self, order: Order) -> Iterator[Piece]:
+    def speak(self, order: SynthesisParams) -> Iterator[AudioPiece]:
         """A piece for each sentence; what hibari itself gives, as long as no sentence has to be cut."""
         import numpy as np
 
@@ -125,26 +125,26 @@ class HibariEngine:
         sentences = voice.split_sentences(order.prompt)
         parts = self._read(voice, sentences, order)
         reading = self._reader.submit(next, parts, None)
-        alone = order.hurry  # somebody waits for the first piece, so nothing is made beside it
+        alone = order.low_latency  # somebody waits for the first piece, so nothing is made beside it
         while (part := reading.result()) is not None:
             if not alone:
                 reading = self._reader.submit(next, parts, None)
             samples = self._synthesize(*part.spectra, random) if part.spectra else np.zeros(0, np.float32)
             if not (part.begins and part.ends):
                 samples = self._tightened(samples, order.speed, part.begins, part.ends)
-            yield Piece(samples, part.done, len(sentences))
+            yield AudioPiece(samples, part.done, len(sentences))
             if alone:
                 alone, reading = False, self._reader.submit(next, parts, None)
 
-    def _read(self, voice: Any, sentences: Sequence[str], order: Order) -> Iterator[_Part]:
+    def _read(self, voice: Any, sentences: Sequence[str], order: SynthesisParams) -> Iterator[_Part]:
         """The first stage."""
         import numpy as np
 
         speed = np.asarray([order.speed], np.float32)
-        most = max(1, int(MOST_PHONEMES * min(order.speed, 1.0)))
-        first = FIRST_PHONEMES if order.hurry else most
+        most = max(1, int(MAX_PHONEMES * min(order.speed, 1.0)))
+        first = FIRST_PHONEMES if order.low_latency else most
         for done, sentence in enumerate(sentences):
-            texts = list(cut(_readable(sentence), MOST_CHARACTERS))
+            texts = list(cut(_readable(sentence), MAX_CHARACTERS))
             for t, text in enumerate(texts, 1):
                 if order.cancelled():
                     return
@@ -168,15 +168,15 @@ class HibariEngine:
 def _readable(sentence: str) -> str:
     """The sentence, with spaces in words of too many parts. Marks go with the word before them, as hibari has it."""
     words = _SPACED_MARK.sub(r"\1", sentence).split(" ")
-    if all(len(word) <= LONGEST_WORD and len(_PART.findall(word)) <= MOST_PARTS for word in words):
+    if all(len(word) <= MAX_WORD_LETTERS and len(_PART.findall(word)) <= MAX_WORD_PARTS for word in words):
         return sentence
     return " ".join(short for word in words for short in _shortened(word))
 
 
 def _shortened(word: str) -> Iterator[str]:
     parts = _PART.findall(word)
-    for begin in range(0, len(parts), MOST_PARTS):
-        for short in cut("".join(parts[begin : begin + MOST_PARTS]), LONGEST_WORD):
+    for begin in range(0, len(parts), MAX_WORD_PARTS):
+        for short in cut("".join(parts[begin : begin + MAX_WORD_PARTS]), MAX_WORD_LETTERS):
             yield short.lstrip(",.;:!?")
 
 

@@ -20,7 +20,7 @@ OptionsT = TypeVar("OptionsT", bound="EngineOptions")
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class SynthesisParams:
     """What an engine is asked for. `voice` is one of its own; `most_s` is how many seconds can be used at most."""
 
     prompt: str
@@ -28,13 +28,13 @@ class Order:
     speed: float
     seed: int
     most_s: float
-    hurry: bool
+    low_latency: bool
     """Whether somebody waits for the first piece, so that it should be a short one."""
     cancelled: Callable[[], bool]
     """Whether nobody wants the rest; an engine that works on a piece for long looks now and then."""
 
 
-class Piece(NamedTuple):
+class AudioPiece(NamedTuple):
     """A part of the sound, which begins where the one before it ended. `done` of `total` sentences, or pieces of
     music, are there with it."""
 
@@ -52,7 +52,7 @@ class SpeechEngine(Protocol):
     has_speed: bool
     """Whether it can speak faster and slower."""
 
-    def speak(self, order: Order) -> Iterator[Piece]:
+    def speak(self, order: SynthesisParams) -> Iterator[AudioPiece]:
         """The sound of a text. Blocks while a piece is made; only ever used in one thread."""
         ...
 

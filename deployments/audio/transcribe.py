@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from deployments.audio.transcription_engine import Transcriber, Windows, Wish
+from deployments.audio.transcription_engine import TranscriptionEngine, TranscriptionParams, WindowProgress
 from deployments.media.audio_decoder import AudioDecoder
 from deployments.media.audio_files import SAMPLE_RATE
 from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
-from rbee_serve.content import Content
+from rbee_serve.content import FileField
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, StopReason
 from rbee_serve.model_files.resolve import check_local
@@ -29,7 +29,7 @@ from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.engine_thread import EngineThread
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from deployments.media.audio_decoder import Samples
@@ -47,7 +47,7 @@ MAX_AUDIO_S = 1800.0
 class TranscribeRequest(InferenceRequest):
     """A recording, and how to listen to it."""
 
-    audio: Annotated[bytes, Field(min_length=1, max_length=32 * 2**20, repr=False), Content("audio")]
+    audio: Annotated[bytes, Field(min_length=1, max_length=32 * 2**20, repr=False), FileField("audio")]
     """The file: WAV, FLAC, OGG (Vorbis, Opus) or MP3, of any usual rate and up to 8 channels."""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = None
     """What is spoken, as an ISO 639-1 code. Found out if left out."""
@@ -74,7 +74,12 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
     """A decoder for files and an engine for speech. Requests take turns in the engine's thread, a window each."""
 
     def __init__(
-        self, engine: Transcriber, windows: Windows, decoder: AudioDecoder, steps: StepClock, memory: MemoryGauge
+        self,
+        engine: TranscriptionEngine,
+        windows: WindowProgress,
+        decoder: AudioDecoder,
+        steps: Watchdog,
+        memory: MemoryGauge,
     ) -> None:
         self._engine = engine
         self._windows = windows
@@ -116,7 +121,7 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
         yield End(tokens_out=count, decode_time_ms=round(seconds * 1000), stop_reason=StopReason.COMPLETE)
 
     def _listen(
-        self, samples: Samples, wish: Wish, left: threading.Event
+        self, samples: Samples, wish: TranscriptionParams, left: threading.Event
     ) -> Generator[RecordingOutput | SegmentOutput, None, None]:
         """The work in the engine's thread. Others take turns there between two outputs, so each time it is said whose
         turn it is."""
@@ -156,8 +161,8 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
         self._decoder.close()
 
 
-def _wish(request: TranscribeRequest) -> Wish:
-    return Wish(
+def _wish(request: TranscribeRequest) -> TranscriptionParams:
+    return TranscriptionParams(
         language=request.language,
         translate=request.translate,
         prompt=request.prompt,
@@ -188,8 +193,8 @@ def load(context: LoadContext) -> TranscribeBackend:
     options = dict(context.worker.engine)
     module = importlib.import_module(ENGINES[options.pop("name", next(iter(ENGINES)))])
     decoder = AudioDecoder(float(options.pop("max_audio_s", MAX_AUDIO_S)))
-    windows = Windows(context.steps)
-    engine: Transcriber = module.load(context, options, windows)
+    windows = WindowProgress(context.steps)
+    engine: TranscriptionEngine = module.load(context, options, windows)
     return TranscribeBackend(engine, windows, decoder, context.steps, memory_gauge(context.device))
 
 
@@ -228,7 +233,7 @@ SPEC = WorkerSpec(
     outputs=(SegmentOutput, RecordingOutput),
     load=load,
     warm_up=warm_up,
-    backends=frozenset({"cuda", "cpu"}),
+    accelerators=frozenset({"cuda", "cpu"}),
     default_capacity=2,
     modules=("faster_whisper", "av"),
     extra="audio",

@@ -20,15 +20,15 @@ from pydantic import Field
 
 from deployments.audio.encoding import faded
 from deployments.audio.musicgen_stream import MusicStream, can_stream
-from deployments.audio.speech_engine import EngineOptions, Order, Piece, cut, parse_options
+from deployments.audio.speech_engine import AudioPiece, EngineOptions, SynthesisParams, cut, parse_options
 from deployments.torch_runtime.device import torch_device
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_files.memory_check import require_room, weights_memory_bytes
+from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import check_local, prepare
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.spec import LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from deployments.audio.speech_engine import Samples
@@ -37,7 +37,7 @@ DESCRIBED = frozenset({"musicgen", "musicgen_melody"})
 """Models whose prompt describes the whole sound instead of being spoken."""
 SPECTROGRAM = frozenset({"speecht5", "fastspeech2_conformer"})
 """Models that need a vocoder beside them."""
-MOST_CHARACTERS = 300
+MAX_CHARACTERS = 300
 """Of one sentence: Bark has room for 13 s."""
 
 _SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])\s*|\s*\n\s*")  # noqa: RUF001 - Chinese and Japanese
@@ -72,7 +72,7 @@ def load(context: LoadContext) -> TransformersEngine:
     options = parse_options(TransformersOptions, worker)
     assert worker.model_ref is not None
     folder = prepare(worker.model_ref, context.report)
-    require_room(context.device, {"weights": weights_memory_bytes(folder, options.dtype)}, context.device.fraction)
+    require_memory(context.device, {"weights": weights_memory_bytes(folder, options.dtype)}, context.device.fraction)
     context.report(LoadProgress(stage="loading_to_vram"))
     transformers = importlib.import_module("transformers")
     kind = transformers.AutoConfig.from_pretrained(folder).model_type
@@ -104,7 +104,7 @@ def load(context: LoadContext) -> TransformersEngine:
 class TransformersEngine:
     """A `TextToAudioPipeline`. `voices` are the parameters of each, by name."""
 
-    def __init__(self, pipeline: Any, voices: dict[str, dict[str, Any]], steps: StepClock) -> None:
+    def __init__(self, pipeline: Any, voices: dict[str, dict[str, Any]], steps: Watchdog) -> None:
         self._pipeline = pipeline
         self._model = pipeline.model
         self._steps = steps
@@ -121,7 +121,7 @@ class TransformersEngine:
             if isinstance(part, model_type):
                 part.register_forward_pre_hook(self._step)
 
-    def speak(self, order: Order) -> Iterator[Piece]:
+    def speak(self, order: SynthesisParams) -> Iterator[AudioPiece]:
         """A piece for each sentence; for a sound that the prompt describes, one every few seconds if its codec can."""
         described = self._model.config.model_type in DESCRIBED
         if described and can_stream(self._model):
@@ -132,9 +132,9 @@ class TransformersEngine:
             if not self._pipeline.tokenizer(text)["input_ids"]:
                 continue  # in letters that the model does not know
             self._turn(order, done)
-            yield Piece(faded(self._sound(text, order), self.sample_rate), done, len(texts))
+            yield AudioPiece(faded(self._sound(text, order), self.sample_rate), done, len(texts))
 
-    def _described(self, order: Order) -> Iterator[Piece]:
+    def _described(self, order: SynthesisParams) -> Iterator[AudioPiece]:
         words = self._pipeline.tokenizer([order.prompt], return_tensors="pt").to(self._model.device)
         if not words["input_ids"].numel():
             return
@@ -143,17 +143,17 @@ class TransformersEngine:
             for done in range(1, sound.count + 1):
                 self._turn(order, done)
                 samples = faded(next(pieces), self.sample_rate, begin=done == 1, end=done == sound.count)
-                yield Piece(samples, done, sound.count)
+                yield AudioPiece(samples, done, sound.count)
 
-    def _turn(self, order: Order, part: int) -> None:
+    def _turn(self, order: SynthesisParams, part: int) -> None:
         """Before each part: others may have been at work since the last one."""
         self._cancelled = order.cancelled
         importlib.import_module("torch").manual_seed((order.seed + part) % 2**63)
 
-    def _voice(self, order: Order) -> dict[str, Any]:
+    def _voice(self, order: SynthesisParams) -> dict[str, Any]:
         return dict(self._voices[order.voice or self.voices[0]]) if self.voices else {}
 
-    def _sound(self, text: str, order: Order) -> Samples:
+    def _sound(self, text: str, order: SynthesisParams) -> Samples:
         import numpy as np
 
         voice = self._voice(order)
@@ -185,7 +185,7 @@ class TransformersEngine:
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text in any language, none of them long, each with something in it to be said."""
-    found = (part for sentence in _SENTENCE_END.split(text) for part in cut(sentence.strip(), MOST_CHARACTERS))
+    found = (part for sentence in _SENTENCE_END.split(text) for part in cut(sentence.strip(), MAX_CHARACTERS))
     return [sentence for sentence in found if any(map(str.isalnum, sentence))]
 
 

@@ -6,11 +6,11 @@ import importlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from deployments.audio.transcription_engine import Heard, Windows, Wish
+from deployments.audio.transcription_engine import Transcription, TranscriptionParams, WindowProgress
 from deployments.media.audio_files import SAMPLE_RATE
 from deployments.torch_runtime.device import torch_device
 from rbee_serve.errors import ConfigurationError, InvalidRequest
-from rbee_serve.model_files.memory_check import require_room, weights_memory_bytes
+from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import Format, prepare
 from rbee_serve.outputs import SegmentOutput, TimedWord
 from rbee_serve.worker.spec import LoadContext
@@ -39,7 +39,9 @@ WARMER: dict[str, Any] = {
 class TransformersWhisper:
     """A `WhisperForConditionalGeneration` with its tokenizer and feature extractor."""
 
-    def __init__(self, model: Any, tokenizer: Any, extractor: Any, options: dict[str, Any], windows: Windows) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, extractor: Any, options: dict[str, Any], windows: WindowProgress
+    ) -> None:
         self._torch: Any = importlib.import_module("torch")
         self._model, self._tokenizer, self._extractor = model, tokenizer, extractor
         self._options, self._windows = options, windows
@@ -50,7 +52,7 @@ class TransformersWhisper:
         self._first_timestamp = generation.no_timestamps_token_id + 1
         self._aligned = bool(getattr(generation, "alignment_heads", None))
 
-    def transcribe(self, samples: Samples, wish: Wish) -> Heard:
+    def transcribe(self, samples: Samples, wish: TranscriptionParams) -> Transcription:
         """Begin to listen. A window is worked on when the segments before it are used up."""
         if wish.words and not self._aligned:
             raise InvalidRequest.of_field("timestamps", "segment", "this model cannot tell the time of a word")
@@ -58,7 +60,7 @@ class TransformersWhisper:
         language, probability = self._language(speech) if wish.language is None else (wish.language, 1.0)
         options = self._options_of(wish, language)
         windows = self._windows_of(speech, wish, language, options)
-        return Heard(language, probability, _numbered(windows, original, len(samples) / SAMPLE_RATE))
+        return Transcription(language, probability, _numbered(windows, original, len(samples) / SAMPLE_RATE))
 
     def _language(self, samples: Samples) -> tuple[str, float]:
         if not self._languages:
@@ -71,7 +73,7 @@ class TransformersWhisper:
         probability, index = logits[tokens].float().softmax(-1).max(-1)
         return self._languages[tokens[int(index)]], float(probability)
 
-    def _options_of(self, wish: Wish, language: str) -> dict[str, Any]:
+    def _options_of(self, wish: TranscriptionParams, language: str) -> dict[str, Any]:
         options = dict(self._options)
         options |= WARMER if wish.temperature is None else {"temperature": wish.temperature}
         if self._languages:
@@ -91,7 +93,7 @@ class TransformersWhisper:
         }
 
     def _windows_of(
-        self, samples: Samples, wish: Wish, language: str, options: dict[str, Any]
+        self, samples: Samples, wish: TranscriptionParams, language: str, options: dict[str, Any]
     ) -> Iterator[SegmentOutput]:
         """Segments in seconds of `samples`. A window that ends within a sentence is followed by one that begins with
         that sentence, as in OpenAI's own code."""
@@ -168,15 +170,15 @@ def _speech_of(samples: Samples) -> tuple[Samples, Callable[[float], float]]:
     return speech, vad.SpeechTimestampsMap(parts, SAMPLE_RATE).get_original_time
 
 
-def load(context: LoadContext, options: dict[str, Any], windows: Windows) -> TransformersWhisper:
+def load(context: LoadContext, options: dict[str, Any], windows: WindowProgress) -> TransformersWhisper:
     """Fetch and check the model, and load it. Raises `ConfigurationError` where it is no Whisper."""
     assert context.worker.model_ref is not None
-    on_gpu = context.device.backend == "cuda"
+    on_gpu = context.device.accelerator == "cuda"
     dtype = options.pop("dtype", "float16" if on_gpu else "float32")
     if dtype not in DTYPES:
         raise ConfigurationError(f"worker {context.worker.id}: engine.dtype is one of {', '.join(DTYPES)}")
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS)
-    require_room(context.device, {"weights": weights_memory_bytes(folder, dtype)}, context.device.fraction)
+    require_memory(context.device, {"weights": weights_memory_bytes(folder, dtype)}, context.device.fraction)
     transformers: Any = importlib.import_module("transformers")
     if (kind := transformers.PretrainedConfig.get_config_dict(folder)[0].get("model_type")) != "whisper":
         raise ConfigurationError(f"worker {context.worker.id}: {folder} is a model of the type {kind}, not whisper")

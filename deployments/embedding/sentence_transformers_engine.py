@@ -26,10 +26,10 @@ PACKED_COSINE = 0.99999
 """Between the library's vectors and packed ones, at least: nothing but the order of sums is different there."""
 
 
-LARGEST_GRAPH = 8192
+MAX_GRAPH_TOKENS = 8192
 """Tokens of a batch, padding included, from which on the GPU is the limit, and not the processor that tells it what to
 do."""
-MOST_GRAPHS = 64
+MAX_GRAPHS = 64
 """Sizes of batches for which a pass is kept."""
 
 
@@ -50,7 +50,7 @@ def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, Mode
     """Load the model into this process. Raises `ConfigurationError`, `InsufficientVram`, `InsufficientResources`."""
     model, folder = load_model("SentenceTransformer", context, options)
     card = ModelCard(folder, options)
-    backend = context.device.backend
+    backend = context.device.accelerator
     encoder = _Encoder(
         model,
         packs=backend == "cpu" and options.attn_implementation is None,
@@ -97,7 +97,7 @@ class _Encoder:
     def __init__(self, model: Any, *, packs: bool, graphs: bool = False) -> None:
         self.model = model
         self.packs = packs
-        self._graphed = GraphedForward(self._pass, cuda_recorder("cuda"), MOST_GRAPHS) if graphs else None
+        self._graphed = GraphedForward(self._pass, cuda_recorder("cuda"), MAX_GRAPHS) if graphs else None
         self._first_position = 0
         self._numpy = importlib.import_module("numpy")
         self._torch = importlib.import_module("torch")
@@ -110,7 +110,7 @@ class _Encoder:
             except CannotPack:
                 self.packs = False
         rows, longest = rounded(len(texts), max(map(len, texts)), int(self.model.max_seq_length))
-        if self._graphed is None or rows * longest > LARGEST_GRAPH:
+        if self._graphed is None or rows * longest > MAX_GRAPH_TOKENS:
             return self._run(self._padded(texts))
         features = self._padded([*texts, *[texts[0]] * (rows - len(texts))], longest)
         with self._torch.inference_mode():

@@ -20,7 +20,7 @@ from rbee_serve.model_files.resolve import prepare
 from rbee_serve.request import new_id
 from rbee_serve.worker.registry import import_engine
 from rbee_serve.worker.spec import LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 
 class Options(EmbeddingOptions):
@@ -39,7 +39,7 @@ def check(worker: WorkerConfig, options: Options) -> None:
 def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, ModelCard]:
     """Start the engine's processes on the model. Raises what `start_engine` does."""
     assert context.worker.model_ref is not None
-    import_engine("vllm", "gpu" if context.device.backend == "cuda" else "cpu")
+    import_engine("vllm", "gpu" if context.device.accelerator == "cuda" else "cpu")
     folder = prepare(context.worker.model_ref, context.report)
     worker = context.worker.model_copy(update={"engine": options.model_extra or {}})
     context = replace(context, worker=worker)
@@ -51,7 +51,7 @@ def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, Mode
 class VllmEmbeddingEngine:
     """An `AsyncLLM` whose requests are texts."""
 
-    def __init__(self, engine: Any, steps: StepClock) -> None:
+    def __init__(self, engine: Any, steps: Watchdog) -> None:
         self._engine = engine
         self._steps = steps
         self._tokens_input = importlib.import_module("vllm.inputs.engine").tokens_input
@@ -66,7 +66,7 @@ class VllmEmbeddingEngine:
         tasks = [asyncio.create_task(self._vector(text)) for text in texts]
         try:
             for task in tasks:
-                with self._steps.expected():
+                with self._steps.working():
                     vector = await task
                 yield vector
         except self._engine_dead as exc:

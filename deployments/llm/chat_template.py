@@ -25,7 +25,7 @@ _PRIVATE = range(0xE000, 0xF900)
 _NEVER = "(?!)"
 
 
-class ChatText:
+class ChatTokenizer:
     """A tokenizer of transformers and its chat template. Used from any thread."""
 
     def __init__(self, tokenizer: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deployments.llm.chat_template import ChatText, Role
+from deployments.llm.chat_template import ChatTokenizer, Role
 from deployments.llm.text_generation import GenerationBackend, GenerationEngine, GenerationRequest, load_engine
 from deployments.vllm_runtime.cpu_defaults import number_type, step_size
 from deployments.vllm_runtime.vllm_engine import check_engine, engine_choices
@@ -55,7 +55,7 @@ class LlmBackend(GenerationBackend[LlmRequest, TokenOutput]):
 
     def __init__(self, engine: GenerationEngine) -> None:
         super().__init__(engine)
-        self._chat = ChatText(self._tokenizer)
+        self._chat = ChatTokenizer(self._tokenizer)
         self._tokens_input = importlib.import_module("vllm.inputs.engine").tokens_input
 
     async def execute(self, request: LlmRequest) -> AsyncGenerator[Event[TokenOutput], None]:
@@ -98,7 +98,7 @@ SPEC = WorkerSpec(
     outputs=(TokenOutput,),
     load=load,
     warm_up=lambda: LlmRequest(prompt="Hello", max_tokens=2, temperature=0.0),
-    backends=frozenset({"cuda", "cpu"}),
+    accelerators=frozenset({"cuda", "cpu"}),
     default_capacity=256,
     modules=("vllm",),
     extra="cpu",

@@ -22,7 +22,7 @@ from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.narration import narrate
 from rbee_serve.worker.spec import LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 
 class GenerationRequest(InferenceRequest):
@@ -77,7 +77,7 @@ class GenerationEngine:
     """A running `AsyncLLM` and what belongs to it. `loras` are adapters by name."""
 
     llm: Any
-    steps: StepClock
+    steps: Watchdog
     statistics: EngineStatistics
     memory: MemoryGauge
     loras: dict[str, Any]
@@ -135,7 +135,7 @@ class GenerationBackend(InferenceBackend[RequestT, OutputT]):
         last: Any = None
         outputs = self._llm.generate(prompt, self._parameters(request), new_id("generation"), lora_request=lora)
         try:
-            async with aclosing(outputs), aclosing(self._engine.steps.awaited(outputs)) as steps:
+            async with aclosing(outputs), aclosing(self._engine.steps.watch(outputs)) as steps:
                 async for output in steps:
                     last = output.outputs[0]
                     first_at = first_at or time.monotonic()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from deployments.media.audio_files import FULL, kind_of
-from deployments.media.decoder_process import DecodingProcess
+from deployments.media.decoder_process import DecoderProcess
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +20,7 @@ class AudioDecoder:
     """`audio_files.decode` for use from any thread; one file is decoded at a time."""
 
     def __init__(self, max_s: float) -> None:
-        self._process = DecodingProcess("deployments.media.audio_files:decode", max_s, LIMIT_S)
+        self._process = DecoderProcess("deployments.media.audio_files:decode", max_s, LIMIT_S)
 
     def decode(self, data: bytes, field: str = "audio") -> Samples:
         """The file's sound: float32 in [-1, 1], mono, 16,000 samples per second. Raises `InvalidRequest` about `field`;

@@ -37,7 +37,7 @@ _ANSWER = struct.Struct("<QQ")
 """Bytes of JSON that follow, and of an array: its form, or what is wrong with the file."""
 
 
-class DecodingProcess:
+class DecoderProcess:
     """`function(data, bound)` in a process of its own, which is started when it is first needed and ends with this one.
     May be used from any thread; one file is decoded at a time.
 

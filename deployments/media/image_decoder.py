@@ -6,7 +6,7 @@ import importlib
 from queue import LifoQueue
 from typing import TYPE_CHECKING
 
-from deployments.media.decoder_process import DecodingProcess
+from deployments.media.decoder_process import DecoderProcess
 from deployments.media.image_files import kind_of
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ class ImageDecoder:
 
     def __init__(self, max_pixels: int, processes: int = 1) -> None:
         self._processes = [
-            DecodingProcess("deployments.media.image_files:decode", max_pixels, LIMIT_S) for _ in range(processes)
+            DecoderProcess("deployments.media.image_files:decode", max_pixels, LIMIT_S) for _ in range(processes)
         ]
-        self._idle: LifoQueue[DecodingProcess] = LifoQueue()  # so that the one that has just worked works next
+        self._idle: LifoQueue[DecoderProcess] = LifoQueue()  # so that the one that has just worked works next
         for process in self._processes:
             self._idle.put(process)
 

@@ -10,14 +10,14 @@ import msgspec
 
 from deployments.multimodal.sentences import sentences
 from rbee_serve.events import Error, Event, Narration, Output, Progress
-from rbee_serve.worker.composition import Companion
+from rbee_serve.worker.composition import DerivedOutput
 from rbee_serve.worker.spec import Peer
 
-MOST_CHARACTERS = 8192
+MAX_CHARACTERS = 8192
 """Of a text that becomes a picture; no model reads more."""
 
 
-def spoken(peer: Peer, options: dict[str, Any]) -> Companion:
+def spoken(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
     """A voice: `audio` events, sentence by sentence, of one signal. `options` are fields of the audio worker's task
     `generate`."""
 
@@ -35,14 +35,14 @@ def spoken(peer: Peer, options: dict[str, Any]) -> Companion:
     return speak
 
 
-def drawn(peer: Peer, options: dict[str, Any]) -> Companion:
+def drawn(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
     """A picture of the whole text, or of the `prompt` among the options: `image` events, previews too, and `progress`
     in steps. `options` are fields of the vision worker's task `generate`."""
 
     async def draw(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
         # A prompt is no sentence: small models know their words without the mark at the end.
         written = "".join([piece async for piece in text]).strip().rstrip(".")
-        prompt = options.get("prompt") or written[:MOST_CHARACTERS]
+        prompt = options.get("prompt") or written[:MAX_CHARACTERS]
         if not prompt:
             return
         async with aclosing(_made(peer, {**options, "prompt": prompt})) as events:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.llm.chat_template import Role
 from deployments.llm.text_generation import GenerationRequest
-from rbee_serve.content import Content
+from rbee_serve.content import FileField
 from rbee_serve.validation.parse import violated
 
 MAX_PARTS = 64
@@ -34,14 +34,14 @@ class ImagePart(_Object):
     """A part of a message that is a picture: PNG, JPEG or WebP."""
 
     type: Literal["image"]
-    image: Annotated[bytes, FILE, Content("image")]
+    image: Annotated[bytes, FILE, FileField("image")]
 
 
 class AudioPart(_Object):
     """A part of a message that is a recording: WAV, FLAC, OGG or MP3."""
 
     type: Literal["audio"]
-    audio: Annotated[bytes, FILE, Content("audio")]
+    audio: Annotated[bytes, FILE, FileField("audio")]
 
 
 Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
@@ -66,7 +66,7 @@ class SpeechOptions(_Object):
     format: Literal["f32", "f32le", "pcm_s16le"] | None = None
 
 
-class PictureOptions(_Object):
+class ImageOptions(_Object):
     """How the picture is made: fields of the vision worker's task `generate`."""
 
     prompt: Annotated[str | None, Field(min_length=1, max_length=8192, repr=False)] = None
@@ -85,9 +85,9 @@ class MultimodalRequest(GenerationRequest):
 
     prompt: Annotated[str | None, Field(min_length=1, max_length=32768, repr=False)] = None
     """A question, about `image` and `audio` where they are given."""
-    image: Annotated[bytes | None, FILE, Content("image")] = None
+    image: Annotated[bytes | None, FILE, FileField("image")] = None
     """A picture that goes before `prompt`: PNG, JPEG or WebP."""
-    audio: Annotated[bytes | None, FILE, Content("audio")] = None
+    audio: Annotated[bytes | None, FILE, FileField("audio")] = None
     """A recording that goes before `prompt`: WAV, FLAC, OGG or MP3."""
     messages: Annotated[list[Turn] | None, Field(min_length=1, max_length=1024, repr=False)] = None
     """The chat to answer. Exactly one of `prompt` and `messages` is given."""
@@ -95,7 +95,7 @@ class MultimodalRequest(GenerationRequest):
     """The forms of the answer. `audio`: it is spoken while it is written. `image`: a picture is made of it."""
     speech: SpeechOptions | None = None
     """How the answer is spoken."""
-    picture: PictureOptions | None = None
+    picture: ImageOptions | None = None
     """How the picture is made."""
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, NoReturn
 
-from deployments.llm.chat_template import ChatText
+from deployments.llm.chat_template import ChatTokenizer
 from deployments.llm.text_generation import GenerationBackend, GenerationEngine, load_engine
 from deployments.media.audio_decoder import AudioDecoder
 from deployments.media.audio_files import SAMPLE_RATE
@@ -25,7 +25,7 @@ from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Event
 from rbee_serve.model_files.resolve import Format, check_local, prepare
 from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
-from rbee_serve.worker.composition import Companion, composed
+from rbee_serve.worker.composition import DerivedOutput, composed
 from rbee_serve.worker.spec import LoadContext, Peer, WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
     def __init__(self, engine: GenerationEngine, context: LoadContext) -> None:
         super().__init__(engine)
         self._peers = context.peers
-        self._chat = ChatText(self._tokenizer)
+        self._chat = ChatTokenizer(self._tokenizer)
         self._renderer = engine.llm.renderer
         self._client_error = importlib.import_module("vllm.exceptions").VLLMClientError
         processor = self._renderer.get_mm_processor()
@@ -73,7 +73,7 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
             async for event in events:
                 yield event
 
-    def _companion(self, role: str, request: MultimodalRequest) -> Companion:
+    def _companion(self, role: str, request: MultimodalRequest) -> DerivedOutput:
         peer: Peer | None = self._peers.get(role)
         if peer is None:
             able = ", ".join(["text", *self._peers])
@@ -201,7 +201,7 @@ SPEC = WorkerSpec(
     outputs=(TokenOutput, AudioChunkOutput, ImageOutput),
     load=load,
     warm_up=lambda: MultimodalRequest(prompt="Hello", max_tokens=2, temperature=0.0),
-    backends=frozenset({"cuda", "cpu"}),
+    accelerators=frozenset({"cuda", "cpu"}),
     default_capacity=64,
     modules=("vllm", "PIL"),
     extra="cpu,vision,audio",

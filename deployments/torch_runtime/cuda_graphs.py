@@ -17,7 +17,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-MOST = 4
+MAX_GRAPHS = 4
 """Passes that are kept where nobody says how many: the last ones that were needed. A pass is recorded when its like was
 among so many before it, so what changes with each step never is."""
 WARM_UPS = 2
@@ -38,7 +38,7 @@ class GraphedForward:
     A recorded pass is good for inputs of the same form: tensors of the same shapes and types, and else the same values.
     """
 
-    def __init__(self, forward: Callable[..., Any], record: Record, most: int = MOST) -> None:
+    def __init__(self, forward: Callable[..., Any], record: Record, most: int = MAX_GRAPHS) -> None:
         functools.update_wrapper(self, forward)
         self._forward, self._record, self._most = forward, record, most
         self._tree = importlib.import_module("torch.utils._pytree")

@@ -12,6 +12,6 @@ _NAMES = {"cuda": "cuda", "cpu": "cpu", "metal": "mps"}
 def torch_device(device: Device) -> str:
     """`cuda`, `cpu` or `mps`. Of a GPU torch takes no more than the replica's share from now on: Ray hands out
     fractions but does not enforce them."""
-    if device.backend == "cuda":
+    if device.accelerator == "cuda":
         importlib.import_module("torch").cuda.set_per_process_memory_fraction(device.fraction)
-    return _NAMES[device.backend]
+    return _NAMES[device.accelerator]

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.torch_runtime.device import torch_device
-from deployments.torch_runtime.threads import TorchLanes
+from deployments.torch_runtime.threads import BatchConcurrency
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_files.memory_check import require_room, weights_memory_bytes
+from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import prepare, refuse_pickles
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.batching import Batcher
@@ -61,7 +61,7 @@ def load_model(kind: str, context: LoadContext, options: ModelOptions) -> tuple[
     assert worker.model_ref is not None
     folder = prepare(worker.model_ref, context.report)
     _refuse_pickles(folder)
-    require_room(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
+    require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
     context.report(LoadProgress(stage="starting_engine"))
     sentence_transformers = import_engine("sentence_transformers", "embedding")
     context.report(LoadProgress(stage="loading_to_vram"))
@@ -96,15 +96,15 @@ def batcher(
 ) -> Batcher[ItemT, ResultT]:
     """Batches for `run`; `tokens` tells how many an item has. `padded`: each costs as much as the longest of its
     batch."""
-    backend = context.device.backend
-    lanes = TorchLanes(context)
+    backend = context.device.accelerator
+    concurrency = BatchConcurrency(context)
     return Batcher(
         run,
         tokens,
         budget=options.batch_tokens or BATCH_TOKENS[backend],
         overhead=BATCH_OVERHEAD[backend],
         steps=context.steps,
-        lanes=lanes.count,
-        enter=lanes.enter,
+        concurrency=concurrency.count,
+        enter=concurrency.enter,
         padded=padded,
     )

@@ -7,11 +7,11 @@ import threading
 
 from rbee_serve.worker.spec import LoadContext
 
-MOST = 4
+MAX_BATCHES = 4
 """Batches at once on a CPU: each needs memory of its own for what passes between the layers."""
 
 
-class TorchLanes:
+class BatchConcurrency:
     """On a CPU, a batch for each thread while there is enough to do, and all threads for one that comes alone.
 
     Threads that share a batch wait for each other at the end of each of its hundreds of operations. On two cores
@@ -22,7 +22,7 @@ class TorchLanes:
     def __init__(self, context: LoadContext) -> None:
         self._torch = importlib.import_module("torch")
         self._all = context.worker.threads or int(self._torch.get_num_threads())
-        self.count = min(self._all, MOST) if context.device.backend == "cpu" else 1
+        self.count = min(self._all, MAX_BATCHES) if context.device.accelerator == "cpu" else 1
         """How many batches at once."""
         self._lane = threading.local()
 

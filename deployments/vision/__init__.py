@@ -2,6 +2,6 @@
 
 from deployments.vision.classify import ClassifyRequest
 from deployments.vision.embed import EmbedRequest
-from deployments.vision.generate import PictureRequest
+from deployments.vision.generate import ImageRequest
 
-__all__ = ["ClassifyRequest", "EmbedRequest", "PictureRequest"]
+__all__ = ["ClassifyRequest", "EmbedRequest", "ImageRequest"]

@@ -17,11 +17,11 @@ import psutil
 
 from deployments.torch_runtime.cuda_graphs import GraphedForward, cuda_recorder
 from deployments.vision.diffusers_loader import Options
-from deployments.vision.generation_params import Bounds, Order, Task, parameters
-from deployments.vision.latent_preview import LatentColors, is_grid, palette
+from deployments.vision.generation_params import ImageGenerationParams, PipelineLimits, Task, parameters
+from deployments.vision.latent_preview import LatentPreview, is_grid, palette
 from rbee_serve.errors import InsufficientResources, InsufficientVram
 from rbee_serve.events import Progress
-from rbee_serve.worker.engine_thread import Outlet
+from rbee_serve.worker.engine_thread import Sink
 from rbee_serve.worker.spec import Device
 
 PROBE_UNITS = 32
@@ -40,12 +40,12 @@ WORKING_LAYERS = 2
 """What a pass holds at once, as a multiple of what goes into its largest layer and comes out of it."""
 
 
-class Drawn(NamedTuple):
-    """A picture of Pillow's; a small one of what it will be like, if `step` is given. An `unsafe` one is black."""
+class GeneratedImage(NamedTuple):
+    """A picture of Pillow's; a small one of what it will be like, if `step` is given. An `nsfw` one is black."""
 
     picture: Any
     step: int | None = None
-    unsafe: bool = False
+    nsfw: bool = False
 
 
 class DiffusersEngine:
@@ -61,26 +61,26 @@ class DiffusersEngine:
         self._denoising: GraphedForward | None = None
         self._told: Any = None
         """The end of the last step that the GPU was told to do, as an event."""
-        self.bounds = Bounds(self._pipelines, tuple(options.lora_modules), options.max_side)
+        self.bounds = PipelineLimits(self._pipelines, tuple(options.lora_modules), options.max_side)
         """What it can make."""
         self._colors, self._bytes_per_pixel = self._probe()
         self.bounds.previews = self._colors is not None
-        if device.backend == "cuda" and not options.enforce_eager:
+        if device.accelerator == "cuda" and not options.enforce_eager:
             denoiser = _denoiser(pipeline)
             denoiser.forward = self._denoising = GraphedForward(denoiser.forward, cuda_recorder("cuda"))
         for model in self._models:
             large = LARGE_BLOCK if model is _denoiser(pipeline) else 0
-            if not large or device.backend == "cpu":
+            if not large or device.accelerator == "cpu":
                 for block in self._blocks(model, large):
                     block.register_forward_pre_hook(lambda *_: self._step())
 
-    def draw(self, order: Order, outlet: Outlet[Progress | Drawn]) -> None:
-        """Put each picture into `outlet`, with the progress and the previews before it."""
-        self._step = outlet.step
+    def draw(self, order: ImageGenerationParams, sink: Sink[Progress | GeneratedImage]) -> None:
+        """Put each picture into `sink`, with the progress and the previews before it."""
+        self._step = sink.step
         for number, seed in enumerate(order.seeds):
-            made = self._make(order, seed, partial(self._on_step, order, outlet, number))
-            unsafe = getattr(made, "nsfw_content_detected", None) or [False]
-            outlet.put(Drawn(made.images[0], unsafe=bool(unsafe[0])))
+            made = self._make(order, seed, partial(self._on_step, order, sink, number))
+            nsfw = getattr(made, "nsfw_content_detected", None) or [False]
+            sink.put(GeneratedImage(made.images[0], nsfw=bool(nsfw[0])))
 
     def _blocks(self, model: Any, large: int) -> Iterator[Any]:
         """Those of the model's outermost lists, and what those of more than `large` parameters consist of."""
@@ -93,8 +93,8 @@ class DiffusersEngine:
 
     def _on_step(
         self,
-        order: Order,
-        outlet: Outlet[Progress | Drawn],
+        order: ImageGenerationParams,
+        sink: Sink[Progress | GeneratedImage],
         number: int,
         pipeline: Any,
         index: int,
@@ -104,21 +104,21 @@ class DiffusersEngine:
         """What the pipeline calls after each step of a picture, with its own arguments last."""
         self._keep_pace()
         step, total = index + 1, getattr(pipeline, "num_timesteps", None) or len(pipeline.scheduler.timesteps)
-        outlet.put(Progress(step=number * total + step, total=total * len(order.seeds)))
+        sink.put(Progress(step=number * total + step, total=total * len(order.seeds)))
         if self._colors and order.preview_every and step % order.preview_every == 0 and step < total:
-            outlet.put(Drawn(self._colors.picture(tensors["latents"], order.width / order.height), step))
+            sink.put(GeneratedImage(self._colors.picture(tensors["latents"], order.width / order.height), step))
         return {}
 
     def _keep_pace(self) -> None:
         """Let the GPU be no more than one step behind what it has been told: a step that is told of is done, or the
         next thing to be done, and who leaves has not long to wait."""
-        if self._device.backend == "cuda":
+        if self._device.accelerator == "cuda":
             before, self._told = self._told, self._torch.cuda.Event()
             self._told.record()
             if before is not None:
                 before.synchronize()
 
-    def _make(self, order: Order, seed: int, on_step: Callable[..., dict[str, Any]]) -> Any:
+    def _make(self, order: ImageGenerationParams, seed: int, on_step: Callable[..., dict[str, Any]]) -> Any:
         """What the pipeline makes of that seed."""
         if order.lora is not None:
             self._pipeline.enable_lora()
@@ -145,11 +145,11 @@ class DiffusersEngine:
                     model.to(dtype)
             raise
 
-    def _probe(self) -> tuple[LatentColors | None, float]:
+    def _probe(self) -> tuple[LatentPreview | None, float]:
         """How latents become colours, and how many bytes it takes for each pixel to make a picture: told by one that is
         made of a palette, where the model can start from a picture, in a last step that hardly changes it."""
         side = min(self.bounds.side, PROBE_UNITS * self.bounds.multiple)
-        order = Order(prompt="A picture", width=side, height=side, steps=1, seeds=(0,))
+        order = ImageGenerationParams(prompt="A picture", width=side, height=side, steps=1, seeds=(0,))
         if self.bounds.changes:
             colors = palette(side, self.bounds.multiple)
             mask = None if "image" in self.bounds.changes else colors.point(lambda _: 255)
@@ -163,21 +163,21 @@ class DiffusersEngine:
         with _layers(self._models) as sizes:
             picture = self._make(order, 0, on_step).images[0]
         learned = order.image is not None and is_grid(latents[0])
-        return LatentColors.fitted(latents[0], picture) if learned else None, WORKING_LAYERS * max(sizes) / side**2
+        return LatentPreview.fitted(latents[0], picture) if learned else None, WORKING_LAYERS * max(sizes) / side**2
 
-    def require_room(self, order: Order) -> None:
+    def require_memory(self, order: ImageGenerationParams) -> None:
         """Raise `InsufficientVram` or `InsufficientResources` where a picture of that size needs more memory than is
         free."""
         needed, free = order.width * order.height * self._bytes_per_pixel, self._free_bytes()
         if needed > free:
-            kind = InsufficientVram if self._device.backend == "cuda" else InsufficientResources
+            kind = InsufficientVram if self._device.accelerator == "cuda" else InsufficientResources
             raise kind(
                 f"a picture of {order.width} x {order.height} pixels takes about {needed / 1e9:.1f} GB to make, and"
                 f" {free / 1e9:.1f} GB are free; ask for a smaller one, or try again later"
             )
 
     def _free_bytes(self) -> int:
-        if self._device.backend != "cuda":
+        if self._device.accelerator != "cuda":
             return int(psutil.virtual_memory().available)
         cuda = self._torch.cuda
         free, total = cuda.mem_get_info()

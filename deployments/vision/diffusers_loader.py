@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.torch_runtime.device import torch_device
 from deployments.vision.generation_params import parameters
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_files.memory_check import require_room, weights_memory_bytes
+from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import Format, prepare, read_json, refuse_pickles
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
 from rbee_serve.state import LoadProgress
@@ -57,7 +57,7 @@ def load_pipeline(context: LoadContext, options: Options) -> Any:
     parts = pipeline_parts(folder, diffusers)
     weights = [file for part in parts for file in _weights(folder / part)]
     needed = sum(weights_memory_bytes(file, options.dtype) for file in weights)
-    require_room(device, {"weights": needed}, device.fraction)
+    require_memory(device, {"weights": needed}, device.fraction)
     torch = importlib.import_module("torch")
     context.report(LoadProgress(stage="loading_to_vram"))
     without = {"safety_checker": None, "requires_safety_checker": False}

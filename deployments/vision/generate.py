@@ -14,24 +14,24 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from deployments.media.image_decoder import ImageDecoder
-from deployments.vision.diffusers_engine import DiffusersEngine, Drawn
+from deployments.vision.diffusers_engine import DiffusersEngine, GeneratedImage
 from deployments.vision.diffusers_loader import FORMATS, Options, load_pipeline
-from deployments.vision.generation_params import Order
+from deployments.vision.generation_params import ImageGenerationParams
 from rbee_serve.config import WorkerConfig, parse_engine
-from rbee_serve.content import Content
+from rbee_serve.content import FileField
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.events import End, Event, Metrics, Output, Progress, StopReason
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import ImageOutput
 from rbee_serve.request import InferenceRequest
-from rbee_serve.result import Document, Result
+from rbee_serve.result import EncodedResult, Result
 from rbee_serve.validation.parse import violated
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.engine_thread import EngineThread
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.narration import narrate
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 PictureFormat = Literal["png", "jpeg", "webp"]
 
@@ -39,16 +39,16 @@ MAX_PIXELS = 32_000_000
 """Of a picture that is sent; it is scaled to what the model makes."""
 
 
-class PictureRequest(InferenceRequest):
+class ImageRequest(InferenceRequest):
     """What is to be seen, and how it is to be made."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=8192, repr=False)]
     """What is to be seen. Models read only its first part, often 77 tokens."""
     negative_prompt: Annotated[str | None, Field(max_length=8192, repr=False)] = None
     """What is not to be seen."""
-    image: Annotated[bytes | None, Field(min_length=1, max_length=32 * 2**20, repr=False), Content("image")] = None
+    image: Annotated[bytes | None, Field(min_length=1, max_length=32 * 2**20, repr=False), FileField("image")] = None
     """The picture to start from: PNG, JPEG or WebP."""
-    mask: Annotated[bytes | None, Field(min_length=1, max_length=32 * 2**20, repr=False), Content("image")] = None
+    mask: Annotated[bytes | None, Field(min_length=1, max_length=32 * 2**20, repr=False), FileField("image")] = None
     """Which part of `image` is to change: white where it is, black where not. It is stretched over the picture."""
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     """How much of `image` is to change: that part of the steps is done. The pipeline's own number if left out."""
@@ -83,17 +83,17 @@ class PictureRequest(InferenceRequest):
         return self
 
 
-class PictureBackend(InferenceBackend[PictureRequest, ImageOutput]):
+class ImageBackend(InferenceBackend[ImageRequest, ImageOutput]):
     """A decoder for the pictures that are sent, and a pipeline in its thread."""
 
-    def __init__(self, engine: DiffusersEngine, options: Options, steps: StepClock, memory: MemoryGauge) -> None:
+    def __init__(self, engine: DiffusersEngine, options: Options, steps: Watchdog, memory: MemoryGauge) -> None:
         self._engine = engine
         self._options = options
         self._decoder = ImageDecoder(MAX_PIXELS)
         self._thread = EngineThread(steps)
         self._memory = memory
 
-    async def execute(self, request: PictureRequest) -> AsyncGenerator[Event[ImageOutput], None]:
+    async def execute(self, request: ImageRequest) -> AsyncGenerator[Event[ImageOutput], None]:
         """`progress` for each step, `image` for each preview and each picture, `metrics`, `end`. Raises
         `InvalidRequest` for what this model cannot do, and that it takes more memory than is free."""
         order = await asyncio.to_thread(self._order, request)
@@ -104,7 +104,7 @@ class PictureBackend(InferenceBackend[PictureRequest, ImageOutput]):
         began = time.monotonic()
         steps = outputs = 0
         first_s: float | None = None
-        async with aclosing(self._thread.called(partial(self._engine.draw, order))) as made:
+        async with aclosing(self._thread.run_callback(partial(self._engine.draw, order))) as made:
             async for item in made:
                 if isinstance(item, Progress):
                     steps = item.step
@@ -112,7 +112,7 @@ class PictureBackend(InferenceBackend[PictureRequest, ImageOutput]):
                     continue
                 yield Output(await asyncio.to_thread(_output, item, request.format or "png", outputs))
                 outputs += 1
-                if item.unsafe:
+                if item.nsfw:
                     told = "The model's safety checker has blacked this picture out; try another prompt or seed"
                     yield narrate(request, "vision-worker", "safety", told)
                 if item.step is None:
@@ -133,14 +133,14 @@ class PictureBackend(InferenceBackend[PictureRequest, ImageOutput]):
             seed=order.seeds[0],
         )
 
-    def _order(self, request: PictureRequest) -> Order:
+    def _order(self, request: ImageRequest) -> ImageGenerationParams:
         """What the engine is to do. Raises `InvalidRequest` with all that it cannot, and where memory is short."""
         image = None if request.image is None else self._decoder.decode(request.image, "image")
         mask = None if request.mask is None else self._decoder.decode(request.mask, "mask")
         width, height = self._engine.bounds.size_of(image)
         guidance = self._options.guidance_scale if request.guidance_scale is None else request.guidance_scale
         seed = secrets.randbits(32) if request.seed is None else request.seed
-        order = Order(
+        order = ImageGenerationParams(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt,
             width=request.width or width,
@@ -156,7 +156,7 @@ class PictureBackend(InferenceBackend[PictureRequest, ImageOutput]):
         )
         if violations := list(self._engine.bounds.violations(order)):
             raise InvalidRequest.because(violations)
-        self._engine.require_room(order)
+        self._engine.require_memory(order)
         return order
 
     def memory_bytes(self) -> int:
@@ -176,16 +176,16 @@ def encoded(picture: Any, form: PictureFormat) -> bytes:
     return file.getvalue()
 
 
-def _output(drawn: Drawn, form: PictureFormat, i: int) -> ImageOutput:
+def _output(drawn: GeneratedImage, form: PictureFormat, i: int) -> ImageOutput:
     patch = encoded(drawn.picture, form)
     return ImageOutput(patch=patch, format=form, preview=drawn.step is not None, step=drawn.step, i=i)
 
 
-def load(context: LoadContext) -> PictureBackend:
+def load(context: LoadContext) -> ImageBackend:
     """Load the pipeline and try it out."""
     options = parse_engine(Options, context.worker)
     engine = DiffusersEngine(load_pipeline(context, options), options, context.device)
-    return PictureBackend(engine, options, context.steps, memory_gauge(context.device))
+    return ImageBackend(engine, options, context.steps, memory_gauge(context.device))
 
 
 def check(worker: WorkerConfig) -> None:
@@ -194,24 +194,24 @@ def check(worker: WorkerConfig) -> None:
     check_local(worker, FORMATS)
 
 
-def document(request: PictureRequest, result: Result) -> Document | None:
+def encode_result(request: ImageRequest, result: Result) -> EncodedResult | None:
     """The file, where one picture was asked for as one."""
     if request.format is None or request.num_images > 1:
         return None
-    return Document(result.output["images"][0], f"image/{request.format}")
+    return EncodedResult(result.output["images"][0], f"image/{request.format}")
 
 
 SPEC = WorkerSpec(
     name="vision",
     task="generate",
-    request=PictureRequest,
+    request=ImageRequest,
     outputs=(ImageOutput,),
     load=load,
-    warm_up=lambda: PictureRequest(prompt="A cat.", width=64, height=64, steps=2),
+    warm_up=lambda: ImageRequest(prompt="A cat.", width=64, height=64, steps=2),
     default_capacity=1,
     modules=("diffusers", "PIL"),
     extra="vision",
     own_process=True,
     check=check,
-    document=document,
+    encode_result=encode_result,
 )

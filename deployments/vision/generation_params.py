@@ -13,12 +13,12 @@ from rbee_serve.errors import Violation
 Task = Literal["text", "image", "mask"]
 """What a picture is made from: a text, or also a picture, or also a picture of which only a part is to change."""
 
-LARGEST = 2
+MAX_SIDE_RATIO = 2
 """How many times the side that a model was made for a picture's may be. Beyond that motives repeat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
+class ImageGenerationParams:
     """The pictures that are wanted, one of each seed. `image` and `mask` are pictures of Pillow's. What is None is left
     to the pipeline."""
 
@@ -61,14 +61,14 @@ class Order:
         }
         return {name: value for name, value in named.items() if value is not None}
 
-    def all_anew(self, *, with_mask: bool) -> Order:
+    def all_anew(self, *, with_mask: bool) -> ImageGenerationParams:
         """The same for a model that can only change a picture: all of a grey one is to change."""
         pillow = importlib.import_module("PIL.Image")
         mask = pillow.new("L", self.size, "white") if with_mask else None
         return replace(self, image=pillow.new("RGB", self.size, "gray"), mask=mask, strength=1.0)
 
 
-class Bounds:
+class PipelineLimits:
     """What pipelines of the same weights can make, one for each task."""
 
     def __init__(self, pipelines: Mapping[Task, Any], loras: Sequence[str], max_side: int | None) -> None:
@@ -77,7 +77,7 @@ class Bounds:
         pipeline = next(iter(pipelines.values()))
         self.multiple, side = _sizes(pipeline)
         """What the sides of a picture are multiples of."""
-        self.max_side = max_side or LARGEST * side
+        self.max_side = max_side or MAX_SIDE_RATIO * side
         """The longest side in pixels."""
         self.side = min(side, self._down(self.max_side))
         """The side that the model was made for."""
@@ -93,7 +93,7 @@ class Bounds:
         scale = min(1, self.max_side / max(image.size))
         return self._down(image.width * scale), self._down(image.height * scale)
 
-    def violations(self, order: Order) -> Iterator[Violation]:
+    def violations(self, order: ImageGenerationParams) -> Iterator[Violation]:
         """All that is wrong with an order."""
         for field, pixels in (("width", order.width), ("height", order.height)):
             if pixels > self.max_side:
@@ -109,7 +109,7 @@ class Bounds:
             yield _wrong("preview_every", "0", "is not possible with this model; leave it out", order.preview_every)
         yield from self._of_task(order)
 
-    def _of_task(self, order: Order) -> Iterator[Violation]:
+    def _of_task(self, order: ImageGenerationParams) -> Iterator[Violation]:
         if order.task not in self._parameters:
             if order.task != "text":
                 yield Violation(order.task, "text only", "is nothing that this model can start from; leave it out")

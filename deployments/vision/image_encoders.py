@@ -10,7 +10,7 @@ from typing import Any
 from deployments.torch_runtime.device import torch_device
 from deployments.vision.image_model import Array, Choice, Pixels, Tokens, VisionModel, VisionOptions
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, Violation
-from rbee_serve.model_files.memory_check import require_room, weights_memory_bytes
+from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import Format, prepare
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.batching import Batcher
@@ -22,7 +22,7 @@ FORMATS: tuple[Format, ...] = ("safetensors",)
 TEMPLATE = "This is a photo of {}."
 """What a label is made a text with; transformers' own."""
 
-KNOWN_TEXTS = 4096
+MAX_CACHED_TEXTS = 4096
 """Texts whose vectors are kept: most requests hold their pictures against the same ones."""
 
 PADDING = {"clip": "longest", "siglip": "max_length"}
@@ -120,7 +120,7 @@ class ImageTextModel(VisionModel):
                 rows = self._model.get_text_features(**padded).pooler_output.float().cpu().numpy()
             self._known.update(zip(new, map(_of_length_one, rows), strict=True))
         found = [self._known[text] for text in texts]
-        while len(self._known) > KNOWN_TEXTS:
+        while len(self._known) > MAX_CACHED_TEXTS:
             del self._known[next(iter(self._known))]
         return found
 
@@ -142,7 +142,7 @@ def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[st
     worker, device = context.worker, context.device
     assert worker.model_ref is not None
     folder = prepare(worker.model_ref, context.report, formats=FORMATS)
-    require_room(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
+    require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
     context.report(LoadProgress(stage="starting_engine"))
     transformers = import_engine("transformers", "vision")
     here = {"local_files_only": True, "trust_remote_code": False}

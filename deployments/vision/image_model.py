@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from deployments.media.image_decoder import ImageDecoder
-from deployments.torch_runtime.threads import TorchLanes
-from rbee_serve.content import Content
+from deployments.torch_runtime.threads import BatchConcurrency
+from rbee_serve.content import FileField
 from rbee_serve.events import Metrics
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
@@ -33,7 +33,7 @@ from rbee_serve.worker.spec import LoadContext
 RequestT = TypeVar("RequestT", bound=InferenceRequest)
 OutputT = TypeVar("OutputT", bound=OutputValue)
 
-ImageFile = Annotated[bytes, Field(min_length=1, max_length=32 * 2**20, repr=False), Content("image")]
+ImageFile = Annotated[bytes, Field(min_length=1, max_length=32 * 2**20, repr=False), FileField("image")]
 """A field of a request: PNG, JPEG or WebP."""
 Pixels = Any
 """A picture as the model takes it: a tensor of channels, rows and columns."""
@@ -85,15 +85,15 @@ class VisionModel(ABC):
     def __init__(self, model: Any, processor: Any, options: VisionOptions, context: LoadContext) -> None:
         self._torch = importlib.import_module("torch")
         self._model, self._processor = model, processor
-        self._batch = options.batch_images or BATCH_IMAGES[context.device.backend]
-        decoders = options.decoders or DECODERS[context.device.backend]
+        self._batch = options.batch_images or BATCH_IMAGES[context.device.accelerator]
+        decoders = options.decoders or DECODERS[context.device.accelerator]
         self._decoder = ImageDecoder(options.max_pixels, decoders)
         # One more than decoders, so that one picture is scaled while the next one is decoded.
         self._readers = ThreadPoolExecutor(decoders + 1, thread_name_prefix="picture")
-        lanes = TorchLanes(context)
+        concurrency = BatchConcurrency(context)
         self._pictures: Batcher[Pixels, Array] = Batcher(
             self._looked, lambda pixels: 1, budget=self._batch, overhead=0, steps=context.steps,
-            lanes=lanes.count, enter=lanes.enter,
+            concurrency=concurrency.count, enter=concurrency.enter,
         )  # fmt: skip
 
     async def read(self, file: bytes) -> Pixels:

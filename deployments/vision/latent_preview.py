@@ -31,7 +31,7 @@ def palette(side: int, unit: int) -> Any:
     return importlib.import_module("PIL.Image").fromarray(pixels.clip(0, 255).astype(numpy.uint8))
 
 
-class LatentColors:
+class LatentPreview:
     """The map, as a matrix with a row for each channel and a last one for what is added. `spread` is the standard
     deviation of latents that are a picture."""
 
@@ -40,7 +40,7 @@ class LatentColors:
         self._spread = spread
 
     @classmethod
-    def fitted(cls, latents: Any, image: Any) -> LatentColors:
+    def fitted(cls, latents: Any, image: Any) -> LatentPreview:
         """The map that makes of `latents` what is nearest to `image`, into which they were decoded."""
         torch: Any = importlib.import_module("torch")
         numpy: Any = importlib.import_module("numpy")

@@ -16,7 +16,7 @@ a minute: whoever is being answered waits for that long, and so does whoever wan
 def number_type(context: LoadContext) -> dict[str, Any]:
     """vLLM's `dtype`: float32 where the processor knows no bfloat16 and has no AVX-512 to make up for that. On such a
     one SmolLM2-135M reads prompts ten times slower in bfloat16, the type that most models come in."""
-    if context.device.backend != "cpu" or _vectors() != "AVX2":
+    if context.device.accelerator != "cpu" or _vectors() != "AVX2":
         return {}
     return {"dtype": "float32"}
 
@@ -24,7 +24,7 @@ def number_type(context: LoadContext) -> dict[str, Any]:
 def step_size(context: LoadContext) -> dict[str, Any]:
     """vLLM's `max_num_batched_tokens`, for models whose prompts can be read in parts."""
     chosen = engine_choices(context.worker)
-    if context.device.backend != "cpu" or chosen.get("enable_chunked_prefill") is False:
+    if context.device.accelerator != "cpu" or chosen.get("enable_chunked_prefill") is False:
         return {}
     return {"max_num_batched_tokens": max(STEP_TOKENS, chosen.get("max_num_seqs", 0))}
 

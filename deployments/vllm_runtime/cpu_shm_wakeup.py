@@ -21,16 +21,16 @@ import weakref
 from contextlib import suppress
 from typing import Any
 
-AT_ONCE_S = 1e-3
+SPIN_S = 1e-3
 """So long the other one is waited for without sleep: the worker process seldom sleeps between the tokens of a request,
 and the engine does. By measurement (P2 in benchmarks/RESULTS.md)."""
-LOOK_S = 0.1
+POLL_S = 0.1
 """And so often a sleeper looks although it was not told anything, which should never help."""
 READERS = 64
 """The most processes that read one queue: more than any machine has places for."""
 
 
-def let_waiters_sleep() -> None:
+def patch_shm_wait() -> None:
     """In this process, from the next queue on, where vLLM runs on a CPU of Linux. On GPUs there are cores to spare."""
     from vllm.distributed.device_communicators import shm_broadcast
     from vllm.platforms import current_platform
@@ -92,10 +92,10 @@ def notified(spin: Any) -> Any:
             now = time.monotonic()
             if self._since is None:
                 self._since = now
-            if now - self._since < AT_ONCE_S:
+            if now - self._since < SPIN_S:
                 os.sched_yield()
                 return
-            self._socket.settimeout(LOOK_S if timeout_ms is None else min(timeout_ms / 1000, LOOK_S))
+            self._socket.settimeout(POLL_S if timeout_ms is None else min(timeout_ms / 1000, POLL_S))
             with suppress(TimeoutError, BlockingIOError):
                 self._socket.recv(1)
 

@@ -30,7 +30,7 @@ def worker_options() -> dict[str, Any]:
     return {"worker_cls": CLASS} if usable_cores() <= FEW_CORES else {}
 
 
-def give_every_core(options: dict[str, Any]) -> None:
+def use_all_cores(options: dict[str, Any]) -> None:
     """Tell vLLM to keep none from our worker, unless somebody has told it otherwise. To be called with the engine's
     options in the process that configures the engine, before it does."""
     if options.get("worker_cls") == CLASS:

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 
-from deployments.vllm_runtime.cpu_shm_wakeup import let_waiters_sleep
+from deployments.vllm_runtime.cpu_shm_wakeup import patch_shm_wait
 from deployments.vllm_runtime.progress_loader import register_loader
 from deployments.vllm_runtime.vllm_engine import OWNER_PID
 
@@ -25,7 +25,7 @@ def register() -> None:
     if OWNER_PID not in os.environ:
         return
     register_loader()
-    let_waiters_sleep()
+    patch_shm_wait()
     if multiprocessing.parent_process() is None:  # the replica itself
         return
     threading.Thread(target=_leave_with, args=(os.getppid(),), name="rbee-orphan-watch", daemon=True).start()

@@ -9,14 +9,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deployments.vllm_runtime.cpu_worker import give_every_core, worker_options
+from deployments.vllm_runtime.cpu_worker import use_all_cores, worker_options
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT, listening
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_files.memory_check import require_room, weights_memory_bytes
+from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.spec import Device, LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
         "load_format": LOAD_FORMAT,
         "distributed_executor_backend": "mp" if len(device.indices) > 1 else "uni",
     }
-    if device.backend == "cuda":
+    if device.accelerator == "cuda":
         # Ray hands out fractions of a GPU but does not enforce them.
         options["gpu_memory_utilization"] = round(GPU_SHARE * device.fraction, 4)
         options["tensor_parallel_size"] = len(device.indices)
@@ -75,7 +75,7 @@ def check_engine(worker: WorkerConfig) -> None:
 class EngineStatistics:
     """What the engine's scheduler says of itself with each step; the place that vLLM calls a stat logger."""
 
-    def __init__(self, steps: StepClock) -> None:
+    def __init__(self, steps: Watchdog) -> None:
         self._steps = steps
         self.requests = 0
         """Requests that run or wait in the scheduler, at its last step."""
@@ -107,7 +107,7 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     os.environ[OWNER_PID] = str(os.getpid())
     # vLLM would configure logging for itself in this process too, and report usage to its makers.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    give_every_core(options)
+    use_all_cores(options)
     engine_args = importlib.import_module("vllm.engine.arg_utils").AsyncEngineArgs
     known = set(engine_args.__dataclass_fields__)
     if unknown := sorted(set(options) - known):
@@ -132,4 +132,4 @@ def _require_room(device: Device, options: dict[str, Any]) -> None:
     needs = {"weights": weights_memory_bytes(Path(options["model"]), options.get("dtype"))}
     if cache := options.get("kv_cache_memory_bytes"):
         needs["KV cache"] = int(cache)
-    require_room(device, needs, options.get("gpu_memory_utilization", GPU_SHARE))
+    require_memory(device, needs, options.get("gpu_memory_utilization", GPU_SHARE))

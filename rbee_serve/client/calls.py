@@ -24,7 +24,7 @@ from rbee_serve.errors import (
 from rbee_serve.events import Event, from_json
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
-from rbee_serve.result import Document
+from rbee_serve.result import EncodedResult
 from rbee_serve.sse import MARKER, Decoder
 from rbee_serve.state import LoadProgress
 
@@ -59,10 +59,10 @@ class Call:
             return fields
         raise error_of(status, body)
 
-    def document(self, status: int, body: bytes, media_type: str) -> Document:
+    def encoded_result(self, status: int, body: bytes, media_type: str) -> EncodedResult:
         """The file of the answer, or its JSON where the server sends none. Raises as `answer` does."""
         if status == 200:
-            return Document(body, media_type.partition(";")[0].strip())
+            return EncodedResult(body, media_type.partition(";")[0].strip())
         raise error_of(status, body)
 
 
@@ -114,7 +114,7 @@ def error_of(status: int, body: bytes) -> Exception:
         return refusal
     if "code" not in fields or "message" not in fields:
         if status == 200:
-            return InternalError("the answer is not a JSON object; ask with document() where it is a file")
+            return InternalError("the answer is not a JSON object; ask with infer_file() where it is a file")
         # Not rbee-serve: a proxy in between, or something else on that port.
         answered = f"the server answered {status} without saying why"
         return WorkerLost(answered) if status in _NOT_THERE else InternalError(answered)

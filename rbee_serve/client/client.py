@@ -27,7 +27,7 @@ from rbee_serve.client.calls import Call, Fields, Patience, StreamReader, Unauth
 from rbee_serve.errors import InferenceTimeout, WorkerLost
 from rbee_serve.events import Event
 from rbee_serve.outputs import OutputValue
-from rbee_serve.result import Document
+from rbee_serve.result import EncodedResult
 from rbee_serve.state import LoadProgress
 
 __all__ = ["AsyncClient", "Client", "Unauthorized"]
@@ -48,8 +48,8 @@ def _translated() -> Iterator[None]:
 
 class _Base(ABC):
     """What both clients are made of. `timeout` is the longest silence in seconds, also within a stream, where the
-    server sends something at least every 10 s; only `infer` and `document` wait without an end, as the server is silent
-    until the result is there. `outputs` are the output classes to expect beside `TokenOutput`."""
+    server sends something at least every 10 s; only `infer` and `infer_file` wait without an end, as the server is
+    silent until the result is there. `outputs` are the output classes to expect beside `TokenOutput`."""
 
     def __init__(
         self,
@@ -108,11 +108,11 @@ class Client(_Base):
         """The result of one inference as one object: joined outputs, the numbers of `end`, and metrics."""
         return self._ask(calls.inference(worker, request, fields, stream=False))
 
-    def document(self, worker: str | None, request: Fields = None, /, **fields: Any) -> Document:
+    def infer_file(self, worker: str | None, request: Fields = None, /, **fields: Any) -> EncodedResult:
         """The result of one inference as a file, such as `audio/wav`: its bytes and their content type."""
         call = calls.inference(worker, request, fields, stream=False)
         response = self._send(call)
-        return call.document(response.status_code, response.content, response.headers.get("content-type", ""))
+        return call.encoded_result(response.status_code, response.content, response.headers.get("content-type", ""))
 
     def ready(self, worker: str | None = None) -> dict[str, Any]:
         """Whether the worker is ready, or all are. Being not ready is an answer and not an error."""
@@ -199,11 +199,11 @@ class AsyncClient(_Base):
         """See `Client.infer`."""
         return await self._ask(calls.inference(worker, request, fields, stream=False))
 
-    async def document(self, worker: str | None, request: Fields = None, /, **fields: Any) -> Document:
-        """See `Client.document`."""
+    async def infer_file(self, worker: str | None, request: Fields = None, /, **fields: Any) -> EncodedResult:
+        """See `Client.infer_file`."""
         call = calls.inference(worker, request, fields, stream=False)
         response = await self._send(call)
-        return call.document(response.status_code, response.content, response.headers.get("content-type", ""))
+        return call.encoded_result(response.status_code, response.content, response.headers.get("content-type", ""))
 
     async def ready(self, worker: str | None = None) -> dict[str, Any]:
         """See `Client.ready`."""

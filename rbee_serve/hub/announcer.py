@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rbee_serve.config import ApplicationConfig
-from rbee_serve.hub.replica_registry import Roster
+from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.state import Snapshot
 
 if TYPE_CHECKING:
-    from rbee_serve.hub.orchestrator.notifier import Conversation
+    from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier
 
 logger = logging.getLogger(__name__)
 
@@ -35,23 +35,23 @@ class Announcer:
         self,
         config: ApplicationConfig,
         implementations: Mapping[str, str],
-        roster: Roster,
+        registry: ReplicaRegistry,
         base_url: str,
         port: int,
     ) -> None:
-        self._roster = roster
+        self._roster = registry
         self._stopped = threading.Event()
         self._threads: list[threading.Thread] = []
         if config.orchestrator is None:
             return
         # They bring an HTTP client, which most hubs have nobody to call with.
-        from rbee_serve.hub.orchestrator.notifier import Conversation, Speaker
-        from rbee_serve.hub.orchestrator.outbound import Outbound
+        from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier, WorkerIdentity
+        from rbee_serve.hub.orchestrator.outbound import CallbackClient
 
         for worker in config.workers:
-            speaker = Speaker(worker, implementations[worker.id], base_url, port)
-            outbound = Outbound(config.orchestrator.timeout_s)
-            conversation = Conversation(speaker, config.orchestrator, outbound.post)
+            speaker = WorkerIdentity(worker, implementations[worker.id], base_url, port)
+            outbound = CallbackClient(config.orchestrator.timeout_s)
+            conversation = OrchestratorNotifier(speaker, config.orchestrator, outbound.post)
             self._threads.append(
                 threading.Thread(
                     target=self._run, args=(worker.id, conversation), name=f"announcer-{worker.id}", daemon=True
@@ -76,7 +76,7 @@ class Announcer:
                 thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _run(self, worker_id: str, conversation: Conversation) -> None:
+    def _run(self, worker_id: str, conversation: OrchestratorNotifier) -> None:
         while not self._stopped.is_set():
             try:
                 self._say_next(worker_id, conversation)
@@ -85,16 +85,16 @@ class Announcer:
                 logger.exception("worker %s: could not speak to the orchestrator", worker_id)
                 self._stopped.wait(_AFTER_A_BUG_S)
 
-    def _say_next(self, worker_id: str, conversation: Conversation) -> None:
+    def _say_next(self, worker_id: str, conversation: OrchestratorNotifier) -> None:
         state = self._roster.worker(worker_id)
-        due_at = conversation.due_at(state)
-        pause_s = due_at - time.monotonic()
+        next_due_at = conversation.next_due_at(state)
+        pause_s = next_due_at - time.monotonic()
         if pause_s <= 0:
-            conversation.speak(state)
+            conversation.send_due(state)
             return
 
         def plan_has_changed(snapshot: Snapshot) -> bool:
             latest = snapshot.worker(worker_id) or state
-            return self._stopped.is_set() or conversation.due_at(latest) != due_at
+            return self._stopped.is_set() or conversation.next_due_at(latest) != next_due_at
 
         self._roster.wait_for(plan_has_changed, pause_s)

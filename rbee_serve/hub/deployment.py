@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from rbee_serve import correlation
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.hub.announcer import Announcer
-from rbee_serve.hub.replica_registry import Roster
-from rbee_serve.hub.state_server import StateLines
+from rbee_serve.hub.replica_registry import ReplicaRegistry
+from rbee_serve.hub.state_server import StateServer
 from rbee_serve.ray_boundary import host_for
 from rbee_serve.request import new_id
 from rbee_serve.state import Snapshot
-from rbee_serve.transport.acceptor import Place
+from rbee_serve.transport.acceptor import Endpoint
 
 _SWEEP_S = 0.5
 """How often replicas that have gone silent are looked for."""
@@ -27,13 +27,13 @@ class Hub:
 
     def __init__(self, config: ApplicationConfig, implementations: Mapping[str, str], base_url: str, port: int) -> None:
         correlation.configure_logging()
-        self._roster = Roster(config.workers, boot_id=new_id("hub"))
-        self._lines = StateLines(self._roster)
+        self._roster = ReplicaRegistry(config.workers, boot_id=new_id("hub"))
+        self._lines = StateServer(self._roster)
         self._announcer = Announcer(config, implementations, self._roster, base_url, port)
         self._announcer.start()
         self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
 
-    async def reach(self, node_id: str) -> Place:
+    async def reach(self, node_id: str) -> Endpoint:
         """Where replicas and ingresses on that node of Ray's connect."""
         return await self._lines.entrance.place(host_for(node_id))
 
@@ -41,9 +41,9 @@ class Hub:
         """All workers at this moment."""
         return self._roster.snapshot()
 
-    async def silence_s(self, worker_id: str) -> float:
+    async def seconds_since_last_push(self, worker_id: str) -> float:
         """Seconds since a replica of the worker last pushed its state; infinite if none lives."""
-        return self._roster.silence_s(worker_id)
+        return self._roster.seconds_since_last_push(worker_id)
 
     async def stop(self) -> None:
         """The application is being shut down: not ready from now on, and no more callbacks."""

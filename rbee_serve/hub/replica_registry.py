@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from rbee_serve.config import WorkerConfig
 from rbee_serve.state import LOADING_STALE_AFTER_S, STALE_AFTER_S, ReplicaState, Snapshot, WorkerState, fold
 
-_LONGEST_SLEEP_S = 60.0
+_MAX_SLEEP_S = 60.0
 """A waiting thread looks again at least this often; conditions do not take an infinite timeout."""
 
 
@@ -35,16 +35,16 @@ class _Entry:
         return self.pushed_at + (LOADING_STALE_AFTER_S if self.state.phase == "loading" else STALE_AFTER_S)
 
 
-class Roster:
+class ReplicaRegistry:
     """Takes the pushes of all replicas and folds them into a `Snapshot` whose version grows only with a change."""
 
     def __init__(
         self, workers: Iterable[WorkerConfig], *, boot_id: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._wanted = {worker.id: worker.wanted for worker in workers}
+        self._desired_replicas = {worker.id: worker.desired_replicas for worker in workers}
         self._clock = clock
         self._changed = threading.Condition()
-        self._replicas: dict[str, dict[str, _Entry]] = {worker_id: {} for worker_id in self._wanted}
+        self._replicas: dict[str, dict[str, _Entry]] = {worker_id: {} for worker_id in self._desired_replicas}
         self._was_ready: set[str] = set()
         self._stopping = False
         self._cutting = False
@@ -84,7 +84,7 @@ class Roster:
             raise KeyError(worker_id)
         return state
 
-    def silence_s(self, worker_id: str) -> float:
+    def seconds_since_last_push(self, worker_id: str) -> float:
         """Seconds since a living replica of the worker last pushed; infinite if none lives."""
         with self._changed:
             self._refresh()
@@ -115,7 +115,7 @@ class Roster:
                 left = deadline - time.monotonic()
                 if left <= 0 or condition(snapshot):
                     return snapshot
-                self._changed.wait(min(left, max(0.01, self._next_expiry() - self._clock()), _LONGEST_SLEEP_S))
+                self._changed.wait(min(left, max(0.01, self._next_expiry() - self._clock()), _MAX_SLEEP_S))
 
     def wake(self) -> None:
         """Let every thread in `wait_for` ask its condition again."""
@@ -157,7 +157,7 @@ class Roster:
                 was_ready=worker_id in self._was_ready,
                 stopping=self._stopping,
             )
-            for worker_id, wanted in self._wanted.items()
+            for worker_id, wanted in self._desired_replicas.items()
         )
 
     def _next_expiry(self) -> float:

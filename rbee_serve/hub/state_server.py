@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import asyncio
 
-from rbee_serve.hub.replica_registry import Roster
+from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.state import Snapshot
-from rbee_serve.transport.acceptor import Entrance
-from rbee_serve.transport.framing import Wire
-from rbee_serve.transport.state_messages import News, Push, Taken, ToHub, Watch
+from rbee_serve.transport.acceptor import Acceptor
+from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.transport.state_messages import SnapshotUpdate, StateAck, StateUpdate, ToHub, Watch
 
 
-class StateLines:
+class StateServer:
     """Takes pushes to the roster, and snapshots to those who watch."""
 
-    def __init__(self, roster: Roster) -> None:
-        self._roster = roster
+    def __init__(self, registry: ReplicaRegistry) -> None:
+        self._roster = registry
         self._changed = asyncio.Event()
-        self.entrance: Entrance[ToHub] = Entrance(ToHub, lambda wire: _Line(wire, self))
+        self.entrance: Acceptor[ToHub] = Acceptor(ToHub, lambda wire: _Subscriber(wire, self))
         """Where they connect."""
 
-    def push(self, push: Push) -> None:
+    def push(self, push: StateUpdate) -> None:
         """A replica has told its state."""
         self._roster.push(push.state, push.sequence)
         self.notice()
@@ -45,30 +45,30 @@ class StateLines:
         return snapshot
 
 
-class _Line:
+class _Subscriber:
     """One of them."""
 
-    def __init__(self, wire: Wire[ToHub], lines: StateLines) -> None:
+    def __init__(self, wire: FramedConnection[ToHub], lines: StateServer) -> None:
         self._wire = wire
         self._lines = lines
         self._watching: set[asyncio.Task[None]] = set()
 
     def receive(self, message: ToHub) -> None:
-        """See `Visit`."""
+        """See `ConnectionHandler`."""
         match message:
-            case Push():
+            case StateUpdate():
                 self._lines.push(message)
-                self._wire.send(Taken(message.number))
+                self._wire.send(StateAck(message.number))
             case Watch():
                 task = asyncio.create_task(self._tell(message))
                 self._watching.add(task)
                 task.add_done_callback(self._watching.discard)
 
     def lost(self) -> None:
-        """See `Visit`."""
+        """See `ConnectionHandler`."""
         for task in self._watching:
             task.cancel()
 
     async def _tell(self, watch: Watch) -> None:
         snapshot = await self._lines.newer(watch.version, watch.longest_s)
-        self._wire.send(News(watch.number, snapshot))
+        self._wire.send(SnapshotUpdate(watch.number, snapshot))

@@ -27,7 +27,7 @@ _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NAME = msgspec.json.Decoder(str | None)
 
 
-async def addressed(request: Request, services: IngressServices) -> tuple[Worker, InferenceRequest]:
+async def resolve_request(request: Request, services: IngressServices) -> tuple[Worker, InferenceRequest]:
     """The ready worker that the path names, or at the root the body, and the request for it.
 
     Raises the `WorkerError` that says what is wrong with the body, or why the worker, or one that it needs for this

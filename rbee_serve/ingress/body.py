@@ -26,7 +26,7 @@ def media_type(request: Request) -> str:
 
 
 async def read_body(request: Request, limits: LimitsConfig) -> bytes:
-    """The body's bytes. Size is counted while reading, so a missing or false `Content-Length` changes nothing.
+    """The body's bytes. Size is counted while reading, so a missing or false `FileField-Length` changes nothing.
 
     Raises `PayloadTooLarge`, `BodyTimeout`, or `InvalidRequest` if the client left meanwhile.
     """

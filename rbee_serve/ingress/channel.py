@@ -16,10 +16,10 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, cancel
-from rbee_serve.transport.acceptor import Place
-from rbee_serve.transport.request_client import Connection
-from rbee_serve.transport.request_messages import Ask
-from rbee_serve.transport.response_stream import Answer
+from rbee_serve.transport.acceptor import Endpoint
+from rbee_serve.transport.request_client import RequestClient
+from rbee_serve.transport.request_messages import StartRequest
+from rbee_serve.transport.response_stream import ResponseStream
 
 
 class Channel:
@@ -38,17 +38,17 @@ class Channel:
         self._on_message = on_message
         self._balanced = balanced
         self._numbers = itertools.count()
-        self._connections: dict[str, asyncio.Task[Connection]] = {}
+        self._connections: dict[str, asyncio.Task[RequestClient]] = {}
         """By the replica's key."""
-        self._current: Connection | None = None
+        self._current: RequestClient | None = None
         """Where requests go, unless they are balanced."""
-        self._waiting: dict[int, tuple[Answer, Ask]] = {}
+        self._waiting: dict[int, tuple[ResponseStream, StartRequest]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def send(self, fields: dict[str, Any], correlation_id: str) -> Answer:
+    def send(self, fields: dict[str, Any], correlation_id: str) -> ResponseStream:
         """Send a request. Its answer is to be closed, whatever comes of it."""
-        answer = Answer()
-        request = Ask(next(self._numbers), pickle.dumps(fields, pickle.HIGHEST_PROTOCOL), correlation_id)
+        answer = ResponseStream()
+        request = StartRequest(next(self._numbers), pickle.dumps(fields, pickle.HIGHEST_PROTOCOL), correlation_id)
         if self._balanced:
             self._start(self._send_balanced(answer, request))
         elif self._current is not None and self._current.usable:
@@ -73,11 +73,11 @@ class Channel:
             if not answer.closed:
                 self._current.ask(answer, request)
 
-    def _take_waiting(self) -> list[tuple[Answer, Ask]]:
+    def _take_waiting(self) -> list[tuple[ResponseStream, StartRequest]]:
         waiting, self._waiting = self._waiting, {}
         return list(waiting.values())
 
-    async def _send_balanced(self, answer: Answer, request: Ask) -> None:
+    async def _send_balanced(self, answer: ResponseStream, request: StartRequest) -> None:
         """A call to Serve is open as long as the request."""
         messages = aiter(self._reach.remote(self._node_id))
         try:
@@ -91,7 +91,7 @@ class Channel:
             answer.fail(_reason(exc))
         cancel(messages)
 
-    async def _connection(self, place: Place) -> Connection:
+    async def _connection(self, place: Endpoint) -> RequestClient:
         """The connection to that replica, which is opened if there is none. Raises `OSError`."""
         opening = self._connections.get(place.key)
         if opening is None or _is_over(opening):
@@ -99,8 +99,8 @@ class Channel:
             opening = self._connections[place.key] = asyncio.create_task(self._open(place))
         return await asyncio.shield(opening)
 
-    async def _open(self, place: Place) -> Connection:
-        connection = Connection(self._on_message)
+    async def _open(self, place: Endpoint) -> RequestClient:
+        connection = RequestClient(self._on_message)
         await connection.open(place)
         return connection
 
@@ -111,7 +111,7 @@ class Channel:
         task.add_done_callback(self._tasks.discard)
 
 
-def _is_over(opening: asyncio.Task[Connection]) -> bool:
+def _is_over(opening: asyncio.Task[RequestClient]) -> bool:
     return opening.done() and (opening.exception() is not None or not opening.result().usable)
 
 

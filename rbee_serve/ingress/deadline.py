@@ -9,10 +9,10 @@ from starlette.requests import Request
 from rbee_serve.errors import InferenceTimeout, InvalidRequest
 
 HEADER = "x-request-timeout-ms"
-_LONGEST_MS = 86_400_000
+_MAX_MS = 86_400_000
 
 
-class Arrival:
+class RequestDeadline:
     """The moment at which a request came in."""
 
     def __init__(self) -> None:
@@ -34,6 +34,6 @@ def _header_s(request: Request) -> float | None:
     value = request.headers.get(HEADER)
     if value is None:
         return None
-    if not (value.isascii() and value.isdecimal() and len(value) <= len(str(_LONGEST_MS)) and int(value) > 0):
+    if not (value.isascii() and value.isdecimal() and len(value) <= len(str(_MAX_MS)) and int(value) > 0):
         raise InvalidRequest.of_field("X-Request-Timeout-Ms", "type: integer", "must be a whole number of milliseconds")
-    return min(int(value), _LONGEST_MS) / 1000
+    return min(int(value), _MAX_MS) / 1000

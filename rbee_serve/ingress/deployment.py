@@ -17,8 +17,8 @@ from rbee_serve.ingress.app import build_ingress
 from rbee_serve.ingress.listener import Address, Listener
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
-from rbee_serve.ingress.worker_state_cache import View
-from rbee_serve.transport.state_client import HubConnection
+from rbee_serve.ingress.worker_state_cache import WorkerStateCache
+from rbee_serve.transport.state_client import StateClient
 from rbee_serve.validation.parse import with_limits
 from rbee_serve.worker.registry import load_spec
 
@@ -43,7 +43,7 @@ class Ingress:
     ) -> None:
         correlation.configure_logging()
         node_id = ray.get_runtime_context().get_node_id()
-        view = View(HubConnection(partial(hub.reach.remote, node_id)).watch, tuple(handles))
+        view = WorkerStateCache(StateClient(partial(hub.reach.remote, node_id)).watch, tuple(handles))
         specs = {worker_id: load_spec(path) for worker_id, path in spec_paths.items()}
         workers = {
             worker.id: Worker(worker, specs[worker.id], with_limits(specs[worker.id].request, worker.limits))
@@ -53,8 +53,8 @@ class Ingress:
         router = Router(
             handles,
             config.limits.acknowledge_timeout_s,
-            hub.silence_s.remote,
-            view.is_fresh,
+            hub.seconds_since_last_push.remote,
+            view.recently_started,
             node_id=node_id,
             balanced=balanced,
         )

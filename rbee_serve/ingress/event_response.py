@@ -20,12 +20,12 @@ _HEADERS = [
 ]
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     """The client closed its connection: there is nobody to answer."""
 
 
-async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves. Raises `ClientLeft` then.
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client leaves. Raises `ClientDisconnected` then.
 
     The request's body must have been read: what `receive` tells next is that the client has left.
     """
@@ -34,7 +34,7 @@ async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -
     try:
         await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientLeft
+            raise ClientDisconnected
         return working.result()
     finally:
         for task in (working, leaving):
@@ -60,8 +60,8 @@ class EventResponse:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything, or stop when the client has left; the generator is closed either way."""
         try:
-            with suppress(ClientLeft):
-                await unless_client_leaves(receive, self._send(send))
+            with suppress(ClientDisconnected):
+                await cancel_on_disconnect(receive, self._send(send))
         finally:
             self._close()
 

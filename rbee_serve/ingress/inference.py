@@ -10,10 +10,10 @@ from starlette.types import Receive, Scope, Send
 
 from rbee_serve import correlation
 from rbee_serve.errors import WorkerError
-from rbee_serve.ingress.addressing import addressed
-from rbee_serve.ingress.deadline import Arrival
+from rbee_serve.ingress.addressing import resolve_request
+from rbee_serve.ingress.deadline import RequestDeadline
 from rbee_serve.ingress.error_responses import error_response
-from rbee_serve.ingress.event_response import ClientLeft, EventResponse, unless_client_leaves
+from rbee_serve.ingress.event_response import ClientDisconnected, EventResponse, cancel_on_disconnect
 from rbee_serve.ingress.services import IngressServices
 
 
@@ -25,17 +25,17 @@ class Inference:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer with events, a result, or an error; with nothing if the client has left."""
-        with suppress(ClientLeft):
+        with suppress(ClientDisconnected):
             response = await self._answer(Request(scope, receive), receive)
             await response(scope, receive, send)
 
     async def _answer(self, request: Request, receive: Receive) -> Response | EventResponse:
-        arrival = Arrival()
+        arrival = RequestDeadline()
         try:
-            worker, checked = await addressed(request, self._services)
+            worker, checked = await resolve_request(request, self._services)
             checked.timeout_s = arrival.left_s(request, checked.timeout_s)
             sending = self._services.router.send(worker.config.id, checked, correlation.current() or "")
-            reply = await unless_client_leaves(receive, sending)
+            reply = await cancel_on_disconnect(receive, sending)
         except WorkerError as exc:
             return error_response(exc)
         if checked.stream:

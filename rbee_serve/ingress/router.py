@@ -23,16 +23,16 @@ from ray.serve.handle import DeploymentHandle
 from rbee_serve.errors import WorkerError, WorkerLost, WorkerStopping, error_from_json
 from rbee_serve.events import Error, to_json
 from rbee_serve.ingress.channel import Channel
-from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, translate
+from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, error_from_ray
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import DONE, KEEP_ALIVE, frame
-from rbee_serve.transport.response_stream import Answer
+from rbee_serve.transport.response_stream import ResponseStream
 
-_DOUBT = 0.75
+_PROBE_AFTER = 0.75
 """The part of the time for an acknowledgement after which a replica that was silent for as long counts as gone. It
 pushes its state to the hub twice a second; the hub's answer is there when the time is over."""
 
-PATIENCE_S = 1.5
+GRACE_S = 1.5
 """The longest silence of a replica that has shown life since the request went out, or that has just come up: Serve may
 still have to find it, and a machine that starts models is busy."""
 
@@ -47,11 +47,13 @@ KEEP_ALIVE_S = 10.0
 _ERROR_FRAME = b'data: {"type":"error"'
 
 
-class Reply:
+class UpstreamResponse:
     """An answer whose first data is here. Close it, read or unread: closing cancels the work. Until then it is `among`
     those that are open."""
 
-    def __init__(self, worker_id: str, answer: Answer, first: tuple[bytes, bool], among: set[Reply]) -> None:
+    def __init__(
+        self, worker_id: str, answer: ResponseStream, first: tuple[bytes, bool], among: set[UpstreamResponse]
+    ) -> None:
         self._worker_id = worker_id
         self._answer = answer
         self._among = among
@@ -74,7 +76,7 @@ class Reply:
             except TimeoutError:
                 data = KEEP_ALIVE
             except Exception as exc:  # a StopAsyncIteration before the end is a break too
-                data = frame(to_json(Error.from_exception(translate(exc, self._worker_id)))) + DONE
+                data = frame(to_json(Error.from_exception(error_from_ray(exc, self._worker_id)))) + DONE
                 self.complete = True
             yield data
 
@@ -96,30 +98,31 @@ class Router:
         self,
         handles: Mapping[str, DeploymentHandle[Any]],
         acknowledge_timeout_s: float,
-        silence_s: Callable[[str], Awaitable[float]],
-        is_fresh: Callable[[str, float], bool],
+        seconds_since_last_push: Callable[[str], Awaitable[float]],
+        recently_started: Callable[[str, float], bool],
         *,
         node_id: str = "",
         balanced: Container[str] = (),
     ) -> None:
-        """`silence_s(worker_id)` asks the hub how long ago a replica of the worker last showed life; `is_fresh` tells
+        """`seconds_since_last_push(worker_id)` asks the hub how long ago a replica of the worker last showed life;
+        `recently_started` tells
         whether one has just come up and nothing was heard from the worker since a time, so that Serve may need a moment
         to find it. `node_id` is Ray's name for this machine. For each request to the workers in `balanced` Serve
         chooses a replica."""
         self._acknowledge_timeout_s = acknowledge_timeout_s
-        self._silence_s = silence_s
-        self._is_fresh = is_fresh
-        self._open: set[Reply] = set()
+        self._silence_s = seconds_since_last_push
+        self._is_fresh = recently_started
+        self._open: set[UpstreamResponse] = set()
         self._heard_at: dict[str, float] = {}
         """When a replica of a worker last sent anything."""
         self._questions: dict[str, asyncio.Future[float]] = {}
         """What the hub has been asked and has not answered yet: hundreds of requests that wait ask once."""
         self._channels = {
-            worker_id: Channel(handle, node_id, partial(self._hear, worker_id), balanced=worker_id in balanced)
+            worker_id: Channel(handle, node_id, partial(self._mark_seen, worker_id), balanced=worker_id in balanced)
             for worker_id, handle in handles.items()
         }
 
-    async def send(self, worker_id: str, request: InferenceRequest, correlation_id: str) -> Reply:
+    async def send(self, worker_id: str, request: InferenceRequest, correlation_id: str) -> UpstreamResponse:
         """Hand a validated request to a replica and wait for the beginning of its answer.
 
         Raises the `WorkerError` with which the replica refused it, or `WorkerLost` if no replica noted it in time.
@@ -131,12 +134,12 @@ class Router:
         except BaseException as exc:
             answer.close()
             if isinstance(exc, Exception):
-                raise translate(exc, worker_id) from exc
+                raise error_from_ray(exc, worker_id) from exc
             raise
         if complete and first.startswith(_ERROR_FRAME):
             answer.close()
             raise _refusal(first)
-        return Reply(worker_id, answer, (first, complete), self._open)
+        return UpstreamResponse(worker_id, answer, (first, complete), self._open)
 
     def cut(self) -> None:
         """End every open stream: the server is being shut down and has waited long enough."""
@@ -144,30 +147,37 @@ class Router:
             reply.cut()
 
     async def _acknowledged(self, worker_id: str, first: asyncio.Future[None]) -> None:
-        doubt_s = self._acknowledge_timeout_s * _DOUBT
+        doubt_s = self._acknowledge_timeout_s * _PROBE_AFTER
         give_up_at = time.monotonic() + SLOW_ACKNOWLEDGEMENT_S
         await asyncio.wait([first], timeout=doubt_s)
-        silence_s = PATIENCE_S if self._is_fresh(worker_id, self._heard_at.get(worker_id, -math.inf)) else doubt_s
-        while not first.done() and time.monotonic() < give_up_at and await self._lives(worker_id, silence_s):
+        seconds_since_last_push = (
+            GRACE_S if self._is_fresh(worker_id, self._heard_at.get(worker_id, -math.inf)) else doubt_s
+        )
+        while (
+            not first.done()
+            and time.monotonic() < give_up_at
+            and await self._is_alive(worker_id, seconds_since_last_push)
+        ):
             await asyncio.wait([first], timeout=ASK_AGAIN_S)
-            silence_s = PATIENCE_S
+            seconds_since_last_push = GRACE_S
         if not first.done():
             raise WorkerLost(f"worker {worker_id} does not answer; it is being replaced, try again in a moment")
         first.result()
 
-    def _hear(self, worker_id: str) -> None:
+    def _mark_seen(self, worker_id: str) -> None:
         self._heard_at[worker_id] = time.monotonic()
 
-    async def _lives(self, worker_id: str, silence_s: float) -> bool:
-        """Whether a replica of the worker has sent anything, here or to the hub, within `silence_s` seconds."""
-        if time.monotonic() - self._heard_at.get(worker_id, -silence_s) < silence_s:
+    async def _is_alive(self, worker_id: str, seconds_since_last_push: float) -> bool:
+        """Whether a replica of the worker has sent anything, here or to the hub, within `seconds_since_last_push`
+        seconds."""
+        if time.monotonic() - self._heard_at.get(worker_id, -seconds_since_last_push) < seconds_since_last_push:
             return True
         question = self._questions.get(worker_id)
         if question is None:
             question = self._questions[worker_id] = asyncio.create_task(self._ask(worker_id))
             question.add_done_callback(lambda answered: self._questions.pop(worker_id))
         await asyncio.wait([question], timeout=HUB_ANSWERS_S)
-        return question.done() and not question.cancelled() and question.result() < silence_s
+        return question.done() and not question.cancelled() and question.result() < seconds_since_last_push
 
     async def _ask(self, worker_id: str) -> float:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 from rbee_serve.config import LimitsConfig, WorkerConfig
 from rbee_serve.errors import WorkerNotFound
 from rbee_serve.ingress.router import Router
-from rbee_serve.ingress.worker_state_cache import View
+from rbee_serve.ingress.worker_state_cache import WorkerStateCache
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import WorkerState
 from rbee_serve.worker.spec import WorkerSpec
@@ -35,7 +35,7 @@ class IngressServices:
 
     workers: dict[str, Worker]
     limits: LimitsConfig
-    view: View
+    view: WorkerStateCache
     router: Router
     base_url: str
     port: int

@@ -25,13 +25,13 @@ FRESH_S = 5.0
 """So long after a replica has come up, Serve may not yet have told its handles of it."""
 
 
-class View:
+class WorkerStateCache:
     """The latest snapshot. It is never waited for: while the hub is away, the last one stays in force."""
 
     def __init__(self, watch: Callable[[int, float], Awaitable[Snapshot]], worker_ids: tuple[str, ...]) -> None:
         self._watch = watch
         self._changed = asyncio.Event()
-        workers = tuple(WorkerState(worker_id=worker_id, wanted=1) for worker_id in worker_ids)
+        workers = tuple(WorkerState(worker_id=worker_id, desired_replicas=1) for worker_id in worker_ids)
         self.snapshot = Snapshot(version=0, workers=workers)
         self._up_at: dict[str, float] = {}
         """When each serving replica was first seen, by its boot."""
@@ -58,7 +58,7 @@ class View:
         self._up_at = {boot_id: self._up_at.get(boot_id, now) for boot_id in boots}
         self.snapshot = snapshot
 
-    def is_fresh(self, worker_id: str, heard_at: float) -> bool:
+    def recently_started(self, worker_id: str, heard_at: float) -> bool:
         """Whether a replica of the worker has just come up, and nothing has been heard from the worker since.
         `heard_at` is in seconds of `time.monotonic`."""
         now = time.monotonic()
@@ -67,7 +67,7 @@ class View:
 
     def worker(self, worker_id: str) -> WorkerState:
         """The state of a configured worker."""
-        return self.snapshot.worker(worker_id) or WorkerState(worker_id=worker_id, wanted=1)
+        return self.snapshot.worker(worker_id) or WorkerState(worker_id=worker_id, desired_replicas=1)
 
     def require_ready(self, worker_id: str, progress_url: str) -> None:
         """Raise the `WorkerError` that says why the worker takes no request now, if so."""

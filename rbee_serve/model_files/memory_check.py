@@ -30,7 +30,7 @@ def weights_memory_bytes(path: Path, dtype: str | None = None) -> int:
     )
 
 
-def require_room(device: Device, needs: Mapping[str, int], share: float = 1.0) -> None:
+def require_memory(device: Device, needs: Mapping[str, int], share: float = 1.0) -> None:
     """Make sure that what a model `needs` (bytes by purpose, such as `weights`) is free on its devices together.
 
     `share` is the part of each GPU that it may use. Nothing is refused where the driver does not tell what is free.
@@ -39,7 +39,7 @@ def require_room(device: Device, needs: Mapping[str, int], share: float = 1.0) -
     """
     needed = sum(needs.values())
     parts = " and ".join(f"{_gb(count)} of {purpose}" for purpose, count in needs.items())
-    if device.backend == "cuda":
+    if device.accelerator == "cuda":
         free = _free_vram_bytes(device.indices, share)
         if free is not None and needed > free:
             where = ", ".join(f"GPU-{index}" for index in device.indices)

@@ -13,7 +13,7 @@ from typing import Self
 from rbee_serve.errors import InsufficientResources
 
 
-class Place:
+class Slot:
     """A request's place: among the running ones, or in the queue. Leave it with the `with` block."""
 
     def __init__(self, admission: Admission) -> None:
@@ -53,7 +53,7 @@ class Admission:
         self.capacity = capacity
         self.queue = queue
         self.running = 0
-        self._waiting: deque[Place] = deque()
+        self._waiting: deque[Slot] = deque()
         self._on_change = on_change
 
     @property
@@ -61,9 +61,9 @@ class Admission:
         """How many wait."""
         return len(self._waiting)
 
-    def enter(self) -> Place:
+    def enter(self) -> Slot:
         """A place, admitted or waiting. Raises `InsufficientResources` at once where the queue is full."""
-        place = Place(self)
+        place = Slot(self)
         if self.running < self.capacity:
             self.running += 1
             place.admit()
@@ -77,11 +77,11 @@ class Admission:
         self._on_change()
         return place
 
-    def position(self, place: Place) -> int:
+    def position(self, place: Slot) -> int:
         """Where a waiting place stands: 1 is next."""
         return self._waiting.index(place) + 1
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: Slot) -> None:
         """Give up a place. A running one goes to whoever has waited longest."""
         if not place.admitted:
             self._waiting.remove(place)

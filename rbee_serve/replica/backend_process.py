@@ -35,7 +35,7 @@ from typing import Any
 from rbee_serve import correlation
 from rbee_serve.errors import ConfigurationError, WorkerError, WorkerLost
 from rbee_serve.events import Event
-from rbee_serve.replica.foreign_errors import translate
+from rbee_serve.replica.foreign_errors import error_from_backend
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.backend import InferenceBackend
@@ -43,7 +43,7 @@ from rbee_serve.worker.device import set_threads
 from rbee_serve.worker.memory import memory_gauge
 from rbee_serve.worker.registry import load_spec
 from rbee_serve.worker.spec import LoadContext
-from rbee_serve.worker.watchdog import CELLS, StepClock
+from rbee_serve.worker.watchdog import CELLS, Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ class _Serving:
         self._credits: dict[int, asyncio.Semaphore] = {}
         self._backend: InferenceBackend[Any, Any] | None = None
 
-    async def run(self, spec_path: str, steps: StepClock) -> None:
+    async def run(self, spec_path: str, steps: Watchdog) -> None:
         """Load, then serve, until the other side is gone."""
         worker, device = self._connection.recv()
         loop = asyncio.get_running_loop()
@@ -242,7 +242,7 @@ class _Serving:
                     self._tell(number, "event", event)
             self._tell(number, "end", None)
         except Exception as exc:
-            self._tell(number, "failed", translate(exc))
+            self._tell(number, "failed", error_from_backend(exc))
 
     def _forget(self, number: int) -> None:
         del self._tasks[number], self._credits[number]
@@ -260,7 +260,7 @@ def _sendable(error: Exception) -> Exception:
 def _main(spec_path: str, connection: str, cells: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the server, whose end is ours
     correlation.configure_logging(logging.WARNING)
-    steps = StepClock(0.0)
+    steps = Watchdog(0.0)
     steps.share(_cells(int(cells)))
     asyncio.run(_Serving(Connection(int(connection))).run(spec_path, steps))
 

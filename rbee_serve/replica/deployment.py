@@ -31,16 +31,16 @@ from rbee_serve.replica.service import WorkerService
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import Result, collect
 from rbee_serve.state import LoadProgress, Phase, ReplicaState
-from rbee_serve.transport.acceptor import Place
+from rbee_serve.transport.acceptor import Endpoint
 from rbee_serve.transport.refusal import refusal
-from rbee_serve.transport.request_messages import Fragment
-from rbee_serve.transport.request_server import Connections
-from rbee_serve.transport.state_client import HubConnection
+from rbee_serve.transport.request_messages import ResponseChunk
+from rbee_serve.transport.request_server import RequestServer
+from rbee_serve.transport.state_client import StateClient
 from rbee_serve.validation.parse import parse_object
 from rbee_serve.worker.device import choose_device, set_threads
 from rbee_serve.worker.registry import load_spec
 from rbee_serve.worker.spec import Device, LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class WorkerReplica:
         self._failure: tuple[str, str] | None = None
         self._device = Device("cpu" if worker.backend == "auto" else worker.backend)
         self._service: WorkerService | None = None
-        self._connections = Connections(self._answer)
-        self._hub = HubConnection(partial(hub.reach.remote, ray.get_runtime_context().get_node_id()))
+        self._connections = RequestServer(self._answer)
+        self._hub = StateClient(partial(hub.reach.remote, ray.get_runtime_context().get_node_id()))
         self._reporter = Reporter(self._observe, self._hub.push)
         self._reporter.start()
         try:
@@ -84,18 +84,18 @@ class WorkerReplica:
     async def _load(self, spec_path: str) -> WorkerService:
         spec = load_spec(spec_path)
         self._device = choose_device(self._worker, spec, self._gpu_ids())
-        steps = StepClock(self._worker.hang_timeout_s)
+        steps = Watchdog(self._worker.hang_timeout_s)
         backend = await load(spec_path, spec, LoadContext(self._worker, self._device, self._report, steps, self._peers))
         set_threads(self._worker)
         return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
 
-    async def reach(self, node_id: str) -> AsyncGenerator[Place, None]:
+    async def reach(self, node_id: str) -> AsyncGenerator[Endpoint, None]:
         """Where an ingress on that node finds this replica. The call stays open until it is cancelled, so Ray Serve
         counts it."""
         yield await self._connections.entrance.place(host_for(node_id))
         await asyncio.Event().wait()
 
-    async def _answer(self, fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def _answer(self, fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         """SSE frames, or one document if the request says so. A request that is refused gets one `error` frame without
         a `started` before it."""
         service = self._ready_service()
@@ -107,7 +107,7 @@ class WorkerReplica:
                     async for fragment in fragments:
                         yield fragment
             else:
-                document = await service.document(request, await collect(events, service.spec.outputs))
+                document = await service.encode_result(request, await collect(events, service.spec.outputs))
                 yield document.data, True, document.media_type
         except WorkerError as exc:
             yield refusal(exc)
@@ -178,7 +178,7 @@ class WorkerReplica:
             replica_id=self._replica_id,
             boot_id=self._boot_id,
             phase=self._phase,
-            backend=self._device.backend,
+            backend=self._device.accelerator,
             devices=self._device.indices,
         )
         if self._failure is not None:

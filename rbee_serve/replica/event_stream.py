@@ -13,9 +13,9 @@ from typing import Any, cast
 from rbee_serve.errors import InternalError
 from rbee_serve.events import End, Error, Event, Started, to_json
 from rbee_serve.grammar import GrammarError, StreamGrammar
-from rbee_serve.replica.foreign_errors import translate
+from rbee_serve.replica.foreign_errors import error_from_backend
 from rbee_serve.sse import DONE, frame
-from rbee_serve.transport.request_messages import Fragment
+from rbee_serve.transport.request_messages import ResponseChunk
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ async def ordered(
             event = await anext(events, None)
         except Exception as exc:
             if not announced:
-                raise translate(exc) from exc
-            yield Error.from_exception(translate(exc))
+                raise error_from_backend(exc) from exc
+            yield Error.from_exception(error_from_backend(exc))
             return
         if not announced:
             yield started
@@ -58,11 +58,11 @@ async def ordered(
             logger.error("the backend broke the order of events: %s", exc)
             last = Error.from_exception(InternalError("the worker answered in a wrong order"))
         except Exception as exc:
-            last = Error.from_exception(translate(exc))
+            last = Error.from_exception(error_from_backend(exc))
     yield last
 
 
-async def frames(events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[Fragment, None]:
+async def frames(events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[ResponseChunk, None]:
     """A fragment for each event; the last one is terminal and holds the marker too. It comes when `events` is closed,
     so whoever sees it finds the place free that the request had.
 

@@ -16,7 +16,7 @@ from rbee_serve.errors import (
 logger = logging.getLogger(__name__)
 
 
-def translate(error: Exception) -> WorkerError:
+def error_from_backend(error: Exception) -> WorkerError:
     """The `WorkerError` that a client is told of. The details of a foreign one go to the log and nowhere else."""
     if isinstance(error, WorkerError):
         return error

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from rbee_serve import correlation
 from rbee_serve.errors import WorkerLost
 from rbee_serve.events import End, Error, Event
-from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, abandon, translate
+from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, abandon, error_from_ray
 from rbee_serve.worker.spec import Peer
 
 
@@ -38,7 +38,7 @@ def peer(worker_id: str, handle: DeploymentHandle[Any]) -> Peer:
             complete = True
             yield event
         except Exception as exc:
-            raise translate(exc, worker_id) from exc
+            raise error_from_ray(exc, worker_id) from exc
         finally:
             if not complete:
                 abandon(first, messages)

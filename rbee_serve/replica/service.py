@@ -12,13 +12,13 @@ from rbee_serve.errors import WorkerLost
 from rbee_serve.events import Error, Event, Progress, Started
 from rbee_serve.replica.admission import Admission
 from rbee_serve.replica.event_stream import ordered
-from rbee_serve.replica.time_limit import TimeLimit
+from rbee_serve.replica.time_limit import RequestTimer
 from rbee_serve.request import InferenceRequest, new_id
-from rbee_serve.result import Document, Result
+from rbee_serve.result import EncodedResult, Result
 from rbee_serve.validation.limits import with_limits
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.spec import WorkerSpec
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 POSITION_S = 1.0
 """How often a waiting request is told its position, if that has changed."""
@@ -32,7 +32,7 @@ class WorkerService:
         worker: WorkerConfig,
         spec: WorkerSpec[Any],
         backend: InferenceBackend[Any, Any],
-        steps: StepClock,
+        steps: Watchdog,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
@@ -41,7 +41,7 @@ class WorkerService:
         self.request_type: type[InferenceRequest] = with_limits(spec.request, worker.limits)
         self.admission = Admission(worker.capacity or spec.default_capacity, worker.queue, on_change)
         self._worker = worker
-        self._limits: set[TimeLimit] = set()
+        self._limits: set[RequestTimer] = set()
 
     def events(self, request: InferenceRequest) -> AsyncGenerator[Event[Any], None]:
         """Every event of a request: `started`, its position while it waits, then the backend's, and the end.
@@ -52,18 +52,18 @@ class WorkerService:
         timeout_s = min(request.timeout_s or self._worker.timeout_s, self._worker.timeout_s)
         return self._bounded(timeout_s, self._admitted(request))
 
-    async def document(self, request: InferenceRequest, result: Result) -> Document:
+    async def encode_result(self, request: InferenceRequest, result: Result) -> EncodedResult:
         """What a client gets that wants no stream: the worker type's own form, where the request asks for one, or
         JSON."""
-        if self.spec.document is not None:
-            made = await asyncio.to_thread(self.spec.document, request, result)
+        if self.spec.encode_result is not None:
+            made = await asyncio.to_thread(self.spec.encode_result, request, result)
             if made is not None:
                 return made
-        return Document(result.to_json())
+        return EncodedResult(result.to_json())
 
     def is_healthy(self) -> bool:
         """Whether the backend is alive, and its engine makes steps while it has work."""
-        return self.backend.is_healthy() and not self.steps.hangs()
+        return self.backend.is_healthy() and not self.steps.is_stalled()
 
     def give_up(self) -> None:
         """The worker is to be replaced: end every request that it still holds."""
@@ -92,7 +92,7 @@ class WorkerService:
     ) -> AsyncGenerator[Event[Any], None]:
         """`events`, until `timeout_s` seconds from now, or until the worker is given up. What is late is stopped; the
         client is told in the way that is left: by an exception before the first event, by an `Error` event after it."""
-        limit = TimeLimit(timeout_s)
+        limit = RequestTimer(timeout_s)
         self._limits.add(limit)
         begun = False
         try:

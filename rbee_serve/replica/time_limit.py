@@ -8,7 +8,7 @@ from typing import Any
 from rbee_serve.errors import InferenceTimeout, WorkerError
 
 
-class TimeLimit:
+class RequestTimer:
     """When one request ends at the latest, and with which error.
 
     A `with` block is cut off with `TimeoutError` when the limit is reached in it, as by `asyncio.timeout_at`, but one

@@ -44,7 +44,7 @@ OWN_DEPLOYMENTS = ("hub", "ingress")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CheckedConfig:
     """A file that has passed the checks."""
 
     path: Path
@@ -61,7 +61,7 @@ class Plan:
     """Whether there is something that only Serve's proxies do: other applications, a prefix, gRPC."""
 
 
-def check_file(path: Path) -> Plan:
+def check_file(path: Path) -> CheckedConfig:
     """Read and check a configuration. Raises `ConfigurationError`, one line for each fault."""
     file = read_yaml(path)
     _known_keys(file, file.data, FILE_KEYS, "")
@@ -81,7 +81,7 @@ def check_file(path: Path) -> Plan:
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     address = f"[{reached}]" if ":" in reached else reached
     prefix = str(application.get("route_prefix", "/")).rstrip("/")
-    return Plan(
+    return CheckedConfig(
         path=path,
         document=document,
         app_name=str(application.get("name", "default")),

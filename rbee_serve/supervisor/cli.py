@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.supervisor.checks import Plan, check_file
+from rbee_serve.supervisor.checks import CheckedConfig, check_file
 from rbee_serve.worker_info import VERSION
 
 CONFIGURATION_ERROR = 2
@@ -43,6 +43,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _verdict(plan: Plan) -> str:
+def _verdict(plan: CheckedConfig) -> str:
     workers = ", ".join(f"{worker.id} ({worker.type})" for worker in plan.config.workers)
     return f"{plan.path}: nothing wrong was found; it serves {workers} on {plan.base_url}"

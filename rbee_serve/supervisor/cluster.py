@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.supervisor.checks import Plan
+from rbee_serve.supervisor.checks import CheckedConfig
 from rbee_serve.supervisor.log_folder import LogReader
 from rbee_serve.supervisor.reaper import start_reaper
 from rbee_serve.supervisor.resources import shortage
@@ -48,7 +48,7 @@ class DeployStatus:
 class Cluster:
     """A Ray of our own with one Serve on it. Its methods are called in the order in which they stand."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: CheckedConfig) -> None:
         self._plan = plan
         self._client: Any = None
         self._reaper: Any = None
@@ -70,7 +70,7 @@ class Cluster:
 
         self._reaper = start_reaper()
         try:
-            with _patience(), _without_idlers():
+            with _longer_start_timeout(), _without_unused_daemons():
                 ray.init(
                     address="local",
                     namespace="serve",
@@ -165,7 +165,7 @@ class Cluster:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def _longer_start_timeout() -> Iterator[None]:
     """Ray gives itself 30 s to start, which is too short where everything is slow: the first start after an
     installation, two cores with other work. It cannot be configured, so its question is held back until it has an
     answer."""
@@ -191,7 +191,7 @@ def _patience() -> Iterator[None]:
 
 
 @contextmanager
-def _without_idlers() -> Iterator[None]:
+def _without_unused_daemons() -> Iterator[None]:
     """Ray starts processes that have nothing to do here, and waits for one of them: what scales a cluster of machines,
     what is left of a dashboard that was not asked for, which reports usage, and what reads the log folder, as we do
     (`log_folder`). It has no setting for that."""

@@ -18,7 +18,7 @@ POLL_S = 0.2
 
 
 class Hub(Protocol):
-    """What is asked of the hub: `HubLine`."""
+    """What is asked of the hub: `HubClient`."""
 
     def snapshot(self) -> Snapshot:
         """All workers."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.ray_settings import SETTINGS
-from rbee_serve.supervisor.checks import Plan
+from rbee_serve.supervisor.checks import CheckedConfig
 
 
 def prepare(environ: MutableMapping[str, str]) -> None:
@@ -17,7 +17,7 @@ def prepare(environ: MutableMapping[str, str]) -> None:
         environ.setdefault(setting.name, setting.value)
 
 
-def with_proxy_location(plan: Plan, environ: Mapping[str, str]) -> Plan:
+def with_proxy_location(plan: CheckedConfig, environ: Mapping[str, str]) -> CheckedConfig:
     """The plan, which now says where Serve's proxies run. Unless the file says it, or something needs them, that is
     nowhere: the ingress listens itself, and a request has one hop less."""
     needed = plan.needs_proxies or environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1"

@@ -13,7 +13,7 @@ ANSWER_S = 3.0
 """How long a call may take."""
 
 
-class HubLine:
+class HubClient:
     """Calls the hub's methods. Every one raises when there is no hub or it does not answer in `ANSWER_S`."""
 
     def __init__(self, app_name: str) -> None:

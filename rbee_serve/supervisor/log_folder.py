@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LOOK_S = 0.5
+POLL_S = 0.5
 """How often the folder is looked at."""
 MOST_BYTES = 1 << 20
 """What is read of one file in one look; the rest comes with the next one."""
@@ -86,12 +86,12 @@ class LogReader:
     def close(self) -> None:
         """Look once more, and no more then."""
         self._closed.set()
-        self._thread.join(timeout=LOOK_S)
+        self._thread.join(timeout=POLL_S)
 
     def _run(self) -> None:
         closing = False
         while not closing:
-            closing = self._closed.wait(LOOK_S)
+            closing = self._closed.wait(POLL_S)
             try:
                 for source, lines in self._folder.new_lines():
                     self._take(source, lines)

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 
-from rbee_serve.supervisor.checks import Plan
+from rbee_serve.supervisor.checks import CheckedConfig
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -75,7 +75,7 @@ class WorkerInfo:
 class ApplicationClient:
     """Asks the running application. Every method raises `httpx.HTTPError` while it does not answer."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: CheckedConfig) -> None:
         token = plan.config.auth.token()
         self._http = httpx.Client(
             base_url=plan.base_url,

@@ -17,7 +17,7 @@ import sys
 
 import psutil
 
-LOOK_S = 2.0
+POLL_S = 2.0
 """How often the descendants are noted."""
 GRACE_S = 2.0
 """How long they may take to leave by themselves."""
@@ -34,7 +34,7 @@ def wait_and_reap(supervisor: psutil.Process) -> None:
     """Note the descendants of `supervisor`, now and then and at each byte, until standard input ends; then end those
     that are left."""
     known: set[psutil.Process] = set()
-    while not select.select([sys.stdin], [], [], LOOK_S)[0] or os.read(sys.stdin.fileno(), 1):
+    while not select.select([sys.stdin], [], [], POLL_S)[0] or os.read(sys.stdin.fileno(), 1):
         known = {process for process in known if process.is_running()} | descendants(supervisor)
     for process in list(known):
         known |= descendants(process)

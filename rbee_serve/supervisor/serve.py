@@ -12,12 +12,12 @@ import httpx
 from rich.console import Console
 
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.supervisor.checks import Plan, check_port_is_free
+from rbee_serve.supervisor.checks import CheckedConfig, check_port_is_free
 from rbee_serve.supervisor.cluster import Cluster
 from rbee_serve.supervisor.display import Display, make_display
 from rbee_serve.supervisor.drain import drain
 from rbee_serve.supervisor.environment import check_environment, prepare, with_proxy_location
-from rbee_serve.supervisor.hub_client import HubLine
+from rbee_serve.supervisor.hub_client import HubClient
 from rbee_serve.supervisor.monitor import StartFailed, Workers, follow, watch
 from rbee_serve.supervisor.readiness import ApplicationClient
 from rbee_serve.supervisor.stop_signal import Stopped, StopSignal
@@ -27,7 +27,7 @@ LONGEST_STOP_S = 28.0
 """After this the process ends, whatever still hangs; who stopped us expects it within 30 s."""
 
 
-def serve(plan: Plan, verbose: bool) -> int:
+def serve(plan: CheckedConfig, verbose: bool) -> int:
     """Serve until a signal comes. Returns the exit code: 0 after a stop, 1 if nothing could be served or Ray died.
 
     Raises `ConfigurationError` on what could be seen only now, before or after Ray was started.
@@ -40,7 +40,7 @@ def serve(plan: Plan, verbose: bool) -> int:
     stop.install()
     cluster = Cluster(plan)
     application = ApplicationClient(plan)
-    hub = HubLine(plan.app_name)
+    hub = HubClient(plan.app_name)
     console = Console(file=sys.stdout, soft_wrap=True)
     say = _printer(console)
     try:
@@ -73,7 +73,12 @@ def serve(plan: Plan, verbose: bool) -> int:
 
 
 def _start(
-    plan: Plan, cluster: Cluster, application: ApplicationClient, display: Display, stop: StopSignal, verbose: bool
+    plan: CheckedConfig,
+    cluster: Cluster,
+    application: ApplicationClient,
+    display: Display,
+    stop: StopSignal,
+    verbose: bool,
 ) -> Workers | None:
     count = len(plan.config.workers)
     display.step("starting Ray")
@@ -97,7 +102,7 @@ def _start(
 
 
 def _announce(
-    plan: Plan, application: ApplicationClient, workers: Workers, cluster: Cluster, say: Callable[[str], None]
+    plan: CheckedConfig, application: ApplicationClient, workers: Workers, cluster: Cluster, say: Callable[[str], None]
 ) -> None:
     readiness = {worker.id: worker for worker in workers}
     try:
@@ -108,7 +113,7 @@ def _announce(
     say(f"serving on {plan.config.public_url or plan.base_url} — Ctrl+C stops it")
 
 
-def _stop(cluster: Cluster, hub: HubLine, say: Callable[[str], None]) -> None:
+def _stop(cluster: Cluster, hub: HubClient, say: Callable[[str], None]) -> None:
     began = time.monotonic()
     last_resort = threading.Timer(LONGEST_STOP_S, lambda: os._exit(0))
     last_resort.daemon = True

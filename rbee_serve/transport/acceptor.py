@@ -1,6 +1,6 @@
 """Where others connect who know the way from Ray.
 
-Ray's calls tell a `Place`, with a key in it; who does not show that key first is hung up on.
+Ray's calls tell a `Endpoint`, with a key in it; who does not show that key first is hung up on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
-from rbee_serve.transport.framing import Wire
+from rbee_serve.transport.framing import FramedConnection
 
 HELLO_BYTES = 256
 """A frame from somebody who has not shown the key is no longer."""
@@ -25,7 +25,7 @@ MessageT = TypeVar("MessageT")
 MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
 
 
-class Place(msgspec.Struct, frozen=True):
+class Endpoint(msgspec.Struct, frozen=True):
     """Where somebody listens, and what they want to hear first: whoever holds the key has it from Ray."""
 
     host: str
@@ -39,7 +39,7 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     key: str
 
 
-class Visit(Protocol[MessageT_contra]):
+class ConnectionHandler(Protocol[MessageT_contra]):
     """What is done for one who has shown the key."""
 
     def receive(self, message: MessageT_contra) -> None:
@@ -49,10 +49,10 @@ class Visit(Protocol[MessageT_contra]):
         """Called when the connection is gone."""
 
 
-class Entrance(Generic[MessageT]):
-    """Listens for those who have the key, one `Visit` for each."""
+class Acceptor(Generic[MessageT]):
+    """Listens for those who have the key, one `ConnectionHandler` for each."""
 
-    def __init__(self, heard: Any, admit: Callable[[Wire[MessageT]], Visit[MessageT]]) -> None:
+    def __init__(self, heard: Any, admit: Callable[[FramedConnection[MessageT]], ConnectionHandler[MessageT]]) -> None:
         """`heard` are the types of the messages, `Hello` among them; `admit` is called for each connection that has
         shown the key."""
         self._heard = heard
@@ -60,7 +60,7 @@ class Entrance(Generic[MessageT]):
         self._key = secrets.token_hex(32)
         self._listening: dict[str, asyncio.Task[asyncio.Server]] = {}
 
-    async def place(self, host: str) -> Place:
+    async def place(self, host: str) -> Endpoint:
         """Where somebody connects who reaches this machine as `host`. Raises `OSError`."""
         if host not in self._listening:
             self._listening[host] = asyncio.create_task(self._listen(host))
@@ -69,7 +69,7 @@ class Entrance(Generic[MessageT]):
         except OSError:  # the next one who asks has it tried again
             self._listening.pop(host, None)
             raise
-        return Place(host, server.sockets[0].getsockname()[1], self._key)
+        return Endpoint(host, server.sockets[0].getsockname()[1], self._key)
 
     async def close(self) -> None:
         """Let nobody in any more."""
@@ -78,17 +78,19 @@ class Entrance(Generic[MessageT]):
 
     async def _listen(self, host: str) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        return await loop.create_server(lambda: _Guest(self._heard, self._key, self._admit).wire, host, 0)
+        return await loop.create_server(lambda: _PendingConnection(self._heard, self._key, self._admit).wire, host, 0)
 
 
-class _Guest(Generic[MessageT]):
+class _PendingConnection(Generic[MessageT]):
     """A connection, with a key or without."""
 
-    def __init__(self, heard: Any, key: str, admit: Callable[[Wire[MessageT]], Visit[MessageT]]) -> None:
-        self.wire: Wire[MessageT] = Wire(heard, self._receive, self._lost, longest=HELLO_BYTES)
+    def __init__(
+        self, heard: Any, key: str, admit: Callable[[FramedConnection[MessageT]], ConnectionHandler[MessageT]]
+    ) -> None:
+        self.wire: FramedConnection[MessageT] = FramedConnection(heard, self._receive, self._lost, longest=HELLO_BYTES)
         self._key = key
         self._admit = admit
-        self._visit: Visit[MessageT] | None = None
+        self._visit: ConnectionHandler[MessageT] | None = None
         self._giving_up = asyncio.get_running_loop().call_later(HELLO_S, self.wire.close)
 
     def _receive(self, message: MessageT) -> None:
@@ -107,7 +109,7 @@ class _Guest(Generic[MessageT]):
             self._visit.lost()
 
 
-async def connect(place: Place, wire: Wire[Any]) -> None:
+async def connect(place: Endpoint, wire: FramedConnection[Any]) -> None:
     """Connect the wire, and show the key. Raises `OSError`."""
     await asyncio.get_running_loop().create_connection(lambda: wire, place.host, place.port)
     wire.send(Hello(place.key))

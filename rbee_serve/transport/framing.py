@@ -20,7 +20,7 @@ _LARGE_BYTES = 64 * 1024
 MessageT = TypeVar("MessageT")
 
 
-class Wire(asyncio.Protocol, Generic[MessageT]):
+class FramedConnection(asyncio.Protocol, Generic[MessageT]):
     """One end of a connection."""
 
     def __init__(

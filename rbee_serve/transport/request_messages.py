@@ -1,8 +1,8 @@
 """What an ingress and the replicas of a worker say to each other about requests.
 
-ingress (a `Channel` for each worker)                        replica (`Connections`)
+ingress (a `Channel` for each worker)                        replica (`RequestServer`)
 
-reach()                       ── through Ray Serve ──→       which replica: its `Place`
+reach()                       ── through Ray Serve ──→       which replica: its `Endpoint`
 Hello(key)                    ═══════ TCP ═══════════→       a connection, for all requests
 Ask(number, fields, id)       ═══════════════════════→       work on a request
     Noted(number)             ←═══════════════════════       an acknowledgement
@@ -18,7 +18,7 @@ import msgspec
 
 from rbee_serve.transport.acceptor import Hello
 
-Fragment = tuple[bytes, bool] | tuple[bytes, bool, str]
+ResponseChunk = tuple[bytes, bool] | tuple[bytes, bool, str]
 """Of an answer: SSE frames and whether the end is among them; or one document, True, and its content type."""
 
 WINDOW_BYTES = 1024 * 1024
@@ -26,7 +26,7 @@ WINDOW_BYTES = 1024 * 1024
 the last event."""
 
 
-class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class StartRequest(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """A request: the ingress's number for it, its pickled fields, its correlation id."""
 
     number: int
@@ -34,26 +34,26 @@ class Ask(msgspec.Struct, frozen=True, array_like=True, tag=1):
     correlation_id: str
 
 
-class Read(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class WindowUpdate(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """The client has taken `size` bytes more."""
 
     number: int
     size: int
 
 
-class Leave(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class ResetStream(msgspec.Struct, frozen=True, array_like=True, tag=3):
     """The client has left."""
 
     number: int
 
 
-class Noted(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class RequestAck(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """The request has come."""
 
     number: int
 
 
-class Part(msgspec.Struct, frozen=True, array_like=True, tag=5):
+class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=5):
     """A fragment of an answer. A document has a media type, unless it is JSON."""
 
     number: int
@@ -62,9 +62,9 @@ class Part(msgspec.Struct, frozen=True, array_like=True, tag=5):
     media_type: str = ""
 
 
-class Closing(msgspec.Struct, frozen=True, array_like=True, tag=6):
+class GoAway(msgspec.Struct, frozen=True, array_like=True, tag=6):
     """The replica goes when the requests that it has are done."""
 
 
-FromIngress = Hello | Ask | Read | Leave
-FromReplica = Noted | Part | Closing
+FromIngress = Hello | StartRequest | WindowUpdate | ResetStream
+FromReplica = RequestAck | Chunk | GoAway

@@ -14,38 +14,38 @@ from typing import Any
 
 from rbee_serve import correlation
 from rbee_serve.errors import InternalError
-from rbee_serve.transport.acceptor import Entrance
-from rbee_serve.transport.framing import Wire
+from rbee_serve.transport.acceptor import Acceptor
+from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.transport.refusal import refusal
 from rbee_serve.transport.request_messages import (
     WINDOW_BYTES,
-    Ask,
-    Closing,
-    Fragment,
+    Chunk,
     FromIngress,
-    Leave,
-    Noted,
-    Part,
-    Read,
+    GoAway,
+    RequestAck,
+    ResetStream,
+    ResponseChunk,
+    StartRequest,
+    WindowUpdate,
 )
 
 logger = logging.getLogger(__name__)
 
-Answering = Callable[[dict[str, Any]], AsyncGenerator[Fragment, None]]
+Answering = Callable[[dict[str, Any]], AsyncGenerator[ResponseChunk, None]]
 """From the fields of a request to the fragments of its answer, the last of which is terminal."""
 
 
-class Connections:
+class RequestServer:
     """Those of all ingresses."""
 
     def __init__(self, answer: Answering) -> None:
         self._answer = answer
-        self._open: set[_Connection] = set()
-        self.entrance: Entrance[FromIngress] = Entrance(FromIngress, self._admit)
+        self._open: set[_ClientConnection] = set()
+        self.entrance: Acceptor[FromIngress] = Acceptor(FromIngress, self._admit)
         """Where ingresses connect."""
 
-    def _admit(self, wire: Wire[FromIngress]) -> _Connection:
-        connection = _Connection(wire, self._answer, self._open)
+    def _admit(self, wire: FramedConnection[FromIngress]) -> _ClientConnection:
+        connection = _ClientConnection(wire, self._answer, self._open)
         self._open.add(connection)
         return connection
 
@@ -61,7 +61,7 @@ class Connections:
             connection.wire.close()
 
 
-class _Answer:
+class _Stream:
     """A request that is worked on, and how far its client is behind."""
 
     def __init__(self) -> None:
@@ -84,14 +84,14 @@ class _Answer:
             self.room.set()
 
 
-class _Connection:
+class _ClientConnection:
     """One ingress, and its requests."""
 
-    def __init__(self, wire: Wire[FromIngress], answer: Answering, among: set[_Connection]) -> None:
+    def __init__(self, wire: FramedConnection[FromIngress], answer: Answering, among: set[_ClientConnection]) -> None:
         self.wire = wire
         self._answer = answer
         self._among = among
-        self._answers: dict[int, _Answer] = {}
+        self._answers: dict[int, _Stream] = {}
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """The work on its requests."""
@@ -99,19 +99,19 @@ class _Connection:
 
     def say_closing(self) -> None:
         """Have new requests go elsewhere."""
-        self.wire.send(Closing())
+        self.wire.send(GoAway())
 
     def receive(self, message: FromIngress) -> None:
-        """See `Visit`."""
+        """See `ConnectionHandler`."""
         match message:
-            case Ask(number, fields, correlation_id):
-                self.wire.send(Noted(number))  # leaves before the work begins, which may keep the event loop busy
-                answer = self._answers[number] = _Answer()
+            case StartRequest(number, fields, correlation_id):
+                self.wire.send(RequestAck(number))  # leaves before the work begins, which may keep the event loop busy
+                answer = self._answers[number] = _Stream()
                 answer.task = asyncio.create_task(self._run(number, answer, fields, correlation_id))
                 answer.task.add_done_callback(lambda _: self._forget(number))
-            case Read(number, size) if number in self._answers:
+            case WindowUpdate(number, size) if number in self._answers:
                 self._answers[number].read(size)
-            case Leave(number) if number in self._answers:
+            case ResetStream(number) if number in self._answers:
                 self._answers[number].task.cancel()
 
     def _forget(self, number: int) -> None:
@@ -119,21 +119,21 @@ class _Connection:
         del self._answers.pop(number).task
 
     def lost(self) -> None:
-        """See `Visit`. There is nobody any more who could hand an answer out."""
+        """See `ConnectionHandler`. There is nobody any more who could hand an answer out."""
         self._among.discard(self)
         for task in self.tasks():
             task.cancel()
 
-    async def _run(self, number: int, answer: _Answer, fields: bytes, correlation_id: str) -> None:
+    async def _run(self, number: int, answer: _Stream, fields: bytes, correlation_id: str) -> None:
         correlation.enter(correlation_id)
         try:
             asked = pickle.loads(fields)  # noqa: S301  by our own ingress, which has shown the key
             async with aclosing(self._answer(asked)) as fragments:
                 async for fragment in fragments:
-                    self.wire.send(Part(number, *fragment))
+                    self.wire.send(Chunk(number, *fragment))
                     data, terminal, *_ = fragment
                     if answer.sent(len(data)) and not terminal:
                         await answer.room.wait()
         except Exception:  # whatever it is, the ingress must hear of the end
             logger.exception("a request could not be answered")
-            self.wire.send(Part(number, *refusal(InternalError("the worker's answer could not be sent"))))
+            self.wire.send(Chunk(number, *refusal(InternalError("the worker's answer could not be sent"))))

@@ -9,7 +9,7 @@ from rbee_serve.result import JSON
 from rbee_serve.transport.request_messages import WINDOW_BYTES
 
 
-class Answer:
+class ResponseStream:
     """Filled by whoever hears the replica, emptied by whoever serves the client. It is to be closed, whatever comes of
     it."""
 

@@ -8,28 +8,28 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from rbee_serve.state import ReplicaState, Snapshot
-from rbee_serve.transport.acceptor import Place, connect
-from rbee_serve.transport.framing import Wire
-from rbee_serve.transport.state_messages import FromHub, News, Push, Taken, Watch
+from rbee_serve.transport.acceptor import Endpoint, connect
+from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.transport.state_messages import FromHub, SnapshotUpdate, StateAck, StateUpdate, Watch
 
 CONNECT_S = 10.0
 """How long Ray and the hub may take until there is a connection."""
 
 
-class HubConnection:
+class StateClient:
     """Opened by the first call, and anew by the first one after it was lost: then the hub may be another process."""
 
-    def __init__(self, reach: Callable[[], Awaitable[Place]]) -> None:
+    def __init__(self, reach: Callable[[], Awaitable[Endpoint]]) -> None:
         """`reach` asks the hub through Ray where it listens."""
         self._reach = reach
-        self._wire: asyncio.Task[Wire[FromHub]] | None = None
+        self._wire: asyncio.Task[FramedConnection[FromHub]] | None = None
         self._numbers = itertools.count()
         self._questions: dict[int, asyncio.Future[Any]] = {}
 
     async def push(self, state: ReplicaState, sequence: int) -> None:
         """Tell the hub how a replica is, in its `sequence`-th push; returns when the hub has it. Raises
         `OSError`, and what Ray raises for a hub that is not there."""
-        await self._ask(lambda number: Push(number, state, sequence))
+        await self._ask(lambda number: StateUpdate(number, state, sequence))
 
     async def watch(self, version: int, longest_s: float) -> Snapshot:
         """The first snapshot newer than `version`, or the present one after `longest_s` seconds. Raises as `push`."""
@@ -57,9 +57,9 @@ class HubConnection:
         finally:
             del self._questions[number]
 
-    async def _connect(self) -> Wire[FromHub]:
+    async def _connect(self) -> FramedConnection[FromHub]:
         connecting = asyncio.current_task()
-        wire: Wire[FromHub] = Wire(FromHub, self._receive, lambda: self._lost(connecting))
+        wire: FramedConnection[FromHub] = FramedConnection(FromHub, self._receive, lambda: self._lost(connecting))
         try:
             async with asyncio.timeout(CONNECT_S):
                 await connect(await self._reach(), wire)
@@ -71,9 +71,9 @@ class HubConnection:
 
     def _receive(self, message: FromHub) -> None:
         match message:
-            case Taken(number):
+            case StateAck(number):
                 self._answer(number, None)
-            case News(number, snapshot):
+            case SnapshotUpdate(number, snapshot):
                 self._answer(number, snapshot)
 
     def _answer(self, number: int, value: Any) -> None:

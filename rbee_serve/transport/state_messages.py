@@ -1,8 +1,8 @@
 """What replicas tell the hub of themselves, and the hub the ingresses.
 
-    replica                          hub (`StateLines`)                    ingress
+    replica                          hub (`StateServer`)                    ingress
 
-    reach()          ── Ray ──→      its `Place`       ←── Ray ──          reach()
+    reach()          ── Ray ──→      its `Endpoint`       ←── Ray ──          reach()
     Hello(key)       ══ TCP ══→                        ←══ TCP ══          Hello(key)
     Push(state)      ═════════→      the roster
         Taken        ←═════════
@@ -20,7 +20,7 @@ from rbee_serve.state import ReplicaState, Snapshot
 from rbee_serve.transport.acceptor import Hello
 
 
-class Push(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class StateUpdate(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """How a replica is, in its `sequence`-th push."""
 
     number: int
@@ -28,7 +28,7 @@ class Push(msgspec.Struct, frozen=True, array_like=True, tag=1):
     sequence: int
 
 
-class Taken(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class StateAck(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """The hub has it."""
 
     number: int
@@ -42,12 +42,12 @@ class Watch(msgspec.Struct, frozen=True, array_like=True, tag=3):
     longest_s: float
 
 
-class News(msgspec.Struct, frozen=True, array_like=True, tag=4):
+class SnapshotUpdate(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """All workers at this moment."""
 
     number: int
     snapshot: Snapshot
 
 
-ToHub = Hello | Push | Watch
-FromHub = Taken | News
+ToHub = Hello | StateUpdate | Watch
+FromHub = StateAck | SnapshotUpdate

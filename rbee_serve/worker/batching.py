@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
 
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
-GATHER_S = 0.02
+MAX_WAIT_S = 0.02
 """The longest that a lane waits for more, while others work on more than twice as much as is there."""
 
 
@@ -42,9 +42,8 @@ class _Entry(Generic[ItemT, ResultT]):
 
 class Batcher(Generic[ItemT, ResultT]):
     """Gathers the items of all requests into batches for `run`, which returns a result for each item. It is called in
-    as many threads of its own as there are `lanes`, each with one batch at a time. Where items wait, they are divided
-    among the lanes that are free. `enter` is called in the lane's thread before each batch, with whether that is all
-    there is to do.
+    `concurrency` threads of its own, each with one batch at a time. Waiting items are divided among the free threads.
+    `enter` is called in that thread before each batch, with whether the batch is all the work there is.
 
     `size` says how long an item is, such as its tokens. All items of a batch are padded to the longest: so long times
     their number is at most `budget`, unless a single item is longer. `overhead` is what a batch costs beside its items,
@@ -64,8 +63,8 @@ class Batcher(Generic[ItemT, ResultT]):
         *,
         budget: int,
         overhead: int,
-        steps: StepClock,
-        lanes: int = 1,
+        steps: Watchdog,
+        concurrency: int = 1,
         enter: Callable[[bool], object] = lambda alone: None,
         padded: bool = True,
     ) -> None:
@@ -74,10 +73,10 @@ class Batcher(Generic[ItemT, ResultT]):
         self._budget = budget
         self._overhead = overhead
         self._steps = steps
-        self._lanes = lanes
+        self._lanes = concurrency
         self._enter_lane = enter
         self._padded = padded
-        self._threads = ThreadPoolExecutor(max_workers=lanes, thread_name_prefix="model")
+        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="model")
         self._numbers = count()
         self._now = 0.0
         """What each request that has been waiting all the time has had done by now, in units of size."""
@@ -140,7 +139,7 @@ class Batcher(Generic[ItemT, ResultT]):
             self._at_work += size
             alone = self._busy == 1 and not self._waiting
             try:
-                with self._steps.expected():
+                with self._steps.working():
                     outcomes = await loop.run_in_executor(
                         self._threads, self._outcomes, [entry.item for entry in batch], alone
                     )
@@ -159,7 +158,7 @@ class Batcher(Generic[ItemT, ResultT]):
     async def _gather(self) -> None:
         """While other lanes have much more to do than waits here, more is likely to come: their clients' next requests.
         Small batches beside large ones would spend the cores on what a batch costs beside its items."""
-        deadline = time.monotonic() + GATHER_S
+        deadline = time.monotonic() + MAX_WAIT_S
         while self._busy and sum(entry.size for entry in self._waiting) * 2 * self._busy < self._at_work:
             self._news.clear()
             try:

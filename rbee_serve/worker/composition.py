@@ -17,14 +17,14 @@ from typing import Any
 from rbee_serve.events import End, Event, Output
 from rbee_serve.outputs import TokenOutput
 
-Companion = Callable[[AsyncIterator[str]], AsyncGenerator[Event[Any], None]]
+DerivedOutput = Callable[[AsyncIterator[str]], AsyncGenerator[Event[Any], None]]
 
 BACKLOG = 256
 """Events that may wait for the reader before everybody waits for it."""
 
 
 async def composed(
-    text: AsyncGenerator[Event[TokenOutput], None], companions: Sequence[Companion]
+    text: AsyncGenerator[Event[TokenOutput], None], companions: Sequence[DerivedOutput]
 ) -> AsyncGenerator[Event[Any], None]:
     """The events of `text` and of its companions. Raises what any of them raises."""
     merged: asyncio.Queue[Event[Any] | None] = asyncio.Queue(BACKLOG)
@@ -46,7 +46,7 @@ async def composed(
             for feed in feeds:
                 feed.put_nowait(None)
 
-    async def accompany(companion: Companion, feed: asyncio.Queue[str | None]) -> None:
+    async def accompany(companion: DerivedOutput, feed: asyncio.Queue[str | None]) -> None:
         async with aclosing(companion(_pieces(feed))) as events:
             async for event in events:
                 await merged.put(event)

@@ -19,20 +19,26 @@ def choose_device(worker: WorkerConfig, spec: WorkerSpec[Any], gpu_ids: Sequence
     `gpu_ids` are the GPUs that Ray gave to it, as CUDA numbers them on the machine. Raises `ConfigurationError` where
     the configuration asks for what the worker type or the machine cannot do.
     """
-    backend = worker.backend
-    if backend == "auto":
-        backend = "cuda" if worker.gpus else "metal" if "metal" in spec.backends and _metal_is_there() else "cpu"
-    if backend not in spec.backends:
-        able = ", ".join(sorted(spec.backends))
-        raise ConfigurationError(f"worker {worker.id}: a {spec.name} worker cannot run on {backend}; it runs on {able}")
-    if backend == "cuda":
+    accelerator = worker.backend
+    if accelerator == "auto":
+        accelerator = (
+            "cuda" if worker.gpus else "metal" if "metal" in spec.accelerators and _metal_is_there() else "cpu"
+        )
+    if accelerator not in spec.accelerators:
+        able = ", ".join(sorted(spec.accelerators))
+        raise ConfigurationError(
+            f"worker {worker.id}: a {spec.name} worker cannot run on {accelerator}; it runs on {able}"
+        )
+    if accelerator == "cuda":
         if not gpu_ids:
-            raise ConfigurationError(f"worker {worker.id}: backend cuda needs `gpus` of at least a fraction, such as 1")
+            raise ConfigurationError(
+                f"worker {worker.id}: accelerator cuda needs `gpus` of at least a fraction, such as 1"
+            )
         indices = tuple(sorted(int(gpu) for gpu in gpu_ids))
         return Device("cuda", indices, worker.gpus if worker.gpus < 1 else 1.0)
-    if backend == "metal" and not _metal_is_there():
-        raise ConfigurationError(f"worker {worker.id}: backend metal needs a Mac with Apple silicon")
-    return Device(backend)
+    if accelerator == "metal" and not _metal_is_there():
+        raise ConfigurationError(f"worker {worker.id}: accelerator metal needs a Mac with Apple silicon")
+    return Device(accelerator)
 
 
 def _metal_is_there() -> bool:

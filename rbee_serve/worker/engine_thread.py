@@ -10,20 +10,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 T = TypeVar("T")
 
 _NO_MORE: Any = object()
 
-AHEAD = 2
+PREFETCH = 2
 """How many items are asked for before their reader asks: one is read while the next is made, without a wait between."""
 
 
-class Outlet(Generic[T]):
+class Sink(Generic[T]):
     """Where work that calls back puts what it makes, out of the engine's thread."""
 
-    def __init__(self, steps: StepClock, hand_over: Callable[[T], object]) -> None:
+    def __init__(self, steps: Watchdog, hand_over: Callable[[T], object]) -> None:
         self._steps = steps
         self._hand_over = hand_over
         self._left = threading.Event()
@@ -48,21 +48,21 @@ class EngineThread:
     """Runs blocking work in a thread of its own: generators, or functions that call back. An item is a step of the
     engine."""
 
-    def __init__(self, steps: StepClock) -> None:
+    def __init__(self, steps: Watchdog) -> None:
         self._steps = steps
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     async def iterate(self, work: Generator[T, None, None]) -> AsyncGenerator[T, None]:
-        """What `work` yields, made at most `AHEAD` items ahead of its reader. Closing this closes `work`, at the latest
-        after the item that is being made.
+        """What `work` yields, made at most `PREFETCH` items ahead of its reader. Closing this closes `work`, at the
+        latest after the item that is being made.
 
         Several at once take turns, item by item, so that a short request does not wait for the whole of a long one.
         """
         loop = asyncio.get_running_loop()
-        ahead = deque(loop.run_in_executor(self._pool, self._next, work) for _ in range(AHEAD))
+        ahead = deque(loop.run_in_executor(self._pool, self._next, work) for _ in range(PREFETCH))
         try:
             while True:
-                with self._steps.expected():
+                with self._steps.working():
                     item = await ahead[0]
                 if item is _NO_MORE:
                     return
@@ -75,26 +75,26 @@ class EngineThread:
             with suppress(RuntimeError):  # the thread has been ended
                 self._pool.submit(work.close)
 
-    async def called(self, work: Callable[[Outlet[T]], object]) -> AsyncGenerator[T, None]:
+    async def run_callback(self, work: Callable[[Sink[T]], object]) -> AsyncGenerator[T, None]:
         """What `work` puts into the outlet that it is called with. Closing this ends `work` at its next step.
 
         Several at once follow one another.
         """
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[T] = asyncio.Queue()
-        outlet = Outlet[T](self._steps, lambda item: loop.call_soon_threadsafe(items.put_nowait, item))
-        done = loop.run_in_executor(self._pool, work, outlet)
+        sink = Sink[T](self._steps, lambda item: loop.call_soon_threadsafe(items.put_nowait, item))
+        done = loop.run_in_executor(self._pool, work, sink)
         done.add_done_callback(lambda _: items.put_nowait(_NO_MORE))
         try:
             while True:
-                with self._steps.expected():
+                with self._steps.working():
                     item = await items.get()
                 if item is _NO_MORE:
                     break
                 yield item
             await done
         finally:
-            outlet.close()
+            sink.close()
             _forget(done)
 
     def close(self) -> None:

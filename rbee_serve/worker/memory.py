@@ -68,6 +68,6 @@ class MemoryGauge:
 def memory_gauge(device: Device) -> MemoryGauge:
     """Bytes that a model in this process, or in those that it started, holds: on the device where the driver tells,
     else in RAM."""
-    if device.backend == "cuda":
+    if device.accelerator == "cuda":
         return MemoryGauge(lambda: cuda_tree_bytes(device.indices))
     return MemoryGauge(process_tree_bytes)

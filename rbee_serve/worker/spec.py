@@ -11,20 +11,20 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.events import Event
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
-from rbee_serve.result import Document, Result
+from rbee_serve.result import EncodedResult, Result
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 RequestT = TypeVar("RequestT", bound=InferenceRequest)
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a replica runs: `backend` is `cuda`, `cpu` or `metal`; `indices` number the devices of that kind on the
+    """Where a replica runs: `accelerator` is `cuda`, `cpu` or `metal`; `indices` number the devices of that kind on the
     machine; `fraction` is the share of one that it may use."""
 
-    backend: str
+    accelerator: str
     indices: tuple[int, ...] = (0,)
     fraction: float = 1.0
 
@@ -42,7 +42,7 @@ class LoadContext:
     device: Device
     report: Callable[[LoadProgress], None]
     """Tells how far the load is; may be called from any thread, as often as one likes."""
-    steps: StepClock = field(default_factory=lambda: StepClock(math.inf))
+    steps: Watchdog = field(default_factory=lambda: Watchdog(math.inf))
     """Where the engine notes its steps; a worker whose engine has work and makes none for `hang_timeout_s` is replaced.
     Nothing is expected of a worker type that does not use it."""
     peers: Mapping[str, Peer] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class WorkerSpec(Generic[RequestT]):
     """Loads the model and returns when it can answer. Runs in a thread."""
     warm_up: Callable[[], RequestT]
     """A small real request. It must have worked before the worker counts as ready."""
-    backends: frozenset[str] = frozenset({"cuda", "cpu", "metal"})
+    accelerators: frozenset[str] = frozenset({"cuda", "cpu", "metal"})
     """Where it can run."""
     default_capacity: int = 64
     """Requests at once in a replica, unless the configuration says otherwise."""
@@ -83,7 +83,7 @@ class WorkerSpec(Generic[RequestT]):
     own_process: bool = False
     """Whether the backend is to run in a process of its own (`replica.backend_process`), which is faster for an engine
     of many short operations in Python's hands. A type with `roles` cannot: its peers are in the replica's process."""
-    document: Callable[[RequestT, Result], Document | None] | None = None
+    encode_result: Callable[[RequestT, Result], EncodedResult | None] | None = None
     """Makes the file that a request asks for instead of JSON, such as `audio/wav`; None where it asks for none. Runs in
     a thread, for requests with `"stream": false`."""
     roles: Mapping[str, str] = field(default_factory=dict)

@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 CELLS = 3
 """Numbers that a clock keeps: when the last step was, how many wait for one, and how many there have been."""
-_LAST, _OWED, _STEPS = range(CELLS)
+_LAST, _PENDING, _STEPS = range(CELLS)
 
 
-class StepClock:
+class Watchdog:
     """An engine's steps, and what it owes.
 
     A step is the smallest piece of work that the engine finishes for itself: one pass over a batch, one denoising step,
@@ -44,22 +44,22 @@ class StepClock:
         self._cells[_STEPS] += 1
 
     @contextmanager
-    def expected(self) -> Iterator[None]:
+    def working(self) -> Iterator[None]:
         """While the block runs the engine has work, so steps are to be expected."""
         with self._lock:
-            if self._cells[_OWED] == 0:
+            if self._cells[_PENDING] == 0:
                 self._cells[_LAST] = self._clock()
-            self._cells[_OWED] += 1
+            self._cells[_PENDING] += 1
         try:
             yield
         finally:
             with self._lock:
-                self._cells[_OWED] -= 1
+                self._cells[_PENDING] -= 1
 
-    async def awaited(self, outputs: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    async def watch(self, outputs: AsyncIterator[T]) -> AsyncGenerator[T, None]:
         """`outputs`, where steps are expected while the next one is waited for, and not while the reader is busy."""
         while True:
-            with self.expected():
+            with self.working():
                 try:
                     output = await anext(outputs)
                 except StopAsyncIteration:
@@ -69,9 +69,9 @@ class StepClock:
     @property
     def last_progress_age_s(self) -> float | None:
         """Seconds since the last step, or since there is work; None while nothing is expected."""
-        return self._clock() - self._cells[_LAST] if self._cells[_OWED] else None
+        return self._clock() - self._cells[_LAST] if self._cells[_PENDING] else None
 
-    def hangs(self) -> bool:
+    def is_stalled(self) -> bool:
         """Whether the engine hangs. That stays true when its requests have been given up."""
         age_s = self.last_progress_age_s
         if age_s is not None and age_s > self._longest_s:

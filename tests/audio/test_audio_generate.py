@@ -16,7 +16,7 @@ import soundfile
 
 from deployments.audio import generate as audio_generate
 from deployments.audio.generate import SPEC, SpeechBackend, SpeechRequest
-from deployments.audio.speech_engine import Order, Piece, cut
+from deployments.audio.speech_engine import AudioPiece, SynthesisParams, cut
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Metrics, Narration, Output, Progress, Started
@@ -26,7 +26,7 @@ from rbee_serve.validation.parse import parse_object
 from rbee_serve.worker.engine_thread import EngineThread
 from rbee_serve.worker.memory import MemoryGauge
 from rbee_serve.worker.spec import Device, LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 RATE = 24000
 TEXT = "The quick brown fox jumps over the lazy dog. She sells sea shells by the shore! Is it half past seven yet?"
@@ -103,8 +103,8 @@ async def test_the_sound_is_continuous_where_chunks_meet(backend: SpeechBackend,
 
 
 async def test_a_long_first_sentence_is_cut_after_a_clause_and_paused_like_a_comma(backend: SpeechBackend) -> None:
-    hurried = [Piece(*piece) for piece in speak(backend, LONG_SENTENCE, hurry=True)]
-    whole = [Piece(*piece) for piece in speak(backend, LONG_SENTENCE, hurry=False)]
+    hurried = [AudioPiece(*piece) for piece in speak(backend, LONG_SENTENCE, low_latency=True)]
+    whole = [AudioPiece(*piece) for piece in speak(backend, LONG_SENTENCE, low_latency=False)]
     assert (len(hurried), len(whole)) == (2, 1)
     assert len(hurried[0].samples) < 0.6 * len(whole[0].samples)
     assert [piece.done for piece in hurried] == [0, 1]
@@ -117,8 +117,8 @@ async def test_a_long_first_sentence_is_cut_after_a_clause_and_paused_like_a_com
     assert abs(len(sound) - len(whole[0].samples)) < 0.1 * len(sound)
 
 
-def speak(backend: SpeechBackend, prompt: str, *, hurry: bool, speed: float = 1.0) -> list[Piece]:
-    order = Order(prompt, None, speed, 7, 600, hurry, lambda: False)
+def speak(backend: SpeechBackend, prompt: str, *, low_latency: bool, speed: float = 1.0) -> list[AudioPiece]:
+    order = SynthesisParams(prompt, None, speed, 7, 600, low_latency, lambda: False)
     return list(backend._engine.speak(order))
 
 
@@ -158,10 +158,10 @@ async def test_a_file_decodes_to_the_sound(backend: SpeechBackend, form: str, er
     fields = {"prompt": TEXT, "format": form, "stream": False, "seed": 7, "sample_rate": 16000}
     request = parse_object(SpeechRequest, fields)
     result = await collect(ordered(Started.now("j", "m"), backend.execute(request)), SPEC.outputs)
-    document = audio_generate.document(request, result)
-    assert document is not None
-    assert document.media_type.startswith("audio/")
-    sound, rate = soundfile.read(io.BytesIO(document.data), dtype="float32")
+    encode_result = audio_generate.encode_result(request, result)
+    assert encode_result is not None
+    assert encode_result.media_type.startswith("audio/")
+    sound, rate = soundfile.read(io.BytesIO(encode_result.data), dtype="float32")
     assert rate == 16000
     assert np.abs(sound - joined(await events_of(backend, prompt=TEXT, sample_rate=16000))).max() < error
 
@@ -169,7 +169,7 @@ async def test_a_file_decodes_to_the_sound(backend: SpeechBackend, form: str, er
 async def test_samples_in_one_result_are_json(backend: SpeechBackend) -> None:
     request = SpeechRequest(prompt="Hello.", format="pcm_s16le", stream=False)
     result = await collect(ordered(Started.now("j", "m"), backend.execute(request)), SPEC.outputs)
-    assert audio_generate.document(request, result) is None
+    assert audio_generate.encode_result(request, result) is None
     assert result.output["sample_rate"] == RATE
     assert len(result.output["samples"]) == 2 * round(result.metrics["audio_seconds"] * RATE)
     assert b'"samples":"' in result.to_json()
@@ -177,7 +177,7 @@ async def test_samples_in_one_result_are_json(backend: SpeechBackend) -> None:
 
 async def test_a_client_that_leaves_stops_the_work_after_the_sentence_at_hand() -> None:
     pieces = SlowEngine()
-    backend = SpeechBackend(pieces, EngineThread(StepClock(20)), MemoryGauge(lambda: 1))
+    backend = SpeechBackend(pieces, EngineThread(Watchdog(20)), MemoryGauge(lambda: 1))
     async with aclosing(backend.execute(SpeechRequest(prompt="a"))) as events:
         while not isinstance(await anext(events), Output):
             pass
@@ -197,12 +197,12 @@ class SlowEngine:
         self.begun = 0
         self.closed = threading.Event()
 
-    def speak(self, order: Order) -> Iterator[Piece]:
+    def speak(self, order: SynthesisParams) -> Iterator[AudioPiece]:
         try:
             while True:
                 self.begun += 1
                 time.sleep(0.1)
-                yield Piece(np.full(2400, 0.1, np.float32), self.begun, 1000)
+                yield AudioPiece(np.full(2400, 0.1, np.float32), self.begun, 1000)
         finally:
             self.closed.set()
 
@@ -250,7 +250,7 @@ async def test_what_is_wrong_is_told_by_field(backend: SpeechBackend, fields: An
 
 
 async def test_an_engine_without_speeds_or_voices_says_so() -> None:
-    backend = SpeechBackend(SlowEngine(), EngineThread(StepClock(20)), MemoryGauge(lambda: 1))
+    backend = SpeechBackend(SlowEngine(), EngineThread(Watchdog(20)), MemoryGauge(lambda: 1))
     with pytest.raises(InvalidRequest, match="one speed"):
         await events_of(backend, prompt="a", speed=2.0)
     with pytest.raises(InvalidRequest, match="known are one, two"):

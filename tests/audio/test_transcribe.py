@@ -14,7 +14,7 @@ import pytest
 
 from deployments.audio.faster_whisper_engine import blockwise_features
 from deployments.audio.transcribe import SPEC, TranscribeBackend, TranscribeRequest, check, load, warm_up
-from deployments.audio.transcription_engine import Windows
+from deployments.audio.transcription_engine import WindowProgress
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, Started
@@ -22,7 +22,7 @@ from rbee_serve.outputs import RecordingOutput, SegmentOutput
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.worker.spec import Device, LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 from tests.audio.sounds import encoded, wav
 from tests.audio.speech import WORDS, as_wav, long_speech, speech, speech_file, words_of
 
@@ -36,12 +36,12 @@ def worker(**settings: Any) -> WorkerConfig:
 
 
 @pytest.fixture(scope="module")
-def steps() -> StepClock:
-    return StepClock(20)
+def steps() -> Watchdog:
+    return Watchdog(20)
 
 
 @pytest.fixture(scope="module")
-def backend(steps: StepClock) -> Iterator[TranscribeBackend]:
+def backend(steps: Watchdog) -> Iterator[TranscribeBackend]:
     settings = {"engine": {"max_audio_s": 400}, "threads": 2}
     backend = load(LoadContext(worker(**settings), Device("cpu"), lambda progress: None, steps))
     yield backend
@@ -167,7 +167,7 @@ async def test_a_client_that_leaves_stops_a_silent_recording_within_a_window(
     assert len(begun) <= seen + 2  # the one that is refused, and that of the next request
 
 
-async def test_two_requests_take_turns(backend: TranscribeBackend, steps: StepClock) -> None:
+async def test_two_requests_take_turns(backend: TranscribeBackend, steps: Watchdog) -> None:
     order = []
 
     async def read(name: str, audio: bytes) -> None:
@@ -186,7 +186,7 @@ def test_a_spectrum_made_in_blocks_is_that_of_the_library(samples: int) -> None:
     from faster_whisper.feature_extractor import FeatureExtractor
 
     sound = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    ours, theirs = (make()(sound) for make in (blockwise_features(Windows(StepClock(20))), FeatureExtractor))
+    ours, theirs = (make()(sound) for make in (blockwise_features(WindowProgress(Watchdog(20))), FeatureExtractor))
     assert ours.shape == theirs.shape
     assert ours.dtype == theirs.dtype
     np.testing.assert_allclose(ours, theirs, atol=1e-5)

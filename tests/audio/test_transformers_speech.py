@@ -14,13 +14,13 @@ import pytest
 from deployments.audio import generate as audio_generate
 from deployments.audio import transformers_speech_engine as transformers_speech
 from deployments.audio.generate import SpeechBackend, SpeechRequest
-from deployments.audio.speech_engine import Order, Piece
-from deployments.audio.transformers_speech_engine import MOST_CHARACTERS, sentences
+from deployments.audio.speech_engine import AudioPiece, SynthesisParams
+from deployments.audio.transformers_speech_engine import MAX_CHARACTERS, sentences
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Output, Progress
 from rbee_serve.worker.spec import LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 from tests import devices
 from tests.audio.tiny_sounds import save_tiny_bark, save_tiny_musicgen, save_tiny_speecht5, save_tiny_vits
 
@@ -36,13 +36,13 @@ def vits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def context(folder: Path, steps: StepClock | None = None, **engine: Any) -> LoadContext:
+def context(folder: Path, steps: Watchdog | None = None, **engine: Any) -> LoadContext:
     worker = WorkerConfig(
         id="speech-0", type="audio", task="generate", model_ref=f"file:{folder}",
         engine={"name": "transformers", **engine},
     )  # fmt: skip
     audio_generate.check(worker)
-    return LoadContext(worker, devices.DEVICE, lambda progress: None, steps or StepClock(20))
+    return LoadContext(worker, devices.DEVICE, lambda progress: None, steps or Watchdog(20))
 
 
 @pytest.fixture(scope="module")
@@ -110,11 +110,11 @@ def test_wrong_options_are_told_by_name(vits: Path) -> None:
         context(vits, trust_remote_code=True)
 
 
-def order(prompt: str, seconds: float, cancelled: Any = lambda: False, voice: str | None = None) -> Order:
-    return Order(prompt, voice, 1.0, 5, seconds, True, cancelled)
+def order(prompt: str, seconds: float, cancelled: Any = lambda: False, voice: str | None = None) -> SynthesisParams:
+    return SynthesisParams(prompt, voice, 1.0, 5, seconds, True, cancelled)
 
 
-def joined(pieces: Iterable[Piece]) -> Any:
+def joined(pieces: Iterable[AudioPiece]) -> Any:
     return np.concatenate([piece.samples for piece in pieces])
 
 
@@ -122,7 +122,7 @@ def helpers() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "by turns"]
 
 
-def steps_of(steps: StepClock) -> float:
+def steps_of(steps: Watchdog) -> float:
     return steps._cells[2]
 
 
@@ -153,7 +153,7 @@ def test_music_is_as_long_as_asked_and_stops_between_tokens(musicgen: Path) -> N
 
 
 def test_the_first_of_the_music_comes_while_the_rest_is_not_made_yet(musicgen: Path) -> None:
-    steps = StepClock(20)
+    steps = Watchdog(20)
     engine = transformers_speech.load(context(musicgen, steps))
     made = [(piece, steps_of(steps)) for piece in engine.speak(order("a slow song", 4.0))]
     assert [(piece.done, piece.total) for piece, _ in made] == [(1, 3), (2, 3), (3, 3)]
@@ -188,10 +188,10 @@ def test_two_songs_that_take_turns_are_what_each_is_alone(musicgen: Path) -> Non
 
 
 def test_whoever_leaves_after_a_piece_ends_the_music(musicgen: Path) -> None:
-    steps = StepClock(20)
+    steps = Watchdog(20)
     engine = transformers_speech.load(context(musicgen, steps))
     pieces = engine.speak(order("a slow song", 4.0))
-    with closing(cast("Generator[Piece, None, None]", pieces)):
+    with closing(cast("Generator[AudioPiece, None, None]", pieces)):
         next(pieces)
         assert helpers()
         made = steps_of(steps)
@@ -252,4 +252,4 @@ def test_bark_speaks_sentence_by_sentence_in_the_voice_of_a_preset(tmp_path: Pat
 def test_sentences_are_found_in_any_language_and_none_is_long() -> None:
     assert sentences("One. Two!  Three?\nFour… 五。六。") == ["One.", "Two!", "Three?", "Four…", "五。", "六。"]
     assert sentences("... !!! \n\n —") == []
-    assert all(len(sentence) <= MOST_CHARACTERS for sentence in sentences("word " * 1000 + "x" * 1000))
+    assert all(len(sentence) <= MAX_CHARACTERS for sentence in sentences("word " * 1000 + "x" * 1000))

@@ -17,7 +17,7 @@ from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Output
 from rbee_serve.outputs import RecordingOutput
 from rbee_serve.worker.spec import LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 from tests.audio.speech import WORDS, as_wav, long_speech, speech, speech_file, words_of
 from tests.audio.test_transcribe import events_of, segments, text
 from tests.audio.whisper_for_transformers import packaged_whisper, random_whisper
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.model
 def backend_of(folder: Path, **engine: Any) -> TranscribeBackend:
     worker = WorkerConfig(id="a", type="audio", model_ref=f"file:{folder}", engine={"name": "transformers", **engine})
     check(worker)
-    return load(LoadContext(worker, DEVICE, lambda progress: None, StepClock(20)))
+    return load(LoadContext(worker, DEVICE, lambda progress: None, Watchdog(20)))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from rbee_serve.errors import (
     WorkerUnhealthy,
 )
 from rbee_serve.request import InferenceRequest
-from rbee_serve.result import Document
+from rbee_serve.result import EncodedResult
 from rbee_serve.state import LoadProgress
 from tests.fake_server import END, FILE, LOST, PATCH, STARTED, TOKEN, TOKENS, PatchOutput, Server, serving
 
@@ -145,11 +145,11 @@ def test_infer_gives_the_result(client: Any) -> None:
 
 
 def test_a_document_is_its_bytes_and_their_type(client: Any, server: Server) -> None:
-    assert client.document("speaks", prompt="a", format="wav") == Document(FILE, "audio/wav")
+    assert client.infer_file("speaks", prompt="a", format="wav") == EncodedResult(FILE, "audio/wav")
     assert server.body == {"prompt": "a", "format": "wav", "stream": False}
-    assert client.document("good", prompt="a").media_type == "application/json"
+    assert client.infer_file("good", prompt="a").media_type == "application/json"
     with pytest.raises(WorkerLoading):
-        client.document("loading", prompt="a")
+        client.infer_file("loading", prompt="a")
 
 
 def test_a_file_where_an_object_was_asked_for_says_how_to_ask(client: Any) -> None:

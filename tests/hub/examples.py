@@ -37,9 +37,9 @@ def replica(replica_id: str = "a", boot_id: str = "boot-a", **changes: Any) -> R
     return msgspec.structs.replace(serving, **changes)
 
 
-def worker_state(*replicas: ReplicaState, wanted: int = 1, stopping: bool = False) -> WorkerState:
+def worker_state(*replicas: ReplicaState, desired_replicas: int = 1, stopping: bool = False) -> WorkerState:
     """`llm-1` with these replicas."""
-    return fold("llm-1", wanted, replicas, was_ready=False, stopping=stopping)
+    return fold("llm-1", desired_replicas, replicas, was_ready=False, stopping=stopping)
 
 
 class Clock:

@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from rbee_serve.hub.orchestrator.fake_hive import StandInHive, build_hive
+from rbee_serve.hub.orchestrator.fake_hive import FakeHive, build_hive
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -24,13 +24,13 @@ def closed_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def quiet_hive(**misbehaviour: Any) -> StandInHive:
+def quiet_hive(**misbehaviour: Any) -> FakeHive:
     """A stand-in that prints nothing."""
-    return StandInHive(say=lambda line: None, **misbehaviour)
+    return FakeHive(say=lambda line: None, **misbehaviour)
 
 
 @contextmanager
-def running(hive: StandInHive) -> Iterator[str]:
+def running(hive: FakeHive) -> Iterator[str]:
     """The URL of a stand-in that runs while the block does."""
     config = uvicorn.Config(build_hive(hive), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
@@ -44,7 +44,7 @@ def running(hive: StandInHive) -> Iterator[str]:
         thread.join(5)
 
 
-def received(hive: StandInHive, path: str) -> list[dict[str, Any]]:
+def received(hive: FakeHive, path: str) -> list[dict[str, Any]]:
     """The messages that came to a path."""
     return [json.loads(message.body) for message in hive.messages if message.path == path]
 

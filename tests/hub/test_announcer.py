@@ -13,9 +13,9 @@ import pytest
 
 from rbee_serve.config import ApplicationConfig, parse_application
 from rbee_serve.hub.announcer import Announcer
-from rbee_serve.hub.orchestrator.fake_hive import StandInHive
-from rbee_serve.hub.orchestrator.notifier import Conversation
-from rbee_serve.hub.replica_registry import Roster
+from rbee_serve.hub.orchestrator.fake_hive import FakeHive
+from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier
+from rbee_serve.hub.replica_registry import ReplicaRegistry
 from tests.hub.examples import application, replica
 from tests.hub.receivers import (
     OK,
@@ -35,14 +35,14 @@ READY, BEAT = "/v1/workers/ready", "/v1/heartbeat"
 
 
 @contextmanager
-def announcing(config: ApplicationConfig) -> Iterator[Roster]:
+def announcing(config: ApplicationConfig) -> Iterator[ReplicaRegistry]:
     """The roster of an announcer that speaks while the block runs."""
-    roster = Roster(config.workers)
+    registry = ReplicaRegistry(config.workers)
     implementations = {worker.id: "llm" for worker in config.workers}
-    announcer = Announcer(config, implementations, roster, "http://box:8000", 8000)
+    announcer = Announcer(config, implementations, registry, "http://box:8000", 8000)
     announcer.start()
     try:
-        yield roster
+        yield registry
     finally:
         began = time.monotonic()
         announcer.stop()
@@ -50,7 +50,7 @@ def announcing(config: ApplicationConfig) -> Iterator[Roster]:
         assert announcer.join(1)
 
 
-def kinds(hive: StandInHive) -> list[str]:
+def kinds(hive: FakeHive) -> list[str]:
     return [message.path for message in hive.messages]
 
 
@@ -59,13 +59,13 @@ def test_a_strict_hive_finds_nothing_wrong_with_any_message(protocol: str) -> No
     hive = quiet_hive()
     with running(hive) as url:
         config = application(f"{url}{READY}", protocol=protocol, on_error_url=f"{url}/v1/workers/error")
-        with announcing(config) as roster:
-            roster.push(replica(phase="loading"))
+        with announcing(config) as registry:
+            registry.push(replica(phase="loading"))
             time.sleep(0.1)
             assert not hive.messages
-            roster.push(replica("b", "boot-b", phase="error"))
+            registry.push(replica("b", "boot-b", phase="error"))
             eventually(lambda: hive.messages)
-            roster.push(replica())
+            registry.push(replica())
             eventually(lambda: len(hive.messages) >= 5)
     assert [message.wrong for message in hive.messages] == [()] * len(hive.messages)
     assert [message.status for message in hive.messages] == [200] * len(hive.messages)
@@ -75,9 +75,9 @@ def test_a_strict_hive_finds_nothing_wrong_with_any_message(protocol: str) -> No
 
 def test_ready_is_sent_at_once_and_once_and_beats_come_no_faster_than_configured() -> None:
     hive = quiet_hive()
-    with running(hive) as url, announcing(application(f"{url}{READY}")) as roster:
+    with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
         pushed_at = time.monotonic()
-        roster.push(replica())
+        registry.push(replica())
         eventually(lambda: len(received(hive, BEAT)) >= 8)
     assert kinds(hive).count(READY) == 1
     assert hive.messages[0].at - pushed_at < 1
@@ -88,17 +88,17 @@ def test_ready_is_sent_at_once_and_once_and_beats_come_no_faster_than_configured
 def test_each_worker_has_a_voice_of_its_own() -> None:
     hive = quiet_hive()
     names = ("llm-1", "llm-2", "llm-3")
-    with running(hive) as url, announcing(application(f"{url}{READY}", names)) as roster:
+    with running(hive) as url, announcing(application(f"{url}{READY}", names)) as registry:
         for name in names:
-            roster.push(replica(worker_id=name))
+            registry.push(replica(worker_id=name))
         eventually(lambda: {m["worker_id"] for m in received(hive, BEAT)} == set(names))
     assert {message["worker_id"] for message in received(hive, READY)} == set(names)
 
 
 def test_ready_is_sent_again_until_an_orchestrator_that_comes_late_acknowledges_it() -> None:
     hive = quiet_hive(status=503)
-    with running(hive) as url, announcing(application(f"{url}{READY}")) as roster:
-        roster.push(replica())
+    with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
+        registry.push(replica())
         eventually(lambda: len(hive.messages) >= 3)
         assert set(kinds(hive)) == {READY}
         hive.status = None
@@ -108,21 +108,21 @@ def test_ready_is_sent_again_until_an_orchestrator_that_comes_late_acknowledges_
 
 def test_a_new_boot_is_announced_and_the_beats_between_say_degraded() -> None:
     hive = quiet_hive()
-    with running(hive) as url, announcing(application(f"{url}{READY}")) as roster:
-        roster.push(replica())
+    with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
+        registry.push(replica())
         eventually(lambda: received(hive, BEAT))
-        roster.push(replica(healthy=False))
+        registry.push(replica(healthy=False))
         eventually(lambda: received(hive, BEAT)[-1]["health_status"] == "degraded")
-        roster.push(replica("b", "boot-b"))
-        roster.push(replica(phase="stopping"))
+        registry.push(replica("b", "boot-b"))
+        registry.push(replica(phase="stopping"))
         eventually(lambda: received(hive, BEAT)[-1]["health_status"] == "healthy")
     assert [message["boot_id"] for message in received(hive, READY)] == ["boot-a", "boot-b"]
 
 
 def test_a_hive_that_forgets_is_told_again() -> None:
     hive = quiet_hive(forget_after=2)
-    with running(hive) as url, announcing(application(f"{url}{READY}")) as roster:
-        roster.push(replica())
+    with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
+        registry.push(replica())
         eventually(lambda: kinds(hive).count(READY) >= 2)
     assert kinds(hive)[:5] == [READY, BEAT, BEAT, BEAT, READY]
     assert hive.messages[3].status == 404
@@ -152,8 +152,8 @@ def test_a_bad_receiver_is_tried_again_and_never_believed(name: str, caplog: pyt
     with bad_receiver(name) as (url, elsewhere):
         config = application(f"{url}{READY}", timeout_s=0.1)
         threads = threading.active_count()
-        with announcing(config) as roster:
-            roster.push(replica())
+        with announcing(config) as registry:
+            registry.push(replica())
             eventually(lambda: len(caplog.records) >= 4)
             # The announcer's own thread, a lookup, and those of the test's server.
             assert threading.active_count() <= threads + 2 + len(caplog.records) + 1
@@ -164,8 +164,8 @@ def test_a_bad_receiver_is_tried_again_and_never_believed(name: str, caplog: pyt
 
 def test_beats_keep_their_rhythm_with_a_hive_that_answers_late() -> None:
     hive = quiet_hive(delay_s=0.15)
-    with running(hive) as url, announcing(application(f"{url}{READY}")) as roster:
-        roster.push(replica())
+    with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
+        registry.push(replica())
         eventually(lambda: len(received(hive, BEAT)) >= 6)
     beats = [message.at for message in hive.messages if message.path == BEAT]
     assert min(later - earlier for earlier, later in pairwise(beats)) > 0.15
@@ -173,8 +173,8 @@ def test_beats_keep_their_rhythm_with_a_hive_that_answers_late() -> None:
 
 def test_no_more_is_said_once_it_is_stopped_even_while_a_call_hangs() -> None:
     with listening(hang) as receiver:
-        with announcing(application(f"{receiver.url}{READY}", timeout_s=0.5)) as roster:
-            roster.push(replica())
+        with announcing(application(f"{receiver.url}{READY}", timeout_s=0.5)) as registry:
+            registry.push(replica())
             eventually(lambda: receiver.connections == 1)
         time.sleep(0.3)
         assert receiver.connections == 1
@@ -182,19 +182,19 @@ def test_no_more_is_said_once_it_is_stopped_even_while_a_call_hangs() -> None:
 
 def test_without_an_orchestrator_nobody_speaks() -> None:
     threads = threading.active_count()
-    with announcing(parse_application({"workers": [{"id": "llm-1", "type": "llm"}]})) as roster:
-        roster.push(replica())
+    with announcing(parse_application({"workers": [{"id": "llm-1", "type": "llm"}]})) as registry:
+        registry.push(replica())
         assert threading.active_count() == threads
 
 
 def test_an_announcer_that_has_nothing_to_say_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, real = [0], Conversation.due_at
+    asked, real = [0], OrchestratorNotifier.next_due_at
 
-    def counted(self: Conversation, state: Any) -> float:
+    def counted(self: OrchestratorNotifier, state: Any) -> float:
         asked[0] += 1
         return real(self, state)
 
-    monkeypatch.setattr(Conversation, "due_at", counted)
+    monkeypatch.setattr(OrchestratorNotifier, "due_at", counted)
     with announcing(application(f"http://127.0.0.1:{closed_port()}{READY}")):
         time.sleep(0.5)
         assert asked[0] <= 3
@@ -204,17 +204,17 @@ def test_an_unforeseen_fault_does_not_silence_a_worker(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("rbee_serve.hub.announcer._AFTER_A_BUG_S", 0.05)
-    real, faults = Conversation.speak, [0]
+    real, faults = OrchestratorNotifier.send_due, [0]
 
-    def faulty(self: Conversation, state: Any) -> None:
+    def faulty(self: OrchestratorNotifier, state: Any) -> None:
         faults[0] += 1
         if faults[0] <= 2:
             raise RuntimeError("a bug")
         real(self, state)
 
-    monkeypatch.setattr(Conversation, "speak", faulty)
+    monkeypatch.setattr(OrchestratorNotifier, "speak", faulty)
     hive = quiet_hive()
-    with running(hive) as url, announcing(application(f"{url}{READY}")) as roster:
-        roster.push(replica())
+    with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
+        registry.push(replica())
         eventually(lambda: received(hive, BEAT))
     assert len(caplog.records) == 2

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from rbee_serve.hub.orchestrator.fake_hive import StandInHive
+from rbee_serve.hub.orchestrator.fake_hive import FakeHive
 from tests.hub.examples import Clock
 from tests.hub.receivers import closed_port, eventually, quiet_hive, running
 
@@ -54,14 +54,14 @@ PATHS = {
 }
 
 
-def tell(hive: StandInHive, kind: str, **changes: Any) -> int:
+def tell(hive: FakeHive, kind: str, **changes: Any) -> int:
     path, message = PATHS[kind]
     return hive.receive(path, json.dumps({**message, **changes}).encode()).status
 
 
 def test_it_says_a_line_for_each_message_with_the_time_since_the_last_beat() -> None:
     lines: list[str] = []
-    hive = StandInHive(say=lines.append, clock=(clock := Clock()))
+    hive = FakeHive(say=lines.append, clock=(clock := Clock()))
     tell(hive, "ready")
     clock.now += 30
     tell(hive, "beat", health_status="degraded")
@@ -80,7 +80,7 @@ def test_it_says_a_line_for_each_message_with_the_time_since_the_last_beat() -> 
 
 def test_it_says_once_that_a_worker_has_been_silent_for_90_seconds() -> None:
     lines: list[str] = []
-    hive = StandInHive(say=lines.append, clock=(clock := Clock()))
+    hive = FakeHive(say=lines.append, clock=(clock := Clock()))
     tell(hive, "ready")
     for seconds in (90, 1, 60):
         clock.now += seconds
@@ -127,7 +127,7 @@ def test_a_right_message_is_taken(kind: str) -> None:
 )
 def test_a_wrong_field_is_named_and_answered_with_400(kind: str, field: str, value: object) -> None:
     lines: list[str] = []
-    hive = StandInHive(say=lines.append)
+    hive = FakeHive(say=lines.append)
     assert tell(hive, kind, **{field: value}) == 400
     assert lines[0].startswith(f"WRONG  {PATHS[kind][0]}  ")
     assert field in lines[0]
@@ -169,8 +169,8 @@ def test_it_runs_from_the_command_line() -> None:
             eventually(answers_503(f"http://127.0.0.1:{port}/v1/workers/ready"), 30)
         finally:
             process.terminate()
-        shown, _ = process.communicate()
-    first, second = shown.splitlines()[:2]
+        redacted, _ = process.communicate()
+    first, second = redacted.splitlines()[:2]
     assert first.endswith(f"callback_url: http://127.0.0.1:{port}/v1/workers/ready")
     assert second.endswith("llm-1  ready on cuda:0 with 3.1 GB at http://box:8000/workers/llm-1")
 

@@ -10,7 +10,7 @@ import pytest
 
 from rbee_serve.config import OrchestratorConfig, WorkerConfig
 from rbee_serve.hub.orchestrator.heartbeat import (
-    Beat,
+    HeartbeatSchedule,
     health_status,
     heartbeat_url,
     hive_heartbeat,
@@ -23,7 +23,7 @@ from rbee_serve.worker_info import VERSION, worker_info
 from tests.hub.examples import WORKER, replica, worker_state
 
 NOON = datetime(2026, 1, 31, 12, 0, 0, 250_000, tzinfo=UTC)
-PAIR = worker_state(replica(devices=(3, 2)), replica("b", "boot-b", devices=(1,)), wanted=2)
+PAIR = worker_state(replica(devices=(3, 2)), replica("b", "boot-b", devices=(1,)), desired_replicas=2)
 
 
 def test_the_ready_callback() -> None:
@@ -88,7 +88,7 @@ def test_times_are_told_in_utc() -> None:
 
 
 def test_fewer_replicas_than_wanted_is_degraded_and_so_is_a_shutdown() -> None:
-    assert health_status(worker_state(replica(), wanted=2)) == "degraded"
+    assert health_status(worker_state(replica(), desired_replicas=2)) == "degraded"
     assert health_status(worker_state(replica(healthy=False))) == "degraded"
     assert health_status(worker_state()) == "degraded"
     assert health_status(worker_state(replica(), stopping=True)) == "degraded"
@@ -107,13 +107,13 @@ def test_heartbeats_go_to_the_origin_of_the_callback(protocol: Any, callback_url
 
 
 def test_a_missed_beat_is_left_out_and_the_rhythm_is_kept() -> None:
-    beat = Beat(30)
+    beat = HeartbeatSchedule(30)
     beat.start(100)
     beat.done(100.2)
-    assert beat.due_at == 130
+    assert beat.next_due_at == 130
     beat.done(135)  # late
-    assert beat.due_at == 160
+    assert beat.next_due_at == 160
     beat.done(251)  # three were missed
-    assert beat.due_at == 280
+    assert beat.next_due_at == 280
     beat.start(260)
-    assert beat.due_at == 280
+    assert beat.next_due_at == 280

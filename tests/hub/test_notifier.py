@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from rbee_serve.hub.orchestrator.delivery import Delivery
-from rbee_serve.hub.orchestrator.notifier import Conversation, Speaker
-from rbee_serve.hub.orchestrator.outbound import Answer
+from rbee_serve.hub.orchestrator.delivery import RetrySchedule
+from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier, WorkerIdentity
+from rbee_serve.hub.orchestrator.outbound import CallbackResult
 from rbee_serve.state import WorkerState
 from tests.hub.examples import WORKER, Clock, application, replica, worker_state
 
 READY, BEAT, QUEEN, FAILED = "/v1/workers/ready", "/v1/heartbeat", "/v1/worker-heartbeat", "/errors"
-OK, GONE, NOTHING = Answer(status=200), Answer(status=404), Answer(trouble="timeout")
+OK, GONE, NOTHING = CallbackResult(status=200), CallbackResult(status=404), CallbackResult(trouble="timeout")
 SERVING = worker_state(replica())
 
 
@@ -29,13 +29,13 @@ class Told:
         config = application(f"http://hive{READY}", **{**options, **orchestrator}).orchestrator
         assert config is not None
         self.clock = Clock()
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, CallbackResult] = {}
         self.said: list[tuple[float, str, Mapping[str, Any]]] = []
         self.takes_s = 0.0
-        speaker = Speaker(WORKER, "llm", "http://box:8000", 8000)
-        self.conversation = Conversation(speaker, config, self._post, clock=self.clock)
+        speaker = WorkerIdentity(WORKER, "llm", "http://box:8000", 8000)
+        self.conversation = OrchestratorNotifier(speaker, config, self._post, clock=self.clock)
 
-    def _post(self, url: str, message: Mapping[str, Any], /) -> Answer:
+    def _post(self, url: str, message: Mapping[str, Any], /) -> CallbackResult:
         path = url.removeprefix("http://hive")
         self.said.append((self.clock.now - 1000, path, message))
         self.clock.now += self.takes_s
@@ -44,9 +44,9 @@ class Told:
     def live(self, state: WorkerState, seconds: float) -> list[tuple[float, str]]:
         """What is said in the next `seconds` while the worker is as `state` says: `(when, path)`."""
         before, end = len(self.said), self.clock.now + seconds
-        while (due_at := self.conversation.due_at(state)) < end:
-            self.clock.now = max(self.clock.now, due_at)
-            self.conversation.speak(state)
+        while (next_due_at := self.conversation.next_due_at(state)) < end:
+            self.clock.now = max(self.clock.now, next_due_at)
+            self.conversation.send_due(state)
         self.clock.now = end
         return [(round(when, 3), path) for when, path, _ in self.said[before:]]
 
@@ -59,7 +59,7 @@ def _no_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_is_said_before_the_worker_is_ready() -> None:
     told = Told()
     for state in (worker_state(), worker_state(replica(phase="loading")), worker_state(replica(healthy=False))):
-        assert told.conversation.due_at(state) == math.inf
+        assert told.conversation.next_due_at(state) == math.inf
     assert not told.live(worker_state(replica(), stopping=True), 100)
 
 
@@ -69,14 +69,16 @@ def test_ready_comes_first_and_then_heartbeats_on_a_fixed_beat() -> None:
 
 def test_ready_is_tried_again_with_growing_capped_pauses_until_it_is_acknowledged() -> None:
     told = Told()
-    told.answers[READY] = Answer(status=503)
+    told.answers[READY] = CallbackResult(status=503)
     assert told.live(SERVING, 14) == [(when, READY) for when in (0, 0.5, 1.5, 3.5, 7.5, 11.5)]
     told.answers[READY] = OK
     assert told.live(SERVING, 10) == [(15.5, READY), (15.5, BEAT)]
 
 
-@pytest.mark.parametrize("answer", [Answer(status=302), Answer(status=404), Answer(status=100), NOTHING])
-def test_only_2xx_acknowledges(answer: Answer) -> None:
+@pytest.mark.parametrize(
+    "answer", [CallbackResult(status=302), CallbackResult(status=404), CallbackResult(status=100), NOTHING]
+)
+def test_only_2xx_acknowledges(answer: CallbackResult) -> None:
     told = Told()
     told.answers[READY] = answer
     assert {path for _, path in told.live(SERVING, 60)} == {READY}
@@ -84,8 +86,8 @@ def test_only_2xx_acknowledges(answer: Answer) -> None:
 
 def test_pauses_are_shortened_by_up_to_a_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.uniform", lambda low, high: low)
-    assert [Delivery(30).failed("boot", 0) for _ in range(3)] == [0.375] * 3
-    delivery = Delivery(3)
+    assert [RetrySchedule(30).failed("boot", 0) for _ in range(3)] == [0.375] * 3
+    delivery = RetrySchedule(3)
     assert [delivery.failed("boot", 0) for _ in range(5)] == [0.375, 0.75, 1.5, 2.25, 2.25]
 
 
@@ -115,7 +117,7 @@ def test_an_orchestrator_that_has_forgotten_the_worker_is_told_again() -> None:
 def test_one_that_has_forgotten_and_takes_no_ready_does_not_quicken_the_pace() -> None:
     told = Told(heartbeat_interval_s=1, ready_backoff_max_s=64)
     told.live(SERVING, 0.5)
-    told.answers.update({BEAT: GONE, READY: Answer(status=500)})
+    told.answers.update({BEAT: GONE, READY: CallbackResult(status=500)})
     ready = [when for when, path in told.live(SERVING, 40) if path == READY]
     assert ready == [1, 1.5, 2.5, 4.5, 8.5, 16.5, 32.5]
 
@@ -125,7 +127,7 @@ def test_a_lost_worker_goes_on_beating_degraded_and_is_announced_when_it_is_back
     told.live(SERVING, 10)
     assert told.live(worker_state(was := replica(phase="loading")), 30) == [(30, BEAT)]
     assert told.said[-1][2]["health_status"] == "degraded"
-    assert told.live(worker_state(replica("b", "boot-b"), was, wanted=2), 30) == [(40, READY), (60, BEAT)]
+    assert told.live(worker_state(replica("b", "boot-b"), was, desired_replicas=2), 30) == [(40, READY), (60, BEAT)]
     assert told.said[-1][2]["health_status"] == "degraded"
     assert told.live(worker_state(replica("b", "boot-b")), 30) == [(90, BEAT)]
     assert told.said[-1][2]["health_status"] == "healthy"
@@ -171,7 +173,7 @@ def test_an_error_receiver_that_hangs_does_not_stop_the_heartbeats() -> None:
     told = Told(ready_backoff_max_s=0.1)
     told.live(SERVING, 1)
     told.takes_s, told.answers[FAILED] = 5, NOTHING
-    said = told.live(worker_state(replica(), replica("b", "boot-b", phase="error"), wanted=2), 300)
+    said = told.live(worker_state(replica(), replica("b", "boot-b", phase="error"), desired_replicas=2), 300)
     beats = [when for when, path in said if path == BEAT]
     assert max(later - earlier for earlier, later in pairwise(beats)) <= 35
 
@@ -185,7 +187,7 @@ def test_a_queen_gets_all_of_info() -> None:
 def test_a_failure_is_one_warning_that_says_what_comes_next(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     told = Told()
-    told.answers.update({READY: Answer(status=500)})
+    told.answers.update({READY: CallbackResult(status=500)})
     told.live(SERVING, 0.1)
     told.answers.update({READY: OK, BEAT: NOTHING})
     told.live(SERVING, 1)

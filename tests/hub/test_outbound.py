@@ -13,21 +13,21 @@ import httpcore
 import pytest
 
 from rbee_serve.hub.orchestrator.deadline_network import Deadline, DeadlineBackend, Resolver
-from rbee_serve.hub.orchestrator.outbound import Answer, Outbound, shown
+from rbee_serve.hub.orchestrator.outbound import CallbackClient, CallbackResult, redacted
 from tests.hub.receivers import OK, answering, closed_port, eventually, hang, listening, trickling
 
 TIMEOUT_S = 0.4
 
 
-def post(url: str) -> tuple[Answer, float]:
+def post(url: str) -> tuple[CallbackResult, float]:
     began = time.monotonic()
-    return Outbound(TIMEOUT_S).post(url, {"a": 1}), time.monotonic() - began
+    return CallbackClient(TIMEOUT_S).post(url, {"a": 1}), time.monotonic() - began
 
 
 def test_the_message_arrives_as_json() -> None:
     with listening(answering(OK)) as receiver:
         answer, _ = post(receiver.url.replace("//", "//user:p%40ss@") + "/v1/x?y=1")
-    assert answer == Answer(status=200)
+    assert answer == CallbackResult(status=200)
     assert answer.acknowledged
     head, body = receiver.requests[0].split(b"\r\n\r\n")
     assert head.startswith(b"POST /v1/x?y=1 HTTP/1.1\r\n")
@@ -70,13 +70,13 @@ def test_a_receiver_that_is_not_there_is_unreachable(url: str) -> None:
 
 
 def test_a_name_that_no_name_server_would_take_is_unreachable() -> None:
-    assert post(f"http://{'a' * 300}/")[0] == Answer(trouble="unreachable")
+    assert post(f"http://{'a' * 300}/")[0] == CallbackResult(trouble="unreachable")
 
 
 def test_tls_that_never_begins_is_over_at_the_deadline() -> None:
     with listening(hang) as receiver:
         answer, took_s = post(receiver.url.replace("http:", "https:"))
-    assert answer == Answer(trouble="timeout")
+    assert answer == CallbackResult(trouble="timeout")
     assert took_s < TIMEOUT_S + 3
 
 
@@ -121,10 +121,10 @@ def test_a_lookup_that_hangs_is_left_behind_once_and_serves_a_later_call(monkeyp
         return real(*arguments, **options)
 
     with listening(answering(OK)) as receiver:
-        outbound = Outbound(0.1)
+        outbound = CallbackClient(0.1)
         monkeypatch.setattr(socket, "getaddrinfo", slow)
         for _ in range(3):
-            assert outbound.post(receiver.url, {}) == Answer(trouble="timeout")
+            assert outbound.post(receiver.url, {}) == CallbackResult(trouble="timeout")
         assert lookups == [1]
         monkeypatch.setattr(socket, "getaddrinfo", real)
         go_on.set()
@@ -152,5 +152,5 @@ def test_an_address_that_swallows_packets_leaves_time_for_the_next_one(monkeypat
 
 
 def test_a_log_shows_neither_password_nor_query() -> None:
-    assert shown("http://me:secret@hive:9200/v1/ready?token=secret") == "http://hive:9200/v1/ready"
-    assert shown("http://[::1") == "an invalid URL"
+    assert redacted("http://me:secret@hive:9200/v1/ready?token=secret") == "http://hive:9200/v1/ready"
+    assert redacted("http://[::1") == "an invalid URL"

@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 import pytest
 
 from rbee_serve.config import WorkerConfig
-from rbee_serve.hub.replica_registry import Roster
-from rbee_serve.hub.state_server import StateLines
+from rbee_serve.hub.replica_registry import ReplicaRegistry
+from rbee_serve.hub.state_server import StateServer
 from rbee_serve.state import LoadProgress, ReplicaState
-from rbee_serve.transport.acceptor import Entrance, Place
-from rbee_serve.transport.framing import Wire
-from rbee_serve.transport.state_client import HubConnection
+from rbee_serve.transport.acceptor import Acceptor, Endpoint
+from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.transport.state_client import StateClient
 from rbee_serve.transport.state_messages import ToHub
 
 HOST = "127.0.0.1"
@@ -25,8 +25,8 @@ class Hub:
 
     def __init__(self) -> None:
         self.reached = 0
-        self.wires: list[Wire[ToHub]] = []
-        self.entrances: list[Entrance[ToHub]] = []
+        self.wires: list[FramedConnection[ToHub]] = []
+        self.entrances: list[Acceptor[ToHub]] = []
         self.restart()
 
     def restart(self) -> None:
@@ -34,27 +34,27 @@ class Hub:
         for wire in self.wires:
             wire._abort()
         self.wires = []
-        self.roster = Roster([WorkerConfig(id="echo-0", type="echo")])
-        self.lines = StateLines(self.roster)
+        self.registry = ReplicaRegistry([WorkerConfig(id="echo-0", type="echo")])
+        self.lines = StateServer(self.registry)
         admit = self.lines.entrance._admit
 
-        def noted(wire: Wire[ToHub]) -> object:
+        def noted(wire: FramedConnection[ToHub]) -> object:
             self.wires.append(wire)
             return admit(wire)
 
         self.lines.entrance._admit = noted  # type: ignore[assignment]
         self.entrances.append(self.lines.entrance)
 
-    async def reach(self) -> Place:
+    async def reach(self) -> Endpoint:
         """The call through Ray."""
         self.reached += 1
         return await self.lines.entrance.place(HOST)
 
 
 @asynccontextmanager
-async def hub_and_line() -> AsyncIterator[tuple[Hub, HubConnection]]:
+async def hub_and_line() -> AsyncIterator[tuple[Hub, StateClient]]:
     hub = Hub()
-    line = HubConnection(hub.reach)
+    line = StateClient(hub.reach)
     try:
         async with asyncio.timeout(10):
             yield hub, line
@@ -75,10 +75,10 @@ def state(running: int = 0) -> ReplicaState:
 async def test_a_push_has_arrived_when_it_returns_and_is_what_was_pushed() -> None:
     async with hub_and_line() as (hub, line):
         await line.push(state(2), 1)
-        assert hub.roster.worker("echo-0").replicas == (state(2),)
+        assert hub.registry.worker("echo-0").replicas == (state(2),)
         await line.push(state(1), 2)
         await line.push(state(7), 1)  # overtaken
-        assert hub.roster.worker("echo-0").replicas == (state(1),)
+        assert hub.registry.worker("echo-0").replicas == (state(1),)
         assert hub.reached == 1
 
 
@@ -89,7 +89,7 @@ async def test_who_watches_hears_of_a_change_at_once_and_gets_the_whole_snapshot
         await asyncio.sleep(0.05)
         assert not watching.done()
         await line.push(state(1), 1)
-        assert await watching == hub.roster.snapshot()
+        assert await watching == hub.registry.snapshot()
 
 
 async def test_who_watches_for_so_long_in_vain_gets_what_there_is() -> None:
@@ -103,7 +103,7 @@ async def test_a_change_that_no_push_brought_is_heard_of_too() -> None:
         first = await line.watch(-1, 60)
         watching = asyncio.create_task(line.watch(first.version, 60))
         await asyncio.sleep(0.05)
-        hub.roster.stop()
+        hub.registry.stop()
         hub.lines.notice()
         assert (await watching).stopping
 
@@ -117,7 +117,7 @@ async def test_when_the_hub_dies_who_waits_is_told_and_the_next_call_finds_the_n
         with pytest.raises(ConnectionError, match="the hub is gone"):
             await watching
         await line.push(state(), 2)
-        assert hub.roster.worker("echo-0").ready
+        assert hub.registry.worker("echo-0").ready
         assert hub.reached == 2
 
 
@@ -147,13 +147,13 @@ async def test_nobody_without_the_key_is_listened_to() -> None:
     async with hub_and_line() as (hub, _):
         place = await hub.reach()
 
-        async def misled() -> Place:
-            return Place(place.host, place.port, "0" * 64)
+        async def misled() -> Endpoint:
+            return Endpoint(place.host, place.port, "0" * 64)
 
-        stranger = HubConnection(misled)
+        stranger = StateClient(misled)
         with pytest.raises(ConnectionError):
             await stranger.push(state(), 1)
-        assert hub.roster.worker("echo-0").replicas == ()
+        assert hub.registry.worker("echo-0").replicas == ()
 
 
 async def test_a_connection_that_was_given_up_does_not_end_the_one_after_it() -> None:

@@ -17,7 +17,7 @@ from rbee_serve.config import LimitsConfig, WorkerConfig
 from rbee_serve.ingress.app import build_ingress
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
-from rbee_serve.ingress.worker_state_cache import View
+from rbee_serve.ingress.worker_state_cache import WorkerStateCache
 from rbee_serve.state import ReplicaState, Snapshot, WorkerState
 
 
@@ -26,22 +26,24 @@ async def nothing_new(version: int, hold_s: float) -> Snapshot:
     return Snapshot(version=version, workers=())
 
 
-async def silence_s(worker_id: str) -> float:
+async def seconds_since_last_push(worker_id: str) -> float:
     return 0.0
 
 
-def ready_view(worker_id: str) -> View:
+def ready_view(worker_id: str) -> WorkerStateCache:
     """A view in which that worker is ready."""
-    view = View(nothing_new, (worker_id,))
+    view = WorkerStateCache(nothing_new, (worker_id,))
     replica = ReplicaState(worker_id=worker_id, replica_id="r", boot_id="b", phase="ready", backend="cpu")
-    view.snapshot = Snapshot(version=1, workers=(WorkerState(worker_id=worker_id, wanted=1, replicas=(replica,)),))
+    view.snapshot = Snapshot(
+        version=1, workers=(WorkerState(worker_id=worker_id, desired_replicas=1, replicas=(replica,)),)
+    )
     return view
 
 
 def application(token: bytes | None) -> Starlette:
     """The real routes over one worker that is ready."""
     worker = Worker(WorkerConfig(id="echo-0", type="echo"), SPEC, EchoRequest)
-    router = Router({}, 1.0, silence_s, lambda worker_id, heard_at: False)
+    router = Router({}, 1.0, seconds_since_last_push, lambda worker_id, heard_at: False)
     services = IngressServices({"echo-0": worker}, LimitsConfig(), ready_view("echo-0"), router, "http://localhost", 80)
     app = build_ingress(services, token)
     assert isinstance(app, Starlette)

@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-from rbee_serve.transport.acceptor import Place
-from rbee_serve.transport.request_messages import Fragment
-from rbee_serve.transport.request_server import Connections
+from rbee_serve.transport.acceptor import Endpoint
+from rbee_serve.transport.request_messages import ResponseChunk
+from rbee_serve.transport.request_server import RequestServer
 
-Work = Callable[[dict[str, Any]], AsyncGenerator[Fragment, None]]
+Work = Callable[[dict[str, Any]], AsyncGenerator[ResponseChunk, None]]
 
 
 async def soon(condition: Callable[[], bool]) -> None:
@@ -33,10 +33,10 @@ class Call:
     def __aiter__(self) -> Call:
         return self
 
-    async def __anext__(self) -> Place:
+    async def __anext__(self) -> Endpoint:
         if self._hold is not None:
             await self._hold.wait()
-        place: Place = await self._place()
+        place: Endpoint = await self._place()
         self._answered = True
         return place
 
@@ -49,10 +49,10 @@ class Border:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self.replica = Connections(work)
+        self.replica = RequestServer(work)
         self.calls: list[Call] = []
         self.hold: asyncio.Event | None = None
-        self._replaced: list[Connections] = []
+        self._replaced: list[RequestServer] = []
 
     def options(self, **options: Any) -> Border:
         return self
@@ -61,7 +61,7 @@ class Border:
         self.calls.append(Call(self._place, self.hold))
         return self.calls[-1]
 
-    async def _place(self) -> Place:
+    async def _place(self) -> Endpoint:
         return await self.replica.entrance.place("127.0.0.1")
 
     @property
@@ -83,7 +83,7 @@ class Border:
     def replace_peacefully(self) -> None:
         """There is another replica, to which Ray Serve sends."""
         self._replaced.append(self.replica)
-        self.replica = Connections(self._work)
+        self.replica = RequestServer(self._work)
 
     async def close(self) -> None:
         """End everything."""

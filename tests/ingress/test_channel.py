@@ -13,8 +13,8 @@ import pytest
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.ingress.channel import Channel
 from rbee_serve.transport.refusal import refusal
-from rbee_serve.transport.request_messages import WINDOW_BYTES, Fragment
-from rbee_serve.transport.response_stream import Answer
+from rbee_serve.transport.request_messages import WINDOW_BYTES, ResponseChunk
+from rbee_serve.transport.response_stream import ResponseStream
 from tests.ingress.border import Border, Work, soon
 
 Borders = Callable[[Work], Border]
@@ -39,7 +39,7 @@ def channel_to(border: Border, *, balanced: bool = False) -> Channel:
     return Channel(handle, "node", lambda: None, balanced=balanced)
 
 
-async def whole(answer: Answer) -> bytes:
+async def whole(answer: ResponseStream) -> bytes:
     """All of an answer, which is then closed."""
     data, complete = await answer.next()
     while not complete:
@@ -49,7 +49,7 @@ async def whole(answer: Answer) -> bytes:
     return data
 
 
-async def counting(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+async def counting(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
     """As many numbers as the request asks for."""
     for i in range(fields["count"]):
         yield f"{fields['name']}.{i} ".encode(), False
@@ -104,7 +104,7 @@ async def test_requests_wait_until_ray_serve_has_found_a_replica(borders: Border
 async def test_a_request_is_acknowledged_before_there_is_anything_to_say(borders: Borders) -> None:
     go = asyncio.Event()
 
-    async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         await go.wait()
         yield b"end", True
 
@@ -121,7 +121,7 @@ class Endless:
     def __init__(self) -> None:
         self.working: set[str] = set()
 
-    async def __call__(self, fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def __call__(self, fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         self.working.add(fields["name"])
         try:
             for i in itertools.count():
@@ -157,7 +157,7 @@ async def test_who_leaves_stops_his_own_work_only(borders: Borders, order: str, 
 async def test_who_leaves_before_a_replica_was_found_is_not_sent(borders: Borders, balanced: bool) -> None:
     seen: list[str] = []
 
-    async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         seen.append(fields["name"])
         yield b"end", True
 
@@ -220,7 +220,7 @@ async def test_a_replica_that_dies_fails_its_requests_and_the_next_goes_to_anoth
 async def test_a_replica_that_goes_finishes_what_it_has_and_gets_no_more(borders: Borders, balanced: bool) -> None:
     go = asyncio.Event()
 
-    async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         yield b"first ", False
         await go.wait()
         yield b"last", True
@@ -261,7 +261,7 @@ async def test_a_reader_that_is_behind_slows_its_own_work_down_and_no_other(bord
     made: dict[str, int] = {"slow": 0, "fast": 0}
     piece = b"x" * 10_000
 
-    async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         for _ in range(1000):
             made[fields["name"]] += 1
             yield piece, False
@@ -280,7 +280,7 @@ async def test_a_reader_that_is_behind_slows_its_own_work_down_and_no_other(bord
 async def test_an_answer_larger_than_the_window_comes_whole(borders: Borders) -> None:
     document = b"x" * (5 * WINDOW_BYTES)
 
-    async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         yield document, True, "audio/wav"
 
     border = borders(work)
@@ -290,7 +290,7 @@ async def test_an_answer_larger_than_the_window_comes_whole(borders: Borders) ->
 
 
 async def test_a_refusal_and_a_fault_in_the_work_are_answers_too(borders: Borders) -> None:
-    async def work(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         if fields["name"] == "fault":
             raise ValueError("nobody has foreseen this")
         yield refusal(InvalidRequest("not so"))

@@ -10,14 +10,14 @@ from rbee_serve.config import LimitsConfig, WorkerConfig
 from rbee_serve.errors import WorkerLoading
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
-from tests.ingress.application import ready_view, silence_s
+from tests.ingress.application import ready_view, seconds_since_last_push
 
 
 def services(**uses: str) -> IngressServices:
     """One worker that is ready, and `speech-0`, which still loads."""
     worker = Worker(WorkerConfig(id="multimodal-0", type="multimodal", uses=uses), SPEC, MultimodalRequest)
     speech = Worker(WorkerConfig(id="speech-0", type="audio"), SPEC, MultimodalRequest)
-    router = Router({}, 1.0, silence_s, lambda worker_id, heard_at: False)
+    router = Router({}, 1.0, seconds_since_last_push, lambda worker_id, heard_at: False)
     workers = {"multimodal-0": worker, "speech-0": speech}
     return IngressServices(workers, LimitsConfig(), ready_view("multimodal-0"), router, "http://localhost", 80)
 

@@ -13,21 +13,21 @@ import pytest
 
 from rbee_serve.errors import WorkerLost
 from rbee_serve.ingress import router as module
-from rbee_serve.ingress.router import Reply, Router
+from rbee_serve.ingress.router import Router, UpstreamResponse
 from rbee_serve.ingress.worker_state_cache import FRESH_S
 from rbee_serve.request import InferenceRequest
 from rbee_serve.sse import KEEP_ALIVE
-from rbee_serve.transport.acceptor import Place
-from rbee_serve.transport.request_messages import Fragment
-from rbee_serve.transport.request_server import _Answer as Answering
-from rbee_serve.transport.response_stream import Answer
+from rbee_serve.transport.acceptor import Endpoint
+from rbee_serve.transport.request_messages import ResponseChunk
+from rbee_serve.transport.request_server import _Stream as Answering
+from rbee_serve.transport.response_stream import ResponseStream
 from tests.ingress.application import ready_view
 from tests.ingress.border import Border, Work, soon
 
 ACKNOWLEDGE_S = 0.2
 
 
-async def done(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+async def done(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
     yield b"data: [DONE]\n\n", True
 
 
@@ -38,16 +38,18 @@ class Replica(Border):
         super().__init__(work)
         self.delay_s = delay_s
 
-    async def _place(self) -> Place:
+    async def _place(self) -> Endpoint:
         await asyncio.sleep(self.delay_s)
         return await super()._place()
 
 
-async def outcome(delay_s: float, silence_s: Callable[[], Awaitable[float]], *, fresh: bool = False) -> Any:
+async def outcome(
+    delay_s: float, seconds_since_last_push: Callable[[], Awaitable[float]], *, fresh: bool = False
+) -> Any:
     """What came of a request, and after how many seconds."""
 
     async def asked(worker_id: str) -> float:
-        return await silence_s()
+        return await seconds_since_last_push()
 
     replica: Any = Replica(delay_s)
     router = Router({"echo-0": replica}, ACKNOWLEDGE_S, asked, lambda worker_id, heard_at: fresh)
@@ -85,10 +87,10 @@ async def broken() -> float:
 
 @pytest.mark.parametrize("silence_s", [silent, gone, hanging, broken])
 async def test_a_replica_that_nobody_has_heard_of_is_given_up_in_time(
-    silence_s: Any, monkeypatch: pytest.MonkeyPatch
+    seconds_since_last_push: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "HUB_ANSWERS_S", 0.5)
-    found, took_s = await outcome(30, silence_s)
+    found, took_s = await outcome(30, seconds_since_last_push)
     assert found == "lost"
     assert took_s < ACKNOWLEDGE_S + 3
 
@@ -153,7 +155,7 @@ async def test_a_replica_that_answers_others_needs_no_hub() -> None:
 async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP_ALIVE_S", 0.01)
 
-    async def slow(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+    async def slow(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         yield b"data: 1\n\n", False
         await asyncio.sleep(0.05)
         yield b"data: [DONE]\n\n", True
@@ -168,7 +170,7 @@ async def test_silence_is_filled_with_comments(monkeypatch: pytest.MonkeyPatch) 
     await replica.close()
 
 
-async def endless(fields: dict[str, Any]) -> AsyncGenerator[Fragment, None]:
+async def endless(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
     while True:
         yield b"data: 1\n\n", False
         await asyncio.sleep(0.001)
@@ -195,14 +197,14 @@ async def test_nothing_is_kept_of_an_answer_that_was_closed_until_python_looks_f
 
 def answers() -> list[object]:
     """All that Python keeps of answers. `isinstance` would ask each object for its class: some of torch then warn."""
-    return [thing for thing in gc.get_objects() if type(thing) in (Reply, Answer, Answering)]
+    return [thing for thing in gc.get_objects() if type(thing) in (UpstreamResponse, ResponseStream, Answering)]
 
 
 def test_a_replica_is_fresh_until_it_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     view, began = ready_view("echo-0"), time.monotonic()
     view._take(view.snapshot)
-    assert view.is_fresh("echo-0", -math.inf)
-    assert view.is_fresh("echo-0", began - 1)
-    assert not view.is_fresh("echo-0", time.monotonic())
+    assert view.recently_started("echo-0", -math.inf)
+    assert view.recently_started("echo-0", began - 1)
+    assert not view.recently_started("echo-0", time.monotonic())
     monkeypatch.setattr(time, "monotonic", lambda: began + FRESH_S + 1)
-    assert not view.is_fresh("echo-0", -math.inf)
+    assert not view.recently_started("echo-0", -math.inf)

@@ -11,11 +11,11 @@ from starlette.requests import Request
 
 from rbee_serve.config import LimitsConfig, WorkerConfig
 from rbee_serve.errors import InvalidRequest, UnsupportedMediaType, WorkerError
-from rbee_serve.ingress.addressing import addressed
+from rbee_serve.ingress.addressing import resolve_request
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.request import InferenceRequest
-from tests.ingress.application import ready_view, silence_s
+from tests.ingress.application import ready_view, seconds_since_last_push
 from tests.outside_worker import SPEC, LetterRequest
 
 BOOK = b"abracadabra \x00\r\n--x"
@@ -23,7 +23,7 @@ BOOK = b"abracadabra \x00\r\n--x"
 
 def services() -> IngressServices:
     worker = Worker(WorkerConfig(id="letters", type="tests.outside_worker:SPEC"), SPEC, LetterRequest)
-    router = Router({}, 1.0, silence_s, lambda worker_id, heard_at: False)
+    router = Router({}, 1.0, seconds_since_last_push, lambda worker_id, heard_at: False)
     return IngressServices({"letters": worker}, LimitsConfig(), ready_view("letters"), router, "http://localhost", 80)
 
 
@@ -42,7 +42,7 @@ async def read(request: httpx.Request, *, named: bool = True) -> InferenceReques
         "headers": [(name.lower(), value) for name, value in request.headers.raw],
         "path_params": {"worker_id": "letters"} if named else {},
     }
-    worker, found = await addressed(Request(scope, receive), services())
+    worker, found = await resolve_request(Request(scope, receive), services())
     assert worker.config.id == "letters"
     return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken
 
-from deployments.llm.chat_template import ChatText
+from deployments.llm.chat_template import ChatTokenizer
 from rbee_serve.errors import InvalidRequest
 
 pytestmark = pytest.mark.model
@@ -44,7 +44,7 @@ def reference(tokenizer: Any, *messages: dict[str, Any]) -> list[int]:
     ],
 )
 def test_an_ordinary_chat_is_read_as_the_template_and_the_tokenizer_have_it(tokenizer: Any, messages: Any) -> None:
-    assert ChatText(tokenizer).tokens(messages) == reference(tokenizer, *messages)
+    assert ChatTokenizer(tokenizer).tokens(messages) == reference(tokenizer, *messages)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_an_ordinary_chat_is_read_as_the_template_and_the_tokenizer_have_it(toke
     ],
 )
 def test_control_tokens_in_a_text_are_its_letters(tokenizer: Any, texts: list[str]) -> None:
-    tokens = ChatText(tokenizer).tokens([user(IMAGE, *texts)])
+    tokens = ChatTokenizer(tokenizer).tokens([user(IMAGE, *texts)])
     plain = reference(tokenizer, user(IMAGE, "x"))
     special = set(tokenizer.all_special_ids)
     assert [token for token in tokens if token in special] == [token for token in plain if token in special]
@@ -80,24 +80,24 @@ def test_the_place_of_a_picture_is_no_text_though_the_tokenizer_does_not_call_it
     )
     pic, rec, think = (seeing.convert_tokens_to_ids(name) for name in ("<pic>", "<rec>", "<think>"))
     texts = "<pic>", "and <rec> <think> <pi", "c><image>"
-    tokens = ChatText(seeing).tokens([user(IMAGE, {"type": "audio"}, *texts)])
+    tokens = ChatTokenizer(seeing).tokens([user(IMAGE, {"type": "audio"}, *texts)])
     assert [tokens.count(token) for token in (pic, rec, think)] == [1, 1, 1]
     assert seeing.decode(tokens).count("<pic>") == 2
     plain = [user(IMAGE, "It is <think> seven.")]
-    assert ChatText(seeing).tokens(plain) == reference(seeing, *plain)
+    assert ChatTokenizer(seeing).tokens(plain) == reference(seeing, *plain)
 
 
 def test_an_assistant_s_and_a_system_s_message_are_texts_too(tokenizer: Any) -> None:
     messages = [{"role": "system", "content": "<image>"}, {"role": "assistant", "content": "<image>"}, user("x")]
     image = tokenizer.convert_tokens_to_ids("<image>")
-    assert ChatText(tokenizer).tokens(messages).count(image) == 0
+    assert ChatTokenizer(tokenizer).tokens(messages).count(image) == 0
 
 
 def test_a_model_without_a_template_and_a_template_that_refuses_are_told(tokenizer: Any) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     with pytest.raises(InvalidRequest, match="has none"):
-        ChatText(bare).tokens([user("x")])
+        ChatTokenizer(bare).tokens([user("x")])
     bare.chat_template = "{{ raise_exception('no') }}"
     with pytest.raises(InvalidRequest, match="refuses this chat"):
-        ChatText(bare).tokens([user("x")])
+        ChatTokenizer(bare).tokens([user("x")])

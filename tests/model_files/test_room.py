@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from rbee_serve.errors import InsufficientResources, InsufficientVram
-from rbee_serve.model_files.memory_check import require_room, weights_memory_bytes
+from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.worker.spec import Device
 from tests.model_files.tiny_models import entry, model_folder, safetensors_bytes
 
@@ -23,9 +23,9 @@ def test_quantised_numbers_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_larger_than_the_memory_is_refused_with_the_numbers() -> None:
-    require_room(Device("cpu"), {"weights": 1000})
+    require_memory(Device("cpu"), {"weights": 1000})
     with pytest.raises(InsufficientResources, match=r"needs 900,000\.0 GB of weights and 1\.0 GB of KV cache, but "):
-        require_room(Device("cpu"), {"weights": 900_000 * 10**9, "KV cache": 10**9})
+        require_memory(Device("cpu"), {"weights": 900_000 * 10**9, "KV cache": 10**9})
 
 
 def test_on_gpus_the_share_counts_and_what_others_have_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,12 +36,12 @@ def test_on_gpus_the_share_counts_and_what_others_have_taken(monkeypatch: pytest
         nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(free=free[handle], total=10 * 10**9),
     )
     monkeypatch.setitem(sys.modules, "pynvml", driver)
-    require_room(Device("cuda", (0,)), {"weights": 8 * 10**9}, share=0.9)
+    require_memory(Device("cuda", (0,)), {"weights": 8 * 10**9}, share=0.9)
     for device, share in ((Device("cuda", (0,)), 0.45), (Device("cuda", (1,)), 0.9)):
         with pytest.raises(InsufficientVram, match=f"free for it on GPU-{device.indices[0]};"):
-            require_room(device, {"weights": 8 * 10**9}, share)
-    require_room(Device("cuda", (0, 1)), {"weights": 9 * 10**9}, share=0.9)
+            require_memory(device, {"weights": 8 * 10**9}, share)
+    require_memory(Device("cuda", (0, 1)), {"weights": 9 * 10**9}, share=0.9)
 
 
 def test_nothing_is_refused_where_the_driver_does_not_tell() -> None:
-    require_room(Device("cuda", (0,)), {"weights": psutil.virtual_memory().total * 1000})
+    require_memory(Device("cuda", (0,)), {"weights": psutil.virtual_memory().total * 1000})

@@ -33,7 +33,7 @@ class NotingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
         folder = Path(self._engine["notes"])
         try:
             for number in count(1):
-                with self._steps.expected():
+                with self._steps.working():
                     await asyncio.sleep(self._engine.get("wait_s", 0))
                     self._steps.step()
                 (folder / "made").write_text(str(number))

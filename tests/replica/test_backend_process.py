@@ -26,7 +26,7 @@ from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.registry import load_spec
 from rbee_serve.worker.spec import Device, LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 ECHO = "deployments.echo:SPEC"
 NOTES = "tests.replica.noting_worker:SPEC"
@@ -34,7 +34,7 @@ NOTES = "tests.replica.noting_worker:SPEC"
 
 def started(spec_path: str, report: Callable[[LoadProgress], None] = lambda _: None, **engine: Any) -> BackendProcess:
     worker = WorkerConfig(id="own-0", type=spec_path, engine=engine)
-    return BackendProcess(spec_path, LoadContext(worker, Device("cpu"), report, StepClock(20)))
+    return BackendProcess(spec_path, LoadContext(worker, Device("cpu"), report, Watchdog(20)))
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ async def test_it_is_a_window_ahead_of_its_reader_at_most(tmp_path: Path) -> Non
 
 
 async def test_steps_there_are_seen_here(tmp_path: Path) -> None:
-    steps = StepClock(0.2)
+    steps = Watchdog(0.2)
     worker = WorkerConfig(id="own-0", type=NOTES, engine={"notes": str(tmp_path), "wait_s": 0.6})
     backend = BackendProcess(NOTES, LoadContext(worker, Device("cpu"), lambda _: None, steps))
     assert steps.last_progress_age_s is None
@@ -129,9 +129,9 @@ async def test_steps_there_are_seen_here(tmp_path: Path) -> None:
     first = asyncio.ensure_future(anext(events))
     await asyncio.sleep(0.4)
     assert steps.last_progress_age_s is not None
-    assert steps.hangs()
+    assert steps.is_stalled()
     await first
-    assert not steps.hangs()
+    assert not steps.is_stalled()
     await events.aclose()
     until(lambda: steps.last_progress_age_s is None)
     backend.close()

@@ -14,12 +14,12 @@ from rbee_serve.errors import InferenceTimeout, InsufficientResources
 from rbee_serve.events import End, Error, Event, Progress, Started
 from rbee_serve.grammar import StreamGrammar
 from rbee_serve.replica.service import WorkerService
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 
 
 def service(**settings: Any) -> WorkerService:
     worker = WorkerConfig(id="echo-0", type="echo", **settings)
-    steps = StepClock(worker.hang_timeout_s)
+    steps = Watchdog(worker.hang_timeout_s)
     return WorkerService(worker, SPEC, EchoBackend(steps), steps)
 
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import Served
-from tests.served.frontends import Door, behind_default, behind_haproxy, opened
-from tests.served.health_probe import Ward
+from tests.served.frontends import Frontend, behind_default, behind_haproxy, opened
+from tests.served.health_probe import HealthProbe
 
 
 @pytest.fixture(scope="session")
-def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Frontend]:
     """The door that the test names with `through`. pytest runs the tests of one door together."""
     if request.param in ("own", "throughput"):
         served: Served = request.getfixturevalue("served")
@@ -27,6 +27,6 @@ def door(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def ward(door: Door) -> Ward:
+def ward(door: Frontend) -> HealthProbe:
     """What watches over the processes behind the door."""
-    return Ward(door)
+    return HealthProbe(door)

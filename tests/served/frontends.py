@@ -45,7 +45,7 @@ def through(*modes: Mode) -> pytest.MarkDecorator:
 
 
 @dataclass(frozen=True)
-class Door:
+class Frontend:
     """Where an application is reached, what lets a request in, and the process that started its Ray."""
 
     mode: Mode
@@ -76,15 +76,15 @@ class Door:
 
 
 @contextmanager
-def opened(mode: Mode, url: str, owner_pid: int, token: str | None = None) -> Iterator[Door]:
+def opened(mode: Mode, url: str, owner_pid: int, token: str | None = None) -> Iterator[Frontend]:
     """The door, with a client for well-formed requests."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(base_url=url, headers=headers, timeout=10) as client:
-        yield Door(mode, url, headers, client, psutil.Process(owner_pid))
+        yield Frontend(mode, url, headers, client, psutil.Process(owner_pid))
 
 
 @contextmanager
-def behind_default(folder: Path) -> Iterator[Door]:
+def behind_default(folder: Path) -> Iterator[Frontend]:
     """An application behind Ray's proxy, with Ray's own settings."""
     environment = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
     with supervisor(folder, WORKERS, environment, {"proxy_location": "HeadOnly"}, limits=LIMITS) as running:
@@ -94,7 +94,7 @@ def behind_default(folder: Path) -> Iterator[Door]:
 
 
 @contextmanager
-def behind_haproxy(folder: Path) -> Iterator[Door]:
+def behind_haproxy(folder: Path) -> Iterator[Frontend]:
     """An application behind HAProxy, whose other ports are not those that one of somebody else would take."""
     environment = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",

@@ -11,7 +11,7 @@ import psutil
 from tests.conftest import APPLICATION
 from tests.served.bad_http import MIB
 from tests.served.bad_json import INFER, WORKER
-from tests.served.frontends import PROXIES, Door
+from tests.served.frontends import PROXIES, Frontend
 from tests.served.measured import measured
 from tests.served.waiting import eventually
 
@@ -24,11 +24,11 @@ ANSWER_S = 1.0
 """So soon the neighbour is answered; what takes longer stands in the fault table, and far longer is a failure."""
 
 
-class Ward:
+class HealthProbe:
     """The processes behind a door. Their worker has one place and one in the queue, so that a request which leaves
     anything behind is in the way of the next one."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Frontend) -> None:
         self._door = door
         eventually(lambda: self._good_request().status_code == 200, 60)
         replicas = [f"ray::ServeReplica:{APPLICATION}:{name}" for name in ("ingress", WORKER)]

@@ -12,8 +12,8 @@ import pytest
 from tests.raw_http import Answer, chunk, connected, head, whole
 from tests.served.bad_http import ACCEPTED, BY_PROXY, GARBAGE_IDS, HTTP, Case
 from tests.served.bad_json import BOTH_ROUTES, CONTENT, GOOD, INFER, ODD_BUT_GOOD, ROOT, ROOT_NAMES, at_the_root
-from tests.served.frontends import Door, through
-from tests.served.health_probe import INTERNAL, NEIGHBOUR, Ward
+from tests.served.frontends import Frontend, through
+from tests.served.health_probe import INTERNAL, NEIGHBOUR, HealthProbe
 
 pytestmark = [pytest.mark.ray, through("own", "throughput", "haproxy")]
 
@@ -40,13 +40,13 @@ def check_refusal(answer: Answer, status: int, code: str) -> Any:
 
 
 @pytest.mark.parametrize("case", HTTP, ids=str)
-def test_bad_http_harms_nobody(door: Door, ward: Ward, case: Case) -> None:
+def test_bad_http_harms_nobody(door: Frontend, ward: HealthProbe, case: Case) -> None:
     check_refusal(door.exchange(case.request()), *case.expected(door.mode))
     ward.check()
 
 
 @pytest.mark.parametrize("given_id", GARBAGE_IDS, ids=lambda value: repr(value[:20]))
-def test_a_garbage_correlation_id_is_replaced(door: Door, ward: Ward, given_id: bytes) -> None:
+def test_a_garbage_correlation_id_is_replaced(door: Frontend, ward: HealthProbe, given_id: bytes) -> None:
     answer = door.exchange(whole(INFER, GOOD, b"X-Correlation-ID: " + given_id))
     check_refusal(answer, 200, ACCEPTED)
     ward.check()
@@ -55,7 +55,7 @@ def test_a_garbage_correlation_id_is_replaced(door: Door, ward: Ward, given_id: 
 @pytest.mark.parametrize(
     ("target", "body", "field"), [case[1:] for case in BOTH_ROUTES], ids=[case[0] for case in BOTH_ROUTES]
 )
-def test_bad_json_is_refused_by_name(door: Door, ward: Ward, target: str, body: bytes, field: str) -> None:
+def test_bad_json_is_refused_by_name(door: Frontend, ward: HealthProbe, target: str, body: bytes, field: str) -> None:
     answer = check_refusal(door.exchange(whole(target, body)), 400, "INVALID_REQUEST")
     assert [error["field"] for error in answer["errors"]] == [field]
     ward.check()
@@ -63,7 +63,7 @@ def test_bad_json_is_refused_by_name(door: Door, ward: Ward, target: str, body: 
 
 @pytest.mark.parametrize("target", [INFER, ROOT], ids=["worker", "root"])
 @pytest.mark.parametrize("body", [case[1] for case in ODD_BUT_GOOD], ids=[case[0] for case in ODD_BUT_GOOD])
-def test_odd_json_is_answered(door: Door, ward: Ward, target: str, body: bytes) -> None:
+def test_odd_json_is_answered(door: Frontend, ward: HealthProbe, target: str, body: bytes) -> None:
     sent = body if target == INFER else at_the_root(body)
     check_refusal(door.exchange(whole(target, sent)), 200, ACCEPTED)
     ward.check()
@@ -72,7 +72,9 @@ def test_odd_json_is_answered(door: Door, ward: Ward, target: str, body: bytes) 
 @pytest.mark.parametrize(
     ("body", "status", "code"), [case[1:] for case in ROOT_NAMES], ids=[case[0] for case in ROOT_NAMES]
 )
-def test_a_worker_that_is_misnamed_in_the_body(door: Door, ward: Ward, body: bytes, status: int, code: str) -> None:
+def test_a_worker_that_is_misnamed_in_the_body(
+    door: Frontend, ward: HealthProbe, body: bytes, status: int, code: str
+) -> None:
     check_refusal(door.exchange(whole(ROOT, body)), status, code)
     ward.check()
 
@@ -86,7 +88,7 @@ def test_a_worker_that_is_misnamed_in_the_body(door: Door, ward: Ward, body: byt
     ],
     ids=["length", "chunks", "head"],
 )
-def test_a_client_that_leaves_within_its_request(door: Door, ward: Ward, request_: bytes) -> None:
+def test_a_client_that_leaves_within_its_request(door: Frontend, ward: HealthProbe, request_: bytes) -> None:
     with connected(door.url) as connection:
         connection.sendall(door.admitted(request_))
         time.sleep(0.1)

@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import Served
 from tests.raw_http import whole
-from tests.served.frontends import Door, through
+from tests.served.frontends import Frontend, through
 from tests.served.waiting import eventually
 
 pytestmark = pytest.mark.ray
@@ -37,7 +37,7 @@ class Client:
         self._writer = writer
 
     @classmethod
-    async def asks(cls, door: Door, request: bytes) -> Client:
+    async def asks(cls, door: Frontend, request: bytes) -> Client:
         url = httpx.URL(door.url)
         reader, writer = await asyncio.open_connection(url.host, url.port)
         writer.write(door.admitted(request))
@@ -60,7 +60,7 @@ def endless(**fields: Any) -> bytes:
     return whole(INFER, json.dumps({**ENDLESS, **fields}).encode())
 
 
-async def ask(door: Door, **fields: Any) -> list[Client]:
+async def ask(door: Frontend, **fields: Any) -> list[Client]:
     """As many clients as there are places."""
     return await asyncio.gather(*(Client.asks(door, endless(**fields)) for _ in range(PLACES)))
 
@@ -79,11 +79,11 @@ def leave(clients: Iterable[Client]) -> float:
     return time.monotonic()
 
 
-async def until(door: Door, state: str) -> None:
+async def until(door: Frontend, state: str) -> None:
     await asyncio.to_thread(eventually, lambda: door.state(WORKER) == state)
 
 
-async def move_up(door: Door, leaving: list[Client]) -> tuple[list[Client], float]:
+async def move_up(door: Frontend, leaving: list[Client]) -> tuple[list[Client], float]:
     """Those who have all places leave, while as many streams wait in the queue. Those, and how long it took until all
     of them had a place."""
     queued = await ask(door)
@@ -93,7 +93,7 @@ async def move_up(door: Door, leaving: list[Client]) -> tuple[list[Client], floa
 
 
 @through("own", "throughput", "default", "haproxy")
-async def test_who_leaves_a_stream_gives_up_the_place_within_a_second(door: Door) -> None:
+async def test_who_leaves_a_stream_gives_up_the_place_within_a_second(door: Frontend) -> None:
     took = []
     await until(door, "idle")
     streaming = await ask(door)
@@ -106,7 +106,7 @@ async def test_who_leaves_a_stream_gives_up_the_place_within_a_second(door: Door
 
 
 @through("own", "throughput", "default", "haproxy")
-async def test_who_leaves_while_waiting_for_one_result_gives_up_the_place_within_a_second(door: Door) -> None:
+async def test_who_leaves_while_waiting_for_one_result_gives_up_the_place_within_a_second(door: Frontend) -> None:
     took = []
     for _ in range(ROUNDS):
         await until(door, "idle")
@@ -118,7 +118,7 @@ async def test_who_leaves_while_waiting_for_one_result_gives_up_the_place_within
     assert max(took) < 1, took
 
 
-async def come_and_go(door: Door, how: str, part: float, abruptly: bool) -> None:
+async def come_and_go(door: Frontend, how: str, part: float, abruptly: bool) -> None:
     """A client that leaves when a `part` of the way that it goes is done."""
     request = endless(stream=how != "waiting")
     client = await Client.asks(door, request[: int(part * len(request))] if how == "asking" else request)
@@ -131,7 +131,7 @@ async def come_and_go(door: Door, how: str, part: float, abruptly: bool) -> None
 
 
 @through("own", "throughput")
-async def test_after_a_thousand_random_disconnects_nothing_is_left(door: Door, served: Served) -> None:
+async def test_after_a_thousand_random_disconnects_nothing_is_left(door: Frontend, served: Served) -> None:
     dice = random.Random(20261123)
     ways = ["asking", "asked", "reading", "waiting"]
     clients = [(dice.choice(ways), dice.random(), dice.random() < 0.5) for _ in range(1000)]

@@ -17,7 +17,7 @@ from rbee_serve.events import End, Error, Event
 from rbee_serve.grammar import check_stream
 from rbee_serve.state import STALE_AFTER_S
 from tests.conftest import Served
-from tests.hive import Manners
+from tests.hive import Behaviour
 from tests.served.measured import measured, timed
 from tests.served.processes import replica_process
 from tests.served.waiting import eventually
@@ -199,7 +199,7 @@ def manners(served: Served) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", ["refuse", "redirect", "forget", "nonsense", "trickle", "hang"])
-def test_an_orchestrator_that_misbehaves_is_not_felt(served: Served, manners: None, how: Manners) -> None:
+def test_an_orchestrator_that_misbehaves_is_not_felt(served: Served, manners: None, how: Behaviour) -> None:
     times = []
     served.hive.manners = how
     began = time.monotonic()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from deployments.echo import EchoRequest, Failure
 from tests.raw_http import head, whole
 from tests.served.bad_json import CONTENT, INFER, WORKER
-from tests.served.frontends import Door, through
-from tests.served.health_probe import INTERNAL, Ward
+from tests.served.frontends import Frontend, through
+from tests.served.health_probe import INTERNAL, HealthProbe
 
 pytestmark = [pytest.mark.ray, through("own", "haproxy")]
 
@@ -92,7 +92,7 @@ def for_each(examples: st.SearchStrategy[T], check: Callable[[T], None], seconds
     one()
 
 
-def test_no_request_makes_the_server_fail(door: Door, ward: Ward) -> None:
+def test_no_request_makes_the_server_fail(door: Frontend, ward: HealthProbe) -> None:
     def check(request: tuple[str, str, list[tuple[str, str]], bytes]) -> None:
         method, path, lines, body = request
         given_headers = [f"{name}: {value}".encode("latin-1") for name, value in lines]
@@ -106,7 +106,7 @@ def test_no_request_makes_the_server_fail(door: Door, ward: Ward) -> None:
     ward.check()
 
 
-def test_no_json_object_makes_the_server_fail(door: Door, ward: Ward) -> None:
+def test_no_json_object_makes_the_server_fail(door: Frontend, ward: HealthProbe) -> None:
     def check(fields: dict[str, Any]) -> None:
         body = json.dumps({**fields, "stream": False}).encode()
         answer = door.exchange(whole(INFER, body, SOON))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.vision.generate import PictureRequest
+from deployments.vision.generate import ImageRequest
 from rbee_serve.client.client import Client
 from rbee_serve.events import Output, Progress
 from rbee_serve.grammar import check_stream
@@ -56,7 +56,7 @@ def test_a_picture_comes_as_events_as_json_and_as_a_file(url: str, served: Serve
     with Client(served.url, outputs=[ImageOutput]) as client:
         with client.stream(WORKER, **ASKED, preview_every=2) as stream:
             assert [event.value for event in stream if isinstance(event, Output)] == [preview, made]
-        assert client.document(WORKER, **ASKED, format="png").data == made.patch
+        assert client.infer_file(WORKER, **ASKED, format="png").data == made.patch
 
 
 def test_a_picture_and_its_mask_are_sent_as_a_form_or_as_base64(url: str) -> None:
@@ -79,11 +79,11 @@ def test_the_work_stops_when_its_client_has_left(url: str, served: Served) -> No
 
 
 def test_a_handle_gives_typed_pictures_and_the_steps_between(url: str, served: Served) -> None:
-    request = PictureRequest(**ASKED, preview_every=2)
+    request = ImageRequest(**ASKED, preview_every=2)
     handle = served.handle(WORKER)
     events = list(handle.options(stream=True).stream_events.remote(request))
     assert [event.step for event in events if isinstance(event, Progress)] == [1, 2, 3, 4]
     preview, made = [event.value for event in events if isinstance(event, Output)]
     assert (type(preview), preview.step, made.preview) == (ImageOutput, 2, False)
-    result = handle.collect.remote(PictureRequest(**ASKED, stream=False)).result(timeout_s=60)
+    result = handle.collect.remote(ImageRequest(**ASKED, stream=False)).result(timeout_s=60)
     assert [output.patch for output in result.outputs] == [made.patch]

@@ -84,7 +84,7 @@ def test_what_is_wrong_is_a_status_and_names_the_field(base: str, fields: dict[s
 
 def test_the_client_gets_a_file_by_its_type(base: str, served: Served) -> None:
     with Client(served.url) as client:
-        document = client.document(SPEECH["id"], prompt="Hello.", format="mp3")
+        document = client.infer_file(SPEECH["id"], prompt="Hello.", format="mp3")
     assert document.media_type == "audio/mpeg"
     assert len(soundfile.read(io.BytesIO(document.data))[0]) > RATE / 2
 

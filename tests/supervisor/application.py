@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rbee_serve.config import ApplicationConfig
-from rbee_serve.supervisor.checks import Plan
+from rbee_serve.supervisor.checks import CheckedConfig
 
 
 def loading(worker_id: str, **progress: Any) -> dict[str, Any]:
@@ -42,7 +42,7 @@ class Application:
     def __init__(self, script: Sequence[list[dict[str, Any]] | None]) -> None:
         self.script = list(script)
         self.tokens: list[str | None] = []
-        self.plan: Plan
+        self.plan: CheckedConfig
 
     def answer(self, path: str) -> tuple[int, bytes]:
         """Status and body."""
@@ -85,12 +85,12 @@ def running(script: Sequence[list[dict[str, Any]] | None], token_file: Path | No
         thread.join()
 
 
-def plan_for(url: str, port: int, token_file: Path | None = None) -> Plan:
+def plan_for(url: str, port: int, token_file: Path | None = None) -> CheckedConfig:
     """A plan of one echo worker that answers at `url`."""
     arguments: dict[str, Any] = {"workers": [{"id": "echo-0", "type": "echo"}, {"id": "echo-1", "type": "echo"}]}
     if token_file:
         arguments["auth"] = {"token_file": token_file}
-    return Plan(
+    return CheckedConfig(
         path=Path("serve_config.yaml"),
         document={},
         app_name="rbee",

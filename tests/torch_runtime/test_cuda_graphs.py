@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deployments.torch_runtime.cuda_graphs import MOST, GraphedForward
+from deployments.torch_runtime.cuda_graphs import MAX_GRAPHS, GraphedForward
 from tests import devices
 from tests.torch_runtime.graph_recorder import Recorder
 
@@ -66,17 +66,17 @@ def test_other_weights_and_other_forms_are_other_passes(recorder: Recorder) -> N
 
 def test_the_last_ones_that_were_needed_are_kept(recorder: Recorder) -> None:
     forward = GraphedForward(scaled, recorder)
-    for side in range(1, MOST + 2):
+    for side in range(1, MAX_GRAPHS + 2):
         for _ in range(2):
             forward(ones(side), 1)
             forward(ones(1), 1)
-    assert recorder.recorded == MOST + 1
-    for side in range(3, MOST + 2):
+    assert recorder.recorded == MAX_GRAPHS + 1
+    for side in range(3, MAX_GRAPHS + 2):
         forward(ones(side), 1)
-    assert recorder.recorded == MOST + 1
+    assert recorder.recorded == MAX_GRAPHS + 1
     for _ in range(2):
         forward(ones(2), 1)
-    assert recorder.recorded == MOST + 2
+    assert recorder.recorded == MAX_GRAPHS + 2
 
 
 def test_a_pass_that_cannot_be_recorded_is_done_as_it_was_and_not_tried_again(recorder: Recorder) -> None:

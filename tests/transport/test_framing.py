@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 
-from rbee_serve.transport.framing import Wire
-from rbee_serve.transport.request_messages import Ask, FromIngress, FromReplica, Noted, Part, Read
+from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.transport.request_messages import (
+    Chunk,
+    FromIngress,
+    FromReplica,
+    RequestAck,
+    StartRequest,
+    WindowUpdate,
+)
 
 
 class Transport:
@@ -34,11 +41,11 @@ class Transport:
         pass
 
 
-def end(heard: Any, *, longest: int | None = None) -> tuple[Wire[Any], Transport, list[Any]]:
+def end(heard: Any, *, longest: int | None = None) -> tuple[FramedConnection[Any], Transport, list[Any]]:
     """An end of a wire, its transport, and what it has heard so far."""
     received: list[Any] = []
     transport: Any = Transport()
-    wire: Wire[Any] = Wire(heard, received.append, lambda: None, longest=longest)
+    wire: FramedConnection[Any] = FramedConnection(heard, received.append, lambda: None, longest=longest)
     wire.connection_made(transport)
     return wire, transport, received
 
@@ -56,7 +63,7 @@ async def frames(*turns: list[Any]) -> bytes:
 
 @pytest.mark.parametrize("size", [1, 3, 7, 10_000])
 async def test_messages_come_as_they_were_said_wherever_the_bytes_are_cut(size: int) -> None:
-    said: list[Any] = [Ask(1, b"fields", "corr-1"), Read(1, 2**40), Ask(2, b"", "")]
+    said: list[Any] = [StartRequest(1, b"fields", "corr-1"), WindowUpdate(1, 2**40), StartRequest(2, b"", "")]
     data = await frames(said[:1], said[1:])
     wire, _, received = end(FromIngress)
     for begin in range(0, len(data), size):
@@ -65,7 +72,7 @@ async def test_messages_come_as_they_were_said_wherever_the_bytes_are_cut(size: 
 
 
 async def test_a_message_of_megabytes_comes_whole_and_so_do_those_around_it() -> None:
-    said: list[Any] = [Part(1, b"small", False), Part(2, bytes(range(256)) * 10_000, True), Noted(3)]
+    said: list[Any] = [Chunk(1, b"small", False), Chunk(2, bytes(range(256)) * 10_000, True), RequestAck(3)]
     wire, transport, _ = end(FromIngress)
     for message in said:
         wire.send(message)
@@ -81,7 +88,7 @@ async def test_what_is_said_while_the_other_end_is_behind_leaves_in_one_frame_wh
     wire, transport, _ = end(FromIngress)
     wire.pause_writing()
     for number in range(100):
-        wire.send(Part(number, b"x", False))
+        wire.send(Chunk(number, b"x", False))
         await asyncio.sleep(0)
     assert transport.written == []
     wire.resume_writing()
@@ -101,9 +108,9 @@ async def test_a_frame_that_cannot_be_read_or_is_too_long_cuts_the_wire(frame: b
 
 async def test_nothing_is_written_once_the_connection_is_gone() -> None:
     wire, transport, _ = end(FromIngress)
-    wire.send(Noted(1))
+    wire.send(RequestAck(1))
     transport.abort()
     wire.connection_lost(None)
-    wire.send(Noted(2))
+    wire.send(RequestAck(2))
     await asyncio.sleep(0)
     assert transport.written == []

@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from rbee_serve.transport import acceptor as module
-from rbee_serve.transport.acceptor import HELLO_BYTES, Hello, Place
-from rbee_serve.transport.request_messages import Ask, FromReplica, Leave, Noted, Part
-from rbee_serve.transport.request_server import Connections
+from rbee_serve.transport.acceptor import HELLO_BYTES, Endpoint, Hello
+from rbee_serve.transport.request_messages import Chunk, FromReplica, RequestAck, ResetStream, StartRequest
+from rbee_serve.transport.request_server import RequestServer
 
 HOST = "127.0.0.1"
 NUMBER = 3
@@ -49,7 +49,7 @@ class Ingress:
 
 
 @asynccontextmanager
-async def connected(replica: Connections, key: str | None = None) -> AsyncIterator[Ingress]:
+async def connected(replica: RequestServer, key: str | None = None) -> AsyncIterator[Ingress]:
     """A connection to a replica, which has heard the key."""
     place = await replica.entrance.place(HOST)
     ingress = Ingress(*await asyncio.open_connection(place.host, place.port))
@@ -61,8 +61,8 @@ async def connected(replica: Connections, key: str | None = None) -> AsyncIterat
         await replica.close(0)
 
 
-def ask(number: int = NUMBER, fields: dict[str, Any] | None = None) -> Ask:
-    return Ask(number, pickle.dumps(fields or {}), "corr")
+def ask(number: int = NUMBER, fields: dict[str, Any] | None = None) -> StartRequest:
+    return StartRequest(number, pickle.dumps(fields or {}), "corr")
 
 
 async def never(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
@@ -80,14 +80,14 @@ async def test_the_acknowledgement_leaves_before_the_work_begins_and_what_is_rea
             yield b"b", False
         yield b"c", True
 
-    async with connected(Connections(work)) as ingress:
+    async with connected(RequestServer(work)) as ingress:
         ingress.say(ask(1), ask(2))
-        assert await ingress.hear() == [Noted(1), Noted(2)]
-        assert await ingress.hear() == [Part(1, b"a", False), Part(2, b"a", False)]
+        assert await ingress.hear() == [RequestAck(1), RequestAck(2)]
+        assert await ingress.hear() == [Chunk(1, b"a", False), Chunk(2, b"a", False)]
         go.set()
         heard = await ingress.hear()
         assert [
-            b"".join(part.data for part in heard if isinstance(part, Part) and part.number == n) for n in (1, 2)
+            b"".join(part.data for part in heard if isinstance(part, Chunk) and part.number == n) for n in (1, 2)
         ] == [100 * b"b" + b"c"] * 2
 
 
@@ -95,10 +95,10 @@ async def test_a_document_has_its_media_type() -> None:
     async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
         yield fields["data"], True, "audio/wav"
 
-    async with connected(Connections(work)) as ingress:
+    async with connected(RequestServer(work)) as ingress:
         ingress.say(ask(fields={"data": b"\x00" * 3_000_000}))
-        assert await ingress.hear() == [Noted(NUMBER)]
-        assert await ingress.hear() == [Part(NUMBER, b"\x00" * 3_000_000, True, "audio/wav")]
+        assert await ingress.hear() == [RequestAck(NUMBER)]
+        assert await ingress.hear() == [Chunk(NUMBER, b"\x00" * 3_000_000, True, "audio/wav")]
 
 
 @pytest.mark.parametrize("how", ["leave", "hang up"])
@@ -112,12 +112,12 @@ async def test_work_is_stopped_when_nobody_wants_it(how: str) -> None:
         finally:
             stopped.set()
 
-    async with connected(Connections(work)) as ingress:
+    async with connected(RequestServer(work)) as ingress:
         ingress.say(ask())
         await ingress.hear()
         await ingress.hear()
         if how == "leave":
-            ingress.say(Leave(NUMBER), Leave(99))
+            ingress.say(ResetStream(NUMBER), ResetStream(99))
         else:
             await ingress.close()
         async with asyncio.timeout(5):
@@ -130,14 +130,14 @@ async def test_work_is_stopped_when_nobody_wants_it(how: str) -> None:
         [Hello("wrong")],
         [Hello("")],
         [ask()],
-        [Leave(NUMBER)],
+        [ResetStream(NUMBER)],
         [[0]],
         [["no message"]],
         "no list",
     ],
 )
 async def test_who_does_not_show_the_key_is_hung_up_on_and_what_follows_is_not_read(first: Any) -> None:
-    replica = Connections(never)
+    replica = RequestServer(never)
     place = await replica.entrance.place(HOST)
     ingress = Ingress(*await asyncio.open_connection(place.host, place.port))
     ingress.write(msgspec.msgpack.encode([*first, ask()] if isinstance(first, list) else first))
@@ -149,7 +149,7 @@ async def test_who_does_not_show_the_key_is_hung_up_on_and_what_follows_is_not_r
 
 @pytest.mark.parametrize("frame", [b"\xff\xff\xff\xff", (HELLO_BYTES + 1).to_bytes(4), b"\x00\x00\x00\x03\xc1\xc1\xc1"])
 async def test_a_stranger_s_frame_is_neither_waited_for_nor_kept(frame: bytes) -> None:
-    replica = Connections(never)
+    replica = RequestServer(never)
     place = await replica.entrance.place(HOST)
     reader, writer = await asyncio.open_connection(place.host, place.port)
     writer.write(frame)
@@ -162,7 +162,7 @@ async def test_a_stranger_s_frame_is_neither_waited_for_nor_kept(frame: bytes) -
 
 async def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HELLO_S", 0.05)
-    replica = Connections(never)
+    replica = RequestServer(never)
     place = await replica.entrance.place(HOST)
     ingress = Ingress(*await asyncio.open_connection(place.host, place.port))
     assert await ingress.is_hung_up()
@@ -171,8 +171,8 @@ async def test_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_ingresses_on_the_same_machine_are_told_the_same_place_and_each_replica_has_its_own() -> None:
-    one, other = Connections(never), Connections(never)
-    places: list[Place] = await asyncio.gather(
+    one, other = RequestServer(never), RequestServer(never)
+    places: list[Endpoint] = await asyncio.gather(
         *(one.entrance.place(HOST) for _ in range(3)), other.entrance.place(HOST)
     )
     assert len({place.port for place in places[:3]}) == len({place.key for place in places[:3]}) == 1
@@ -181,7 +181,7 @@ async def test_ingresses_on_the_same_machine_are_told_the_same_place_and_each_re
 
 
 async def test_a_host_at_which_nobody_can_listen_is_an_error_each_time_and_no_hindrance_at_the_end() -> None:
-    replica = Connections(never)
+    replica = RequestServer(never)
     for _ in range(2):
         with pytest.raises(OSError, match="bind"):
             await replica.entrance.place("203.0.113.1")

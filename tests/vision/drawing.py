@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from deployments.vision import generate as vision_generate
-from deployments.vision.generate import PictureBackend, PictureRequest
+from deployments.vision.generate import ImageBackend, ImageRequest
 from rbee_serve.config import WorkerConfig
 from rbee_serve.events import Output
 from rbee_serve.validation.parse import parse_object
 from rbee_serve.worker.spec import LoadContext
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.watchdog import Watchdog
 from tests import devices
 from tests.vision.pictures import encoded, picture
 
@@ -26,10 +26,10 @@ def configuration(folder: Path, **engine: Any) -> WorkerConfig:
     return WorkerConfig(id="vision-0", type="vision", task="generate", model_ref=f"file:{folder}", engine=engine)
 
 
-def load(folder: Path, **engine: Any) -> PictureBackend:
+def load(folder: Path, **engine: Any) -> ImageBackend:
     worker = configuration(folder, **engine)
     vision_generate.check(worker)
-    return vision_generate.load(LoadContext(worker, devices.DEVICE, lambda progress: None, StepClock(20)))
+    return vision_generate.load(LoadContext(worker, devices.DEVICE, lambda progress: None, Watchdog(20)))
 
 
 def bare(folder: Path) -> Any:
@@ -47,8 +47,8 @@ def seeded(seed: int) -> Any:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-async def events_of(backend: PictureBackend, **fields: Any) -> list[Any]:
-    request = parse_object(PictureRequest, {"prompt": PROMPT, "steps": 3, "seed": 7, **fields})
+async def events_of(backend: ImageBackend, **fields: Any) -> list[Any]:
+    request = parse_object(ImageRequest, {"prompt": PROMPT, "steps": 3, "seed": 7, **fields})
     return [event async for event in backend.execute(request)]
 
 

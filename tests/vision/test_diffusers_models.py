@@ -13,7 +13,7 @@ from PIL import Image
 
 from deployments.vision import generate as vision_generate
 from deployments.vision.generate import SPEC
-from deployments.vision.latent_preview import LatentColors, palette
+from deployments.vision.latent_preview import LatentPreview, palette
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Narration, Progress
 from rbee_serve.replica.loading import warm_up
@@ -59,7 +59,7 @@ def test_the_map_from_latents_to_colours_is_found_where_there_is_one(as_tokens: 
     hidden = torch.randn(6, 3, generator=seeded(0)).double()
     grid = torch.einsum("cr,rhw->chw", hidden, colors / 50 - 3)
     latents = (grid.flatten(1).T if as_tokens else grid)[None]
-    shown = LatentColors.fitted(latents, palette(24, 1).resize((192, 192), Image.Resampling.NEAREST))
+    shown = LatentPreview.fitted(latents, palette(24, 1).resize((192, 192), Image.Resampling.NEAREST))
     wide = latents[:, :240] if as_tokens else latents[:, :, :10]
     assert np.array_equal(np.asarray(shown.picture(latents, 1.0)), np.asarray(palette(24, 1)))
     differences = np.asarray(shown.picture(wide, 2.4), float) - np.asarray(palette(24, 1), float)[:10]

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from deployments.vision import generate as vision_generate
-from deployments.vision.generate import SPEC, PictureBackend, PictureRequest
+from deployments.vision.generate import SPEC, ImageBackend, ImageRequest
 from rbee_serve.errors import InsufficientResources, InsufficientVram, InvalidRequest
 from rbee_serve.events import End, Error, Metrics, Narration, Output, Progress, Started
 from rbee_serve.replica.event_stream import ordered
@@ -42,7 +42,7 @@ pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread_and_no_hub"
 
 
 @pytest.fixture(scope="module")
-def backend(diffusion: Path) -> Iterator[PictureBackend]:
+def backend(diffusion: Path) -> Iterator[ImageBackend]:
     made = load(diffusion, lora_modules={"made": f"file:{diffusion.parent / 'made'}"})
     yield made
     made.close()
@@ -58,7 +58,7 @@ def backend(diffusion: Path) -> Iterator[PictureBackend]:
     ],
 )
 async def test_the_same_seed_gives_the_pixels_of_the_bare_pipeline(
-    backend: PictureBackend, diffusion: Path, fields: Any, arguments: Any
+    backend: ImageBackend, diffusion: Path, fields: Any, arguments: Any
 ) -> None:
     made = pictures(await events_of(backend, num_images=2, **fields))
     pipeline = bare(diffusion)
@@ -69,7 +69,7 @@ async def test_the_same_seed_gives_the_pixels_of_the_bare_pipeline(
 
 
 async def test_a_picture_to_start_from_and_a_mask_do_what_they_do_in_the_bare_pipelines(
-    backend: PictureBackend, diffusion: Path
+    backend: ImageBackend, diffusion: Path
 ) -> None:
     import diffusers
 
@@ -85,13 +85,13 @@ async def test_a_picture_to_start_from_and_a_mask_do_what_they_do_in_the_bare_pi
     assert same(made, expected)
 
 
-async def test_of_a_picture_with_a_mask_only_the_white_part_changes(backend: PictureBackend) -> None:
+async def test_of_a_picture_with_a_mask_only_the_white_part_changes(backend: ImageBackend) -> None:
     one, other = [pictures(await events_of(backend, image=FILE, mask=MASK, seed=seed))[0] for seed in (1, 2)]
     changed = np.abs(one.astype(int) - other.astype(int)).sum(axis=(0, 2))
     assert changed[:16].mean() < changed[32:].mean() / 4
 
 
-async def test_the_size_is_that_of_the_picture_to_start_from_as_far_as_the_model_can(backend: PictureBackend) -> None:
+async def test_the_size_is_that_of_the_picture_to_start_from_as_far_as_the_model_can(backend: ImageBackend) -> None:
     for size, expected in [((31, 25), (30, 24)), ((640, 320), (64, 32)), ((1, 1), (2, 2))]:
         [made] = pictures(await events_of(backend, image=encoded(picture(*size), "PNG")))
         assert made.shape == (expected[1], expected[0], 3)
@@ -99,7 +99,7 @@ async def test_the_size_is_that_of_the_picture_to_start_from_as_far_as_the_model
     assert made.shape == (40, 20, 3)
 
 
-async def test_events_come_in_order_with_their_numbers(backend: PictureBackend) -> None:
+async def test_events_come_in_order_with_their_numbers(backend: ImageBackend) -> None:
     events = await events_of(backend, num_images=2, steps=4, preview_every=2)
     first, second = Progress(step=1, total=8), Progress(step=2, total=8)
     assert isinstance(events[0], Narration)
@@ -118,7 +118,7 @@ async def test_events_come_in_order_with_their_numbers(backend: PictureBackend) 
     assert (end.tokens_out, end.stop_reason, end.seed) == (2, "COMPLETE", 7)
 
 
-async def test_a_seed_that_is_made_up_is_told_and_gives_the_picture_again(backend: PictureBackend) -> None:
+async def test_a_seed_that_is_made_up_is_told_and_gives_the_picture_again(backend: ImageBackend) -> None:
     events = await events_of(backend, seed=None)
     again = await events_of(backend, seed=events[-1].seed)
     assert np.array_equal(pictures(events), pictures(again))
@@ -127,7 +127,7 @@ async def test_a_seed_that_is_made_up_is_told_and_gives_the_picture_again(backen
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
-async def test_each_format_comes_as_event_result_and_file(backend: PictureBackend, form: str) -> None:
+async def test_each_format_comes_as_event_result_and_file(backend: ImageBackend, form: str) -> None:
     [png] = pictures(await events_of(backend))
     events = await events_of(backend, format=form, preview_every=2)
     for event in events:
@@ -135,23 +135,23 @@ async def test_each_format_comes_as_event_result_and_file(backend: PictureBacken
             assert Image.open(io.BytesIO(event.value.patch)).format == form.upper()
     [made] = pictures(events)
     assert np.abs(made.astype(int) - png).mean() < (1 if form == "png" else 30)
-    request = parse_object(PictureRequest, {"prompt": PROMPT, "steps": 3, "seed": 7, "format": form, "stream": False})
+    request = parse_object(ImageRequest, {"prompt": PROMPT, "steps": 3, "seed": 7, "format": form, "stream": False})
     result = await collect(ordered(Started.now("j", "m"), backend.execute(request)), SPEC.outputs)
-    document = vision_generate.document(request, result)
+    document = vision_generate.encode_result(request, result)
     assert document is not None
     assert document.media_type == f"image/{form}"
     assert np.array_equal(pixels(document.data), made)
 
 
-async def test_several_pictures_or_no_named_format_are_json(backend: PictureBackend) -> None:
+async def test_several_pictures_or_no_named_format_are_json(backend: ImageBackend) -> None:
     for fields, count in [({}, 1), ({"num_images": 2, "format": "jpeg"}, 2)]:
-        request = parse_object(PictureRequest, {"prompt": PROMPT, "steps": 1, "stream": False, **fields})
+        request = parse_object(ImageRequest, {"prompt": PROMPT, "steps": 1, "stream": False, **fields})
         result = await collect(ordered(Started.now("j", "m"), backend.execute(request)), SPEC.outputs)
-        assert vision_generate.document(request, result) is None
+        assert vision_generate.encode_result(request, result) is None
         assert len(json.loads(result.to_json())["images"]) == count
 
 
-async def test_a_client_that_leaves_stops_the_work_within_a_step(backend: PictureBackend) -> None:
+async def test_a_client_that_leaves_stops_the_work_within_a_step(backend: ImageBackend) -> None:
     [expected] = pictures(await events_of(backend))
     passes = 0
 
@@ -161,7 +161,7 @@ async def test_a_client_that_leaves_stops_the_work_within_a_step(backend: Pictur
 
     unet = backend._engine._pipeline.unet
     hook = unet.register_forward_pre_hook(count)
-    request = PictureRequest(prompt=PROMPT, steps=100, num_images=8)
+    request = ImageRequest(prompt=PROMPT, steps=100, num_images=8)
     async with aclosing(backend.execute(request)) as events:
         while not isinstance(await anext(events), Progress):
             pass
@@ -172,7 +172,7 @@ async def test_a_client_that_leaves_stops_the_work_within_a_step(backend: Pictur
 
 
 @pytest.mark.skipif(devices.ON_GPU, reason="a GPU's steps are not looked into")
-def test_only_large_blocks_of_the_denoiser_are_looked_into_for_steps(backend: PictureBackend) -> None:
+def test_only_large_blocks_of_the_denoiser_are_looked_into_for_steps(backend: ImageBackend) -> None:
     import torch
 
     unet = backend._engine._pipeline.unet
@@ -186,7 +186,7 @@ def test_only_large_blocks_of_the_denoiser_are_looked_into_for_steps(backend: Pi
     assert all(layer._forward_pre_hooks for block in vae.decoder.up_blocks for layer in block.resnets)
 
 
-async def test_a_request_that_runs_out_of_memory_fails_alone(backend: PictureBackend) -> None:
+async def test_a_request_that_runs_out_of_memory_fails_alone(backend: ImageBackend) -> None:
     import torch
 
     def fail(*_: Any) -> None:
@@ -194,7 +194,7 @@ async def test_a_request_that_runs_out_of_memory_fails_alone(backend: PictureBac
 
     [expected] = pictures(await events_of(backend))
     hook = backend._engine._pipeline.vae.decoder.register_forward_pre_hook(fail)
-    request = PictureRequest(prompt=PROMPT, steps=2)
+    request = ImageRequest(prompt=PROMPT, steps=2)
     events = [event async for event in ordered(Started.now("j", "m"), backend.execute(request))]
     hook.remove()
     assert isinstance(events[-1], Error)
@@ -203,7 +203,7 @@ async def test_a_request_that_runs_out_of_memory_fails_alone(backend: PictureBac
 
 
 async def test_a_picture_that_takes_more_memory_than_is_free_is_refused_before_any_work(
-    backend: PictureBackend, monkeypatch: pytest.MonkeyPatch
+    backend: ImageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 100 < backend._engine._bytes_per_pixel < 1000
     monkeypatch.setattr(backend._engine, "_bytes_per_pixel", 1e12)
@@ -238,21 +238,21 @@ async def test_a_picture_that_takes_more_memory_than_is_free_is_refused_before_a
         ({"size": 1}, "size", "not a field"),
     ],
 )
-async def test_what_is_wrong_is_told_by_field(backend: PictureBackend, fields: Any, field: str, message: str) -> None:
+async def test_what_is_wrong_is_told_by_field(backend: ImageBackend, fields: Any, field: str, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await events_of(backend, **fields)
     assert [violation.field for violation in caught.value.violations] == [field]
     assert message in caught.value.message
 
 
-async def test_all_that_is_wrong_is_told_at_once(backend: PictureBackend) -> None:
+async def test_all_that_is_wrong_is_told_at_once(backend: ImageBackend) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await events_of(backend, width=65, height=41, lora="x")
     assert [violation.field for violation in caught.value.violations] == ["width", "width", "height", "lora"]
 
 
 async def test_an_adapter_changes_the_picture_and_only_where_it_is_asked_for(
-    backend: PictureBackend, diffusion: Path
+    backend: ImageBackend, diffusion: Path
 ) -> None:
     [plain] = pictures(await events_of(backend))
     [adapted] = pictures(await events_of(backend, lora="made"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from deployments.vllm_runtime import cpu_shm_wakeup as vllm_waiting
-from deployments.vllm_runtime.cpu_shm_wakeup import AT_ONCE_S, READERS, notified
+from deployments.vllm_runtime.cpu_shm_wakeup import READERS, SPIN_S, notified
 
 NEVER_S = 120.0
 """A look that no test lives to see."""
@@ -47,7 +47,7 @@ def wait_in_thread(reader: Any, timeout_ms: int | None = None) -> threading.Thre
 
     def wait() -> None:
         reader.wait()
-        time.sleep(2 * AT_ONCE_S)
+        time.sleep(2 * SPIN_S)
         reader.wait(timeout_ms)
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -77,10 +77,10 @@ def test_it_looks_at_once_then_sleeps_and_begins_anew_after_each_message(
     monkeypatch.setattr(os, "sched_yield", lambda: yielded.append(now[0]))
     reader = make(True)
     reader.wait()
-    now[0] += AT_ONCE_S / 2
+    now[0] += SPIN_S / 2
     reader.wait()
     assert len(yielded) == 2
-    now[0] += AT_ONCE_S
+    now[0] += SPIN_S
     reader.wait(10)
     assert len(yielded) == 2
     reader.record_read()
@@ -145,7 +145,7 @@ def test_messages_of_vllms_own_queue_arrive_in_order_however_long_they_take(monk
 
     monkeypatch.setattr(shm_broadcast, "SpinCondition", shm_broadcast.SpinCondition)
     monkeypatch.setattr(vllm_waiting, "LOOK_S", NEVER_S)
-    vllm_waiting.let_waiters_sleep()
+    vllm_waiting.patch_shm_wait()
     assert shm_broadcast.SpinCondition.__name__ == "NotifiedCondition"
     writer: Any = shm_broadcast.MessageQueue(n_reader=2, n_local_reader=2)
     received: list[list[int]] = [[], []]
@@ -174,5 +174,5 @@ def test_on_gpus_vllm_waits_as_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
 
     before = shm_broadcast.SpinCondition
     monkeypatch.setattr(type(platforms.current_platform), "is_cpu", lambda self: False)
-    vllm_waiting.let_waiters_sleep()
+    vllm_waiting.patch_shm_wait()
     assert shm_broadcast.SpinCondition is before

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from deployments.vllm_runtime import cpu_worker as vllm_cpu_worker
-from deployments.vllm_runtime.cpu_worker import CLASS, RESERVED_CORES, give_every_core, threads_for, worker_options
+from deployments.vllm_runtime.cpu_worker import CLASS, RESERVED_CORES, threads_for, use_all_cores, worker_options
 
 SMALL, LARGE = 6_500_000, 135_000_000
 
@@ -37,7 +37,7 @@ def test_no_core_is_kept_from_our_worker_unless_somebody_says_otherwise(
     monkeypatch.setenv(RESERVED_CORES, chosen or "")
     if chosen is None:
         monkeypatch.delenv(RESERVED_CORES)
-    give_every_core({"worker_cls": worker})
+    use_all_cores({"worker_cls": worker})
     assert os.environ.get(RESERVED_CORES) == expected
 
 

@@ -10,8 +10,8 @@ from contextlib import aclosing
 
 import pytest
 
-from rbee_serve.worker.batching import GATHER_S, Batcher
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.batching import MAX_WAIT_S, Batcher
+from rbee_serve.worker.watchdog import Watchdog
 
 
 class Model:
@@ -21,8 +21,8 @@ class Model:
         self,
         budget: int = 1000,
         overhead: int = 10,
-        clock: StepClock | None = None,
-        lanes: int = 1,
+        clock: Watchdog | None = None,
+        concurrency: int = 1,
         padded: bool = True,
     ) -> None:
         self.batches: list[list[str]] = []
@@ -32,7 +32,7 @@ class Model:
         self.gate.set()
         self.begun = threading.Event()
         self.batcher = Batcher(
-            self.run, len, budget=budget, overhead=overhead, steps=clock or StepClock(math.inf), lanes=lanes,
+            self.run, len, budget=budget, overhead=overhead, steps=clock or Watchdog(math.inf), concurrency=concurrency,
             enter=self.alone.append, padded=padded,
         )  # fmt: skip
 
@@ -187,28 +187,28 @@ async def test_a_request_with_several_bad_items_leaves_no_exception_behind() -> 
 
 async def test_each_batch_is_a_step_and_steps_are_expected_only_while_one_is_worked_on() -> None:
     time = [0.0]
-    clock = StepClock(20, lambda: time[0])
+    clock = Watchdog(20, lambda: time[0])
     model = Model(clock=clock)
     busy = await model.busy()
     time[0] = 15
     assert clock.last_progress_age_s == 15
-    assert not clock.hangs()
+    assert not clock.is_stalled()
     time[0] = 25
-    assert clock.hangs()
+    assert clock.is_stalled()
     model.gate.set()
     await busy
-    assert not clock.hangs()
+    assert not clock.is_stalled()
     assert clock.last_progress_age_s is None
 
 
 async def test_a_model_that_gives_too_few_results_is_an_error_and_not_a_wait_for_ever() -> None:
-    batcher: Batcher[str, str] = Batcher(lambda texts: [], len, budget=10, overhead=1, steps=StepClock(math.inf))
+    batcher: Batcher[str, str] = Batcher(lambda texts: [], len, budget=10, overhead=1, steps=Watchdog(math.inf))
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         await anext(batcher.results(["a"]))
 
 
 async def test_lanes_divide_what_waits_among_them_and_each_has_a_thread_of_its_own() -> None:
-    model = Model(overhead=1, lanes=2)
+    model = Model(overhead=1, concurrency=2)
     model.gate.clear()
     waiting = await requests(model, ["aaaa", "bbbb"], ["cccc"], ["dddd"])
     await asyncio.to_thread(model.begun.wait, 5)
@@ -220,7 +220,7 @@ async def test_lanes_divide_what_waits_among_them_and_each_has_a_thread_of_its_o
 
 
 async def test_a_lane_is_told_when_its_batch_is_all_there_is_to_do() -> None:
-    model = Model(lanes=2)
+    model = Model(concurrency=2)
     busy = await model.busy()
     [other] = await requests(model, ["second"])
     await asyncio.sleep(0.05)
@@ -231,25 +231,25 @@ async def test_a_lane_is_told_when_its_batch_is_all_there_is_to_do() -> None:
 
 
 async def test_lanes_work_on_what_comes_at_the_very_end_of_the_last_batch() -> None:
-    model = Model(lanes=2)
+    model = Model(concurrency=2)
     for number in range(200):
         assert await asyncio.wait_for(model.ask(f"text {number}"), 5) == [f"TEXT {number}"]
 
 
 async def test_a_lane_beside_a_large_batch_waits_a_moment_for_more() -> None:
-    model = Model(lanes=2)
+    model = Model(concurrency=2)
     large = await model.busy("a large one")
     (first,) = await requests(model, ["b"])
-    await asyncio.sleep(GATHER_S / 4)
+    await asyncio.sleep(MAX_WAIT_S / 4)
     (second,) = await requests(model, ["c"])
-    await asyncio.sleep(2 * GATHER_S)
+    await asyncio.sleep(2 * MAX_WAIT_S)
     model.gate.set()
     await asyncio.gather(large, first, second)
     assert sorted(model.batches) == [["a large one"], ["b", "c"]]
 
 
 async def test_what_waits_beside_a_large_batch_is_taken_when_enough_has_come() -> None:
-    model = Model(lanes=2)
+    model = Model(concurrency=2)
     large = await model.busy("a large one")
     waiting = await requests(model, ["b"], ["more"], ["yet more"])
     await asyncio.sleep(0)

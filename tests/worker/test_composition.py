@@ -13,7 +13,7 @@ from deployments.multimodal.derived_outputs import drawn, spoken
 from rbee_serve.errors import InvalidRequest, WorkerLost
 from rbee_serve.events import End, Error, Event, Metrics, Narration, Output, Progress, Started, StopReason
 from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
-from rbee_serve.worker.composition import Companion, composed
+from rbee_serve.worker.composition import DerivedOutput, composed
 
 TEXT = "This is a seven. It comes after six. Good."
 NARRATION = Narration(actor="a", action="b", target="c", human="d")
@@ -62,7 +62,7 @@ def painter() -> Worker:
     return Worker([Progress(step=1, total=2), preview, Output(ImageOutput(patch=b"picture", format="png", i=1))])
 
 
-async def events_of(*companions: Companion, text: str = TEXT, pause_s: float = 0.0) -> list[Event[Any]]:
+async def events_of(*companions: DerivedOutput, text: str = TEXT, pause_s: float = 0.0) -> list[Event[Any]]:
     async with aclosing(composed(written(text, pause_s), companions)) as events:
         return [event async for event in events]
 

@@ -10,8 +10,8 @@ from functools import partial
 
 import pytest
 
-from rbee_serve.worker.engine_thread import AHEAD, EngineThread, Outlet
-from rbee_serve.worker.watchdog import StepClock
+from rbee_serve.worker.engine_thread import PREFETCH, EngineThread, Sink
+from rbee_serve.worker.watchdog import Watchdog
 
 
 class Work:
@@ -38,7 +38,7 @@ class Work:
 
 @pytest.fixture
 def engine() -> EngineThread:
-    return EngineThread(StepClock(20))
+    return EngineThread(Watchdog(20))
 
 
 async def test_items_come_in_order_from_one_other_thread(engine: EngineThread) -> None:
@@ -58,7 +58,7 @@ async def test_a_short_work_does_not_wait_for_a_long_one(engine: EngineThread) -
     async with aclosing(engine.iterate(long.items())) as items:
         await anext(items)
         assert [item async for item in engine.iterate(Work(3).items())] == [0, 1, 2]
-    assert len(long.made) == 1 + AHEAD
+    assert len(long.made) == 1 + PREFETCH
 
 
 async def test_a_reader_that_leaves_closes_the_work_after_the_item_that_is_made(engine: EngineThread) -> None:
@@ -66,7 +66,7 @@ async def test_a_reader_that_leaves_closes_the_work_after_the_item_that_is_made(
     async with aclosing(engine.iterate(work.items())) as items:
         assert [await anext(items) for _ in range(3)] == [0, 1, 2]
     assert await asyncio.to_thread(work.closed.wait, 1)
-    assert len(work.made) <= 3 + AHEAD
+    assert len(work.made) <= 3 + PREFETCH
 
 
 async def test_a_reader_that_is_cancelled_while_it_waits_closes_the_work(engine: EngineThread) -> None:
@@ -108,7 +108,7 @@ async def test_a_failure_that_nobody_waits_for_is_forgotten(engine: EngineThread
 
 
 async def test_each_item_is_a_step_and_none_is_expected_of_an_engine_that_nobody_waits_for() -> None:
-    steps = StepClock(0.2)
+    steps = Watchdog(0.2)
     engine = EngineThread(steps)
     blocked = threading.Event()
 
@@ -120,25 +120,25 @@ async def test_each_item_is_a_step_and_none_is_expected_of_an_engine_that_nobody
     async with aclosing(engine.iterate(work())) as items:
         await anext(items)
         await asyncio.sleep(0.4)
-        assert not steps.hangs()
+        assert not steps.is_stalled()
         waiting = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0.4)
-        assert steps.hangs()
+        assert steps.is_stalled()
         blocked.set()
         assert await waiting == 2
-        assert not steps.hangs()
+        assert not steps.is_stalled()
 
 
 async def test_work_that_calls_back_is_read_in_order_and_follows_what_came_before_it(engine: EngineThread) -> None:
     begun: list[int] = []
 
-    def work(number: int, outlet: Outlet[int]) -> None:
+    def work(number: int, sink: Sink[int]) -> None:
         begun.append(number)
         for item in range(3):
-            outlet.put(10 * number + item)
+            sink.put(10 * number + item)
 
     async def read(number: int) -> list[int]:
-        return [item async for item in engine.called(partial(work, number))]
+        return [item async for item in engine.run_callback(partial(work, number))]
 
     assert await asyncio.gather(*map(read, [1, 2])) == [[10, 11, 12], [20, 21, 22]]
     assert begun == [1, 2]
@@ -148,16 +148,16 @@ async def test_work_that_calls_back_is_read_in_order_and_follows_what_came_befor
 async def test_a_reader_that_leaves_ends_work_that_calls_back_at_its_next_step(engine: EngineThread) -> None:
     left, ended = threading.Event(), threading.Event()
 
-    def work(outlet: Outlet[int]) -> None:
-        outlet.put(1)
+    def work(sink: Sink[int]) -> None:
+        sink.put(1)
         left.wait(5)
         try:
-            outlet.step()
+            sink.step()
         except InterruptedError:
             ended.set()
             raise
 
-    async with aclosing(engine.called(work)) as items:
+    async with aclosing(engine.run_callback(work)) as items:
         assert await anext(items) == 1
     left.set()
     assert await asyncio.to_thread(ended.wait, 1)
@@ -167,14 +167,14 @@ async def test_a_reader_that_leaves_ends_work_that_calls_back_at_its_next_step(e
 async def test_work_that_calls_back_and_waits_is_not_begun_when_its_reader_has_left(engine: EngineThread) -> None:
     free, begun = threading.Event(), threading.Event()
 
-    def wait(outlet: Outlet[int]) -> None:
+    def wait(sink: Sink[int]) -> None:
         free.wait(5)
-        outlet.put(1)
+        sink.put(1)
 
-    def begin(outlet: Outlet[int]) -> None:
+    def begin(sink: Sink[int]) -> None:
         begun.set()
 
-    first, second = [asyncio.ensure_future(anext(engine.called(work))) for work in (wait, begin)]
+    first, second = [asyncio.ensure_future(anext(engine.run_callback(work))) for work in (wait, begin)]
     await asyncio.sleep(0.05)
     second.cancel()
     await asyncio.wait([second])
@@ -185,14 +185,14 @@ async def test_work_that_calls_back_and_waits_is_not_begun_when_its_reader_has_l
 
 
 async def test_a_failure_of_work_that_calls_back_is_raised_after_what_came_before_it(engine: EngineThread) -> None:
-    def work(outlet: Outlet[int]) -> None:
-        outlet.put(1)
+    def work(sink: Sink[int]) -> None:
+        sink.put(1)
         raise KeyError
 
-    items = engine.called(work)
+    items = engine.run_callback(work)
     assert await anext(items) == 1
     with pytest.raises(KeyError):
         await anext(items)
-    async with aclosing(engine.called(work)) as items:
+    async with aclosing(engine.run_callback(work)) as items:
         await anext(items)
         await asyncio.sleep(0.05)  # what nobody waits for is forgotten

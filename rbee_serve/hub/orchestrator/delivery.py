@@ -22,7 +22,7 @@ def _shortened(pause_s: float) -> float:
     return pause_s * random.uniform(0.75, 1.0)  # noqa: S311 - nothing to guess here
 
 
-class Delivery:
+class RetrySchedule:
     """Capped exponential backoff until the message about a boot is acknowledged. A new boot is tried at once."""
 
     def __init__(self, longest_pause_s: float, jitter: Callable[[float], float] = _shortened) -> None:
@@ -37,7 +37,7 @@ class Delivery:
         """Whether the message about that boot was acknowledged."""
         return boot_id in self._delivered
 
-    def due_at(self, boot_id: str) -> float:
+    def next_due_at(self, boot_id: str) -> float:
         """When the message about that boot is to be sent: at once, at a moment, or (infinity) not any more."""
         if self.delivered(boot_id):
             return math.inf

@@ -73,7 +73,7 @@ def _say(line: str) -> None:
 
 
 @dataclass
-class StandInHive:
+class FakeHive:
     """What the stand-in knows and how it misbehaves: it forgets a worker after `forget_after` heartbeats, answers
     after `delay_s` seconds, and with `status` whatever comes."""
 
@@ -101,10 +101,10 @@ class StandInHive:
     def watch(self) -> None:
         """Say once of every worker that it has been silent for too long."""
         for worker_id, known in self.known.items():
-            silence_s = self.clock() - known.heard_at
-            if silence_s > SILENCE_S and not known.missed:
+            seconds_since_last_push = self.clock() - known.heard_at
+            if seconds_since_last_push > SILENCE_S and not known.missed:
                 known.missed = True
-                self.say(f"{worker_id}  SILENT for {silence_s:.0f} s: a hive would give it up now")
+                self.say(f"{worker_id}  SILENT for {seconds_since_last_push:.0f} s: a hive would give it up now")
 
     def _take(self, message: Message) -> int:
         match message:
@@ -136,7 +136,7 @@ class StandInHive:
         return 200
 
 
-def build_hive(hive: StandInHive) -> Starlette:
+def build_hive(hive: FakeHive) -> Starlette:
     """The stand-in as an application. What came is in `hive.messages`."""
 
     async def receive(request: Request) -> Response:
@@ -170,7 +170,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="answer S seconds late")
     parser.add_argument("--status", type=int, metavar="N", help="answer everything with this status, such as 503")
     options: Any = parser.parse_args(arguments)
-    hive = StandInHive(options.forget_after, options.delay, options.status)
+    hive = FakeHive(options.forget_after, options.delay, options.status)
     _say(f"callback_url: http://{options.host}:{options.port}/v1/workers/ready")
     uvicorn.run(build_hive(hive), host=options.host, port=options.port, log_level="warning")
 

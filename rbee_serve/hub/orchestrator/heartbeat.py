@@ -41,20 +41,20 @@ def queen_heartbeat(info: dict[str, Any], moment: datetime) -> dict[str, Any]:
     return {"worker": info, "timestamp": rfc3339(moment)}
 
 
-class Beat:
+class HeartbeatSchedule:
     """A fixed beat on a monotonic clock. A beat that is missed is left out, so none ever queues up."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
-        self.due_at = math.inf
+        self.next_due_at = math.inf
         """When the next one is due; never, before the start."""
 
     def start(self, now: float) -> None:
         """The first one is due now. A beat that has begun goes on as it is."""
-        if self.due_at == math.inf:
-            self.due_at = now
+        if self.next_due_at == math.inf:
+            self.next_due_at = now
 
     def done(self, now: float) -> None:
         """The one that was due has been sent: on to the first one after `now`."""
-        missed = math.floor((now - self.due_at) / self._interval_s)
-        self.due_at += (missed + 1) * self._interval_s
+        missed = math.floor((now - self.next_due_at) / self._interval_s)
+        self.next_due_at += (missed + 1) * self._interval_s

@@ -6,7 +6,7 @@
 
     a load that failed ──► report to `on_error_url` until acknowledged, where that is configured
 
-There is no thread and no waiting in here: `due_at` says when the next message is to be sent, `speak` sends it.
+There is no thread and no waiting in here: `next_due_at` says when the next message is to be sent, `send_due` sends it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from rbee_serve.config import OrchestratorConfig, WorkerConfig
-from rbee_serve.hub.orchestrator.delivery import Delivery
-from rbee_serve.hub.orchestrator.heartbeat import Beat, heartbeat_url, hive_heartbeat, queen_heartbeat
+from rbee_serve.hub.orchestrator.delivery import RetrySchedule
+from rbee_serve.hub.orchestrator.heartbeat import HeartbeatSchedule, heartbeat_url, hive_heartbeat, queen_heartbeat
 from rbee_serve.hub.orchestrator.load_failure import load_failure_message
-from rbee_serve.hub.orchestrator.outbound import Answer, shown
+from rbee_serve.hub.orchestrator.outbound import CallbackResult, redacted
 from rbee_serve.hub.orchestrator.ready import ready_message
 from rbee_serve.state import ReplicaState, WorkerState
 from rbee_serve.worker_info import worker_info
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 class Post(Protocol):
-    """`Outbound.post`, or what stands in for it."""
+    """`CallbackClient.post`, or what stands in for it."""
 
-    def __call__(self, url: str, message: Mapping[str, Any], /) -> Answer:
+    def __call__(self, url: str, message: Mapping[str, Any], /) -> CallbackResult:
         """POST `message` as JSON to `url`. Never raises for what the network does."""
         ...
 
@@ -44,7 +44,7 @@ def _utc_now() -> datetime:
 
 
 @dataclass(frozen=True)
-class Speaker:
+class WorkerIdentity:
     """Who speaks. `implementation` is the name of the worker's type; `base_url` is how others reach this server and
     `port` where it listens."""
 
@@ -54,12 +54,12 @@ class Speaker:
     port: int
 
 
-class Conversation:
+class OrchestratorNotifier:
     """One worker's messages. Used by one thread; `clock` is monotonic, `wall_clock` stamps the messages."""
 
     def __init__(
         self,
-        speaker: Speaker,
+        speaker: WorkerIdentity,
         orchestrator: OrchestratorConfig,
         post: Post,
         *,
@@ -72,30 +72,30 @@ class Conversation:
         self._clock = clock
         self._wall_clock = wall_clock
         self._heartbeat_url = heartbeat_url(orchestrator)
-        self._ready = Delivery(orchestrator.ready_backoff_max_s)
-        self._failure = Delivery(orchestrator.ready_backoff_max_s)
-        self._beat = Beat(orchestrator.heartbeat_interval_s)
+        self._ready = RetrySchedule(orchestrator.ready_backoff_max_s)
+        self._failure = RetrySchedule(orchestrator.ready_backoff_max_s)
+        self._beat = HeartbeatSchedule(orchestrator.heartbeat_interval_s)
 
-    def due_at(self, state: WorkerState) -> float:
+    def next_due_at(self, state: WorkerState) -> float:
         """The moment of the next message while the worker is as `state` says; infinity if nothing is to be said."""
-        return min(self._ready_due_at(state), self._beat.due_at, self._failure_due_at(state))
+        return min(self._ready_due_at(state), self._beat.next_due_at, self._failure_due_at(state))
 
-    def speak(self, state: WorkerState) -> None:
+    def send_due(self, state: WorkerState) -> None:
         """Send the one message that has been due for longest, about `state`."""
-        due_at = self.due_at(state)
-        if due_at == self._ready_due_at(state):
+        next_due_at = self.next_due_at(state)
+        if next_due_at == self._ready_due_at(state):
             self._announce(state)
-        elif due_at == self._beat.due_at:
+        elif next_due_at == self._beat.next_due_at:
             self._send_heartbeat(state)
         elif failed := self._unreported(state):
             self._report(failed)
 
     def _ready_due_at(self, state: WorkerState) -> float:
-        return self._ready.due_at(state.boot_id) if state.ready and state.boot_id else math.inf
+        return self._ready.next_due_at(state.boot_id) if state.ready and state.boot_id else math.inf
 
     def _failure_due_at(self, state: WorkerState) -> float:
         failed = self._unreported(state)
-        return self._failure.due_at(failed.boot_id) if failed else math.inf
+        return self._failure.next_due_at(failed.boot_id) if failed else math.inf
 
     def _unreported(self, state: WorkerState) -> ReplicaState | None:
         if self._orchestrator.on_error_url is None or state.stopping:
@@ -111,7 +111,7 @@ class Conversation:
         if answer.acknowledged:
             self._ready.succeeded(boot_id)
             self._beat.start(self._clock())
-            logger.info("worker %s: ready, and %s knows", me.worker.id, shown(self._orchestrator.callback_url))
+            logger.info("worker %s: ready, and %s knows", me.worker.id, redacted(self._orchestrator.callback_url))
         else:
             pause_s = self._ready.failed(boot_id, self._clock())
             self._warn("ready callback", self._orchestrator.callback_url, answer, f"next try in {pause_s:.1f} s")
@@ -140,7 +140,7 @@ class Conversation:
             pause_s = self._failure.failed(failed.boot_id, self._clock())
             self._warn("report of the failed load", url, answer, f"next try in {pause_s:.1f} s")
 
-    def _warn(self, what: str, url: str, answer: Answer, what_now: str) -> None:
+    def _warn(self, what: str, url: str, answer: CallbackResult, what_now: str) -> None:
         logger.warning(
-            "worker %s: %s did not take the %s: %s; %s", self._speaker.worker.id, shown(url), what, answer, what_now
+            "worker %s: %s did not take the %s: %s; %s", self._speaker.worker.id, redacted(url), what, answer, what_now
         )

@@ -22,15 +22,15 @@ from rbee_serve.hub.orchestrator.deadline_network import Deadline, DeadlineBacke
 MAX_ANSWER_BYTES = 64 * 1024
 """The largest body of an answer. Only its status is of interest, and a whole body proves that it was meant."""
 
-Trouble = Literal["unreachable", "timeout", "broken answer", "answer too large"]
+Failure = Literal["unreachable", "timeout", "broken answer", "answer too large"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class CallbackResult:
     """What came of a call: an HTTP `status`, or else the `trouble`."""
 
     status: int | None = None
-    trouble: Trouble | None = None
+    trouble: Failure | None = None
 
     @property
     def acknowledged(self) -> bool:
@@ -41,37 +41,37 @@ class Answer:
         return self.trouble or f"it answered {self.status}"
 
 
-class Outbound:
+class CallbackClient:
     """Makes calls, each with `timeout_s` from looking up the name to the last byte. One for each thread."""
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._resolver = Resolver()
 
-    def post(self, url: str, message: Mapping[str, Any]) -> Answer:
-        """POST `message` as JSON. Whatever the network or the receiver does comes back as an `Answer`."""
+    def post(self, url: str, message: Mapping[str, Any]) -> CallbackResult:
+        """POST `message` as JSON. Whatever the network or the receiver does comes back as an `CallbackResult`."""
         trust = _certificates() if url.startswith("https:") else None
         backend = DeadlineBackend(self._resolver, Deadline(self._timeout_s))
         try:
             with httpcore.ConnectionPool(trust, network_backend=backend) as pool:
                 return self._exchange(pool, _request(url, msgspec.json.encode(message)))
         except httpcore.TimeoutException:
-            return Answer(trouble="timeout")
+            return CallbackResult(trouble="timeout")
         except (httpcore.ProtocolError, httpcore.ReadError, httpcore.WriteError):
-            return Answer(trouble="broken answer")
+            return CallbackResult(trouble="broken answer")
         except (httpcore.NetworkError, httpcore.UnsupportedProtocol, httpx.InvalidURL, OSError):
-            return Answer(trouble="unreachable")
+            return CallbackResult(trouble="unreachable")
 
     @staticmethod
-    def _exchange(pool: httpcore.ConnectionPool, request: httpcore.Request) -> Answer:
+    def _exchange(pool: httpcore.ConnectionPool, request: httpcore.Request) -> CallbackResult:
         response = pool.handle_request(request)
         try:
             received = 0
             for chunk in response.iter_stream():
                 received += len(chunk)
                 if received > MAX_ANSWER_BYTES:
-                    return Answer(trouble="answer too large")
-            return Answer(status=response.status)
+                    return CallbackResult(trouble="answer too large")
+            return CallbackResult(status=response.status)
         finally:
             response.close()
 
@@ -98,7 +98,7 @@ def _request(url: str, body: bytes) -> httpcore.Request:
     )
 
 
-def shown(url: str) -> str:
+def redacted(url: str) -> str:
     """The URL as it may stand in a log: without user, password and query."""
     try:
         parsed = httpx.URL(url)
