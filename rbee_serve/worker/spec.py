@@ -68,6 +68,9 @@ class WorkerSpec(Generic[RequestT]):
     """Loads the model and returns when it can answer. Runs in a thread."""
     warm_up: Callable[[], RequestT]
     """A small real request. It must have worked before the worker counts as ready."""
+    long_request: Callable[[], RequestT] | None = None
+    """A valid request that takes seconds, so that a test can cancel it in the middle; required by
+    `rbee_serve.testing.check_worker_type`."""
     accelerators: frozenset[str] = frozenset({"cuda", "cpu", "metal"})
     """Where it can run."""
     default_capacity: int = 64

@@ -153,7 +153,7 @@ def test_a_document_is_its_bytes_and_their_type(client: Any, server: Server) -> 
 
 
 def test_a_file_where_an_object_was_asked_for_says_how_to_ask(client: Any) -> None:
-    with pytest.raises(InternalError, match=r"ask with document\(\)"):
+    with pytest.raises(InternalError, match=r"ask with infer_file\(\)"):
         client.infer("speaks", prompt="a")
 
 

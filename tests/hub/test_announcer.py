@@ -194,7 +194,7 @@ def test_an_announcer_that_has_nothing_to_say_sleeps(monkeypatch: pytest.MonkeyP
         asked[0] += 1
         return real(self, state)
 
-    monkeypatch.setattr(OrchestratorNotifier, "due_at", counted)
+    monkeypatch.setattr(OrchestratorNotifier, "next_due_at", counted)
     with announcing(application(f"http://127.0.0.1:{closed_port()}{READY}")):
         time.sleep(0.5)
         assert asked[0] <= 3
@@ -212,7 +212,7 @@ def test_an_unforeseen_fault_does_not_silence_a_worker(
             raise RuntimeError("a bug")
         real(self, state)
 
-    monkeypatch.setattr(OrchestratorNotifier, "speak", faulty)
+    monkeypatch.setattr(OrchestratorNotifier, "send_due", faulty)
     hive = quiet_hive()
     with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
         registry.push(replica())

@@ -85,7 +85,7 @@ async def broken() -> float:
     raise RuntimeError("the hub was killed")
 
 
-@pytest.mark.parametrize("silence_s", [silent, gone, hanging, broken])
+@pytest.mark.parametrize("seconds_since_last_push", [silent, gone, hanging, broken])
 async def test_a_replica_that_nobody_has_heard_of_is_given_up_in_time(
     seconds_since_last_push: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

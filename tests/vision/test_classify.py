@@ -224,7 +224,7 @@ async def test_what_is_no_picture_fails_its_own_request_only(backends: dict[str,
 async def test_a_text_is_read_once_and_the_oldest_are_forgotten(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vision_models, "KNOWN_TEXTS", 4)
+    monkeypatch.setattr(vision_models, "MAX_CACHED_TEXTS", 4)
     with closing(vision_classify.load(context(folders["clip"]))) as backend:
         model: Any = backend._model
         read: list[int] = []

@@ -38,7 +38,7 @@ Make = Callable[[bool], Any]
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Make:
     """Makes a reader (True) or the writer (False) of one queue, whose readers look only when they are told."""
-    monkeypatch.setattr(vllm_waiting, "LOOK_S", NEVER_S)
+    monkeypatch.setattr(vllm_waiting, "POLL_S", NEVER_S)
     return lambda is_reader: notified(Spin)(is_reader, None, f"ipc:///tmp/{os.getpid()}-{request.node.name}")
 
 
@@ -144,7 +144,7 @@ def test_messages_of_vllms_own_queue_arrive_in_order_however_long_they_take(monk
     from vllm.distributed.device_communicators import shm_broadcast
 
     monkeypatch.setattr(shm_broadcast, "SpinCondition", shm_broadcast.SpinCondition)
-    monkeypatch.setattr(vllm_waiting, "LOOK_S", NEVER_S)
+    monkeypatch.setattr(vllm_waiting, "POLL_S", NEVER_S)
     vllm_waiting.patch_shm_wait()
     assert shm_broadcast.SpinCondition.__name__ == "NotifiedCondition"
     writer: Any = shm_broadcast.MessageQueue(n_reader=2, n_local_reader=2)
