@@ -1,1 +1,1 @@
-"""Programs that compare rbee-serve with its peers; README.md says how to run them."""
+"""Programs that compare rbee-serve with its baselines; README.md says how to run them."""

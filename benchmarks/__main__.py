@@ -18,7 +18,7 @@ import time
 
 from benchmarks.method import table
 from benchmarks.report import report
-from benchmarks.runs import GOALS, PEERS, RUNS, Run
+from benchmarks.runs import GOALS, BASELINES, RUNS, Run
 from benchmarks.servers import ROOT
 
 
@@ -38,17 +38,17 @@ def main() -> int:
         if run not in runs:
             print(f"{run.goal}, {run.about}: no quick run", file=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that goes on must end its servers
-    peers = {name: folder for name in PEERS if (folder := getattr(options, name.replace("-", "_")))}
-    failed = [run for run in runs if not _done(run, options.quick, peers)]
+    baselines = {name: folder for name in BASELINES if (folder := getattr(options, name.replace("-", "_")))}
+    failed = [run for run in runs if not _done(run, options.quick, baselines)]
     print(report([run for run in runs if run not in failed], options.quick), flush=True)
     for run in failed:
         print(f"{run.goal}, {run.about}: FAILED")
     return 1 if failed else 0
 
 
-def _done(run: Run, quick: bool, peers: dict[str, str]) -> bool:
+def _done(run: Run, quick: bool, baselines: dict[str, str]) -> bool:
     """Whether the run came to its end."""
-    command = run.command(quick, peers)
+    command = run.command(quick, baselines)
     print(f"{run.goal}, {run.about}: python {' '.join(command[1:])}", file=sys.stderr, flush=True)
     began = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT) as process:
@@ -72,7 +72,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("what", nargs="*", default="list", choices=[*GOALS, "all", "report", "list"], metavar="WHAT")
     parser.add_argument("--quick", action="store_true", help="few blocks, and only what takes a minute or two")
-    for name, about in PEERS.items():
+    for name, about in BASELINES.items():
         parser.add_argument(f"--{name}", help=about)
     return parser.parse_args()
 

@@ -1,8 +1,8 @@
-"""P6: what is left of a classifier's speed when 16 clients send pictures over HTTP.
+"""P6: what is left of a classifier's speed when 16 clients send images over HTTP.
 
 A ViT of the usual size (86 M parameters, 224 x 224 pixels, a thousand labels) with random weights, made for the run.
 The bare library decodes the same JPEG files with Pillow, prepares them with the model's processor, and runs them
-through the model in batches of the size that is best here, in a process of its own. A reading is the pictures that are
+through the model in batches of the size that is best here, in a process of its own. A reading is the images that are
 classified in a second.
 
     python -m benchmarks.classification --save benchmarks/raw/classification.csv
@@ -34,7 +34,7 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.random_models import jpeg_files, vit_base
@@ -51,9 +51,9 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         library = stack.enter_context(one_process())
-        files = library.submit(make, folder / "vit", options.pictures).result()
+        files = library.submit(make, folder / "vit", options.images).result()
         batch = library.submit(best_batch, folder / "vit", options.threads, files).result()
-        print(f"the library is fastest with {batch} pictures in a batch", file=sys.stderr)
+        print(f"the library is fastest with {batch} images in a batch", file=sys.stderr)
         worker = {
             "id": "vision-0", "type": "vision", "task": "classify", "model_ref": f"file:{folder / 'vit'}", "cpus": 1,
             "threads": options.threads,
@@ -65,7 +65,7 @@ def main() -> None:
             f"{OURS} again": partial(_turn, server, files, options),
         }
         rows = run_blocks(turns, options.blocks)
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 
@@ -82,7 +82,7 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mNoaGgAAAMEAYF
 
 
 def _measure(clients: int) -> str:
-    return f"pictures/s, {clients} clients"
+    return f"images/s, {clients} clients"
 
 
 def _turn(server: Server, files: list[bytes], options: argparse.Namespace) -> dict[str, Reading]:
@@ -120,10 +120,10 @@ def _library_turn(
     return {_measure(clients): Reading(len(files) / wall_s, 1e6 * cpu_s / len(files))}
 
 
-def make(folder: Path, pictures: int) -> list[bytes]:
-    """The model's files, in `folder`; and that many pictures to classify."""
+def make(folder: Path, images: int) -> list[bytes]:
+    """The model's files, in `folder`; and that many images to classify."""
     vit_base(folder)
-    return jpeg_files(pictures, SIZE)
+    return jpeg_files(images, SIZE)
 
 
 _loaded: list[Any] = []
@@ -145,8 +145,8 @@ def classify(model: Path, threads: int, files: list[bytes], batch: int) -> tuple
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     with torch.inference_mode():
         for part in batched(files, batch):
-            pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in part]
-            net(**processor(images=pictures, return_tensors="pt")).logits.softmax(-1).topk(5)
+            images = [Image.open(io.BytesIO(file)).convert("RGB") for file in part]
+            net(**processor(images=images, return_tensors="pt")).logits.softmax(-1).topk(5)
     return time.perf_counter() - wall_s, time.process_time() - cpu_s
 
 
@@ -158,7 +158,7 @@ def best_batch(model: Path, threads: int, files: list[bytes]) -> int:
 def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--pictures", type=int, default=32, help="pictures in one turn")
+    parser.add_argument("--images", type=int, default=32, help="images in one turn")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 

@@ -30,11 +30,11 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    side_table,
+    variant_table,
     table,
 )
 from benchmarks.processes import Stopwatch
-from benchmarks.servers import Server, ours, peer
+from benchmarks.servers import Server, ours, baseline
 
 CLIENTS = 32
 PROMPT = "the quick brown fox jumps over the lazy dog again"
@@ -61,17 +61,17 @@ def main() -> None:
         servers = {OURS: ours(stack, folder, worker, probe, settings)}
         servers[f"{OURS} again"] = servers[OURS]
         if RAY_SERVE in options.against:
-            servers[RAY_SERVE] = peer(stack, folder, "ray_serve", probe)
+            servers[RAY_SERVE] = baseline(stack, folder, "ray_serve", probe)
         if STARLETTE in options.against:
-            servers[STARLETTE] = peer(stack, folder, "starlette", probe)
+            servers[STARLETTE] = baseline(stack, folder, "starlette", probe)
         if options.litserve:
-            servers[LITSERVE] = peer(stack, folder, "litserve", probe, environment=options.litserve)
+            servers[LITSERVE] = baseline(stack, folder, "litserve", probe, environment=options.litserve)
         answers = {name: server.target for name, server in servers.items()}
         if options.litserve:
             answers[LITSERVE] = replace(answers[LITSERVE], path="/v1/answer")  # there an API either streams or answers
         turns = {name: partial(_turn, server, answers[name], reader, options) for name, server in servers.items()}
         rows = run_blocks(turns, options.blocks)
-        print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+        print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
         if options.save:
             save(rows, options.save)
         if options.processes:
@@ -117,7 +117,7 @@ def _loaded(
         seen = reader.read(_streams(server, words, clients, options.seconds))
         load = f"{words} words, {clients} clients"
         readings[f"events/s, {load}"] = Reading(seen.frames_per_s, 1e6 * watch.cpu_s() / seen.all_frames)
-        if seen.first_s:  # with many clients a slow side has not begun to answer within a short reading
+        if seen.first_s:  # with many clients a slow variant has not begun to answer within a short reading
             readings[f"first byte, ms, {load}"] = Reading(1e3 * statistics.median(seen.first_s))
     return readings
 

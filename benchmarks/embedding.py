@@ -2,7 +2,7 @@
 
 all-MiniLM-L6-v2 on the CPU. The limit is `SentenceTransformer.encode` in a process of its own, given many texts at once
 in batches of the size that is best here. Behind `rbee-serve serve`, and behind infinity-emb where one is named, the
-same texts come from 8 clients with 8 texts in a request, and from 32 clients with one. Every text is new; all sides may
+same texts come from 8 clients with 8 texts in a request, and from 32 clients with one. Every text is new; all variants may
 use the same number of threads.
 
     python -m benchmarks.embedding --infinity /folder/of/its/environment --save benchmarks/raw/embedding.csv
@@ -33,7 +33,7 @@ from benchmarks.method import (
     comparison_table,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, infinity, ours
@@ -70,7 +70,7 @@ def main() -> None:
             other = infinity(stack, folder, options.infinity, _model(), _asked_of_infinity(["Hello"]), settings)
             turns[INFINITY] = partial(_turn, other, clients, texts, _asked_of_infinity, options.seconds)
         rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks)
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 
@@ -97,7 +97,7 @@ def _turn(
         for load, (count, size) in LOADS.items():
             bodies = [
                 json.dumps(body(list(itertools.islice(texts, size)))).encode()
-                for _ in range(int(400 * seconds / size) + count)  # more than any side answers
+                for _ in range(int(400 * seconds / size) + count)  # more than any variant answers
             ]
             watch = Stopwatch(server.tree)
             answered = clients.submit(answers_in, server.target, bodies, count, seconds).result()

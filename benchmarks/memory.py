@@ -2,7 +2,7 @@
 
 Streams of the echo worker that say one word and then nothing but a comment every ten seconds; and the whole of
 `rbee-serve serve` with a language model against vLLM's own server with the same engine arguments. Memory is the
-proportional set size of all processes of a side: of what several map each has its part. So nothing else that maps the
+proportional set size of all processes of a variant: of what several map each has its part. So nothing else that maps the
 same libraries may run meanwhile: each turn starts its server and ends it.
 """
 
@@ -34,7 +34,7 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    side_table,
+    variant_table,
     table,
 )
 from benchmarks.servers import Server, ours, vllm_server
@@ -51,7 +51,7 @@ STREAM_GOAL_KB: Goal = (100.0, 40.0)
 TREE_GOAL_MB: Goal = (1200.0, 800.0)
 
 Weights = dict[str, list[Counter[str]]]
-"""Bytes by process: for each side a reading for each turn."""
+"""Bytes by process: for each variant a reading for each turn."""
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows += run_blocks(_engine_turns(Path(folder), weights, options), options.blocks)
         print(f"\n{_process_table(weights, 1e6, TREE)}")
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 
@@ -158,28 +158,28 @@ def _engine_turns(folder: Path, weights: Weights, options: argparse.Namespace) -
 
 
 def _engine_turn(
-    side: str, start: Callable[[ExitStack], Server], asked: dict[str, Any], weights: Weights
+    variant: str, start: Callable[[ExitStack], Server], asked: dict[str, Any], weights: Weights
 ) -> dict[str, Reading]:
-    """Start the side's server, have it answer some clients at once, and weigh it."""
+    """Start the variant's server, have it answer some clients at once, and weigh it."""
     bodies = [json.dumps({**asked, "prompt": f"{number} little pigs"}).encode() for number in range(CLIENTS)]
     with ExitStack() as stack:
         server = start(stack)
         with server.awake():
             read_streams(StreamLoad(server.target, bodies, CLIENTS))
             held = _weigh(server)
-    weights.setdefault(side, []).append(held)
+    weights.setdefault(variant, []).append(held)
     return {TREE: Reading(held.total() / 1e6)}
 
 
 def _process_table(weights: Weights, unit: float, called: str) -> str:
-    """By process, the mean of the turns of each side."""
+    """By process, the mean of the turns of each variant."""
     lines = []
-    for side, turns in weights.items():
+    for variant, turns in weights.items():
         total: Counter[str] = Counter()
         for turn in turns:
             total.update(turn)
-        lines += [[side, name, f"{size / unit / len(turns):,.1f}"] for name, size in total.most_common()]
-    return table(["side", "process", called], lines)
+        lines += [[variant, name, f"{size / unit / len(turns):,.1f}"] for name, size in total.most_common()]
+    return table(["variant", "process", called], lines)
 
 
 def _options() -> argparse.Namespace:

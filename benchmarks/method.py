@@ -1,8 +1,8 @@
 """How two servers are compared on a machine that is small, shared and noisy.
 
-The sides take turns in mirrored blocks, A B B A, so that a drift of the machine meets both alike, and each block begins
-with another side: who is last in a pass takes two turns in a row, the second of them warm. Each block gives one
-ratio; what is reported is the median of the ratios, and an interval for it by resampling blocks. A side that is listed
+The variants take turns in mirrored blocks, A B B A, so that a drift of the machine meets both alike, and each block begins
+with another variant: who is last in a pass takes two turns in a row, the second of them warm. Each block gives one
+ratio; what is reported is the median of the ratios, and an interval for it by resampling blocks. A variant that is listed
 twice is the control: its ratio to itself says how small a difference can be claimed.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 CONTROL = " again"
-"""The end of the name of a side that is listed twice."""
+"""The end of the name of a variant that is listed twice."""
 
 DRAWS = 10_000
 LEVEL = 0.95
@@ -27,7 +27,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one turn of one side gave for one measure. `cpu_us` is the server's CPU time for each unit of work, in
+    """What one turn of one variant gave for one measure. `cpu_us` is the server's CPU time for each unit of work, in
     microseconds, over all of its processes."""
 
     value: float
@@ -40,7 +40,7 @@ class Row:
 
     block: int
     order: int
-    side: str
+    variant: str
     measure: str
     value: float
     cpu_us: float
@@ -51,12 +51,12 @@ Kind = Literal["ratio", "ratio at most", "difference", "value at most"]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`side` against `against`: a ratio of the two, or for times a difference; or, where there is nothing to compare it
+    """`variant` against `against`: a ratio of the two, or for times a difference; or, where there is nothing to compare it
     with (`value at most`, an empty `against`), what it gave. `must` and `stretch` are the least ratio, or the largest
     one (`ratio at most`), difference or value; None where there is none."""
 
     measure: str
-    side: str
+    variant: str
     against: str
     must: float | None = None
     stretch: float | None = None
@@ -77,7 +77,7 @@ Goal = tuple[float | None, float | None]
 NO_GOAL: Goal = (None, None)
 
 Turn = Callable[[], Mapping[str, Reading]]
-"""Measures one side once: readings by the name of the measure."""
+"""Measures one variant once: readings by the name of the measure."""
 
 
 def block_options(description: str | None) -> argparse.ArgumentParser:
@@ -88,19 +88,21 @@ def block_options(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run_blocks(sides: Mapping[str, Turn], blocks: int) -> list[Row]:
-    """Let the sides take turns: in each block once in one order and once in the opposite one. The order is the given
-    one, begun one side later in each block. Each row is shown on stderr as it comes."""
+def run_blocks(variants: Mapping[str, Turn], blocks: int) -> list[Row]:
+    """Let the variants take turns: in each block once in one order and once in the opposite one. The order is the given
+    one, begun one variant later in each block. Each row is shown on stderr as it comes."""
     rows = []
     for block in range(blocks):
-        names = list(sides)
+        names = list(variants)
         first = block % len(names)
         names = names[first:] + names[:first]
-        for order, side in enumerate(names + names[::-1]):
-            for measure, reading in sides[side]().items():
-                row = Row(block, order, side, measure, reading.value, reading.cpu_us)
+        for order, variant in enumerate(names + names[::-1]):
+            for measure, reading in variants[variant]().items():
+                row = Row(block, order, variant, measure, reading.value, reading.cpu_us)
                 print(
-                    f"{block} {side:22} {measure:28} {row.value:10.1f} {row.cpu_us:10.1f}", file=sys.stderr, flush=True
+                    f"{block} {variant:22} {measure:28} {row.value:10.1f} {row.cpu_us:10.1f}",
+                    file=sys.stderr,
+                    flush=True,
                 )
                 rows.append(row)
     return rows
@@ -112,18 +114,18 @@ def measures(rows: Iterable[Row]) -> list[str]:
 
 
 def paired(rows: Iterable[Row], comparison: Comparison) -> list[float]:
-    """One ratio or difference for each block: of the means of what the two sides gave in it. What a control gave counts
-    for the side that it is, unless it is compared itself. Blocks without one of them are left out."""
+    """One ratio or difference for each block: of the means of what the two variants gave in it. What a control gave counts
+    for the variant that it is, unless it is compared itself. Blocks without one of them are left out."""
     values: dict[tuple[int, str], list[float]] = {}
     for row in rows:
         if row.measure == comparison.measure:
-            side = row.side
-            if not comparison.side.endswith(CONTROL):
-                side = side.removesuffix(CONTROL)
-            values.setdefault((row.block, side), []).append(row.value)
+            variant = row.variant
+            if not comparison.variant.endswith(CONTROL):
+                variant = variant.removesuffix(CONTROL)
+            values.setdefault((row.block, variant), []).append(row.value)
     results = []
-    for block in sorted({block for block, side in values if side == comparison.side}):
-        ours = statistics.fmean(values[block, comparison.side])
+    for block in sorted({block for block, variant in values if variant == comparison.variant}):
+        ours = statistics.fmean(values[block, comparison.variant])
         if comparison.kind == "value at most":
             results.append(ours)
         elif theirs := values.get((block, comparison.against)):
@@ -142,16 +144,16 @@ def estimate(values: Sequence[float], draws: int = DRAWS, level: float = LEVEL) 
     )
 
 
-def side_table(rows: Sequence[Row]) -> str:
-    """For each measure and side: the median reading, and the median CPU time for each unit of work."""
+def variant_table(rows: Sequence[Row]) -> str:
+    """For each measure and variant: the median reading, and the median CPU time for each unit of work."""
     lines = []
     for measure in dict.fromkeys(row.measure for row in rows):
-        for side in dict.fromkeys(row.side for row in rows):
-            taken = [row for row in rows if (row.measure, row.side) == (measure, side)]
+        for variant in dict.fromkeys(row.variant for row in rows):
+            taken = [row for row in rows if (row.measure, row.variant) == (measure, variant)]
             if taken:
                 value, cpu_us = (statistics.median(getattr(row, name) for row in taken) for name in ("value", "cpu_us"))
-                lines.append([measure, side, f"{value:,.1f}", "" if cpu_us != cpu_us else f"{cpu_us:,.1f}"])
-    return table(["measure", "side", "median", "server CPU µs per unit"], lines)
+                lines.append([measure, variant, f"{value:,.1f}", "" if cpu_us != cpu_us else f"{cpu_us:,.1f}"])
+    return table(["measure", "variant", "median", "server CPU µs per unit"], lines)
 
 
 COMPARED = ["measure", "compared", "median", "95 % interval", "blocks", "must / stretch", "verdict"]
@@ -160,7 +162,7 @@ COMPARED = ["measure", "compared", "median", "95 % interval", "blocks", "must / 
 
 def compared(rows: Sequence[Row], comparison: Comparison) -> list[str] | None:
     """The median over blocks, its interval if there are several, and whether the goals are reached; None if not both
-    sides were measured."""
+    variants were measured."""
     values = paired(rows, comparison)
     if not values:
         return None
@@ -168,7 +170,7 @@ def compared(rows: Sequence[Row], comparison: Comparison) -> list[str] | None:
     form, sign = _FORMS[comparison.kind]
     return [
         comparison.measure,
-        f"{comparison.side} {sign} {comparison.against}".strip(),
+        f"{comparison.variant} {sign} {comparison.against}".strip(),
         f"{found.median:{form}}",
         f"{found.low:{form}} … {found.high:{form}}" if len(values) > 1 else "",
         str(len(values)),
@@ -178,7 +180,7 @@ def compared(rows: Sequence[Row], comparison: Comparison) -> list[str] | None:
 
 
 def comparison_table(rows: Sequence[Row], comparisons: Iterable[Comparison]) -> str:
-    """All comparisons of which both sides were measured."""
+    """All comparisons of which both variants were measured."""
     return table(COMPARED, filter(None, (compared(rows, comparison) for comparison in comparisons)))
 
 
@@ -203,7 +205,7 @@ _FORMS: dict[Kind, tuple[str, str]] = {
     "difference": ("+.1f", "-"),
     "value at most": (".1f", ""),
 }
-"""How a number of each kind is written, and the sign between the two sides."""
+"""How a number of each kind is written, and the sign between the two variants."""
 
 
 def _bounds(comparison: Comparison) -> str:
@@ -237,7 +239,7 @@ def read(path: Path) -> list[Row]:
     """The rows that were saved."""
     with path.open(newline="") as file:
         return [
-            Row(int(line["block"]), int(line["order"]), line["side"], line["measure"], float(line["value"]),
+            Row(int(line["block"]), int(line["order"]), line["variant"], line["measure"], float(line["value"]),
                 float(line["cpu_us"]))
             for line in csv.DictReader(file)
         ]  # fmt: skip

@@ -1,7 +1,7 @@
 """P9: what it costs that streams are open, when they say no more together.
 
 The echo worker behind `rbee-serve serve` makes the same number of events in a second for one stream, or for all of
-hundreds. The sides are numbers of streams of one server; the side without any is what it costs to be there.
+hundreds. The variants are numbers of streams of one server; the variant without any is what it costs to be there.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.method import (
     comparison_table,
     run_blocks,
     save,
-    side_table,
+    variant_table,
     table,
 )
 from benchmarks.paced_streams import SETTLE_S, Pace, read_paced
@@ -55,11 +55,11 @@ def main() -> None:
         numbers = {IDLE: 0} | {_side(number): number for number in options.streams}
         numbers[f"{_side(options.streams[0])} again"] = options.streams[0]
         turns = {
-            side: partial(_turn, server, client, number, options, spent.setdefault(side, Counter()))
-            for side, number in numbers.items()
+            variant: partial(_turn, server, client, number, options, spent.setdefault(variant, Counter()))
+            for variant, number in numbers.items()
         }
         rows = run_blocks(turns, options.blocks)
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.processes:
         print(f"\n{_process_table(spent, 2 * options.blocks * options.seconds)}")
     if options.save:
@@ -74,13 +74,15 @@ def _side(streams: int) -> str:
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
     """What can be said of `rows`: the goal of CPU is for the most streams against the fewest, the others for each."""
-    base, *others = [side for side in dict.fromkeys(row.side for row in rows) if side.endswith(("stream", "streams"))]
+    base, *others = [
+        variant for variant in dict.fromkeys(row.variant for row in rows) if variant.endswith(("stream", "streams"))
+    ]
     yield Comparison(CPU, f"{base} again", base)
-    for side in others:
-        yield Comparison(CPU, side, base, *(CPU_GOAL if side == others[-1] else NO_GOAL), "ratio at most")
-    for side in (base, *others):
-        yield Comparison(LAG, side, "", *LAG_GOAL_MS, "value at most")
-        yield Comparison(FAULTS, side, "", 0.0, kind="value at most")
+    for variant in others:
+        yield Comparison(CPU, variant, base, *(CPU_GOAL if variant == others[-1] else NO_GOAL), "ratio at most")
+    for variant in (base, *others):
+        yield Comparison(LAG, variant, "", *LAG_GOAL_MS, "value at most")
+        yield Comparison(FAULTS, variant, "", 0.0, kind="value at most")
 
 
 def _turn(
@@ -118,11 +120,11 @@ def _turn(
 
 def _process_table(spent: dict[str, Counter[str]], seconds: float) -> str:
     lines = [
-        [side, name, f"{100 * cpu_s / seconds:.2f}"]
-        for side, by_name in spent.items()
+        [variant, name, f"{100 * cpu_s / seconds:.2f}"]
+        for variant, by_name in spent.items()
         for name, cpu_s in by_name.most_common(6)
     ]
-    return table(["side", "process", CPU], lines)
+    return table(["variant", "process", CPU], lines)
 
 
 def _options() -> argparse.Namespace:

@@ -3,7 +3,7 @@
     python -m benchmarks.plots
 
 The same rows give the same bytes. A line is the median of the readings, the band about it goes from the least to the
-greatest. A side that is measured twice, as the control, is drawn once.
+greatest. A variant that is measured twice, as the control, is drawn once.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ COLORS = {
     "vLLM": "#555555",
     "LitServe": "#009e73",
 }
-"""A side has its color in each picture; these can be told apart by most who see colors differently."""
+"""A variant has its color in each image; these can be told apart by most who see colors differently."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A picture of two measures, in whose names `{}` stands for the number of clients, out of a file of `raw/`."""
+    """A image of two measures, in whose names `{}` stands for the number of clients, out of a file of `raw/`."""
 
     name: str
     title: str
@@ -98,17 +98,17 @@ def main() -> None:
 
 
 def series(rows: Iterable[Row], measure: str) -> dict[str, Series]:
-    """For each side the readings of a measure, by the number that stands for `{}` in its name."""
+    """For each variant the readings of a measure, by the number that stands for `{}` in its name."""
     pattern = re.compile(re.escape(measure).replace(r"\{\}", r"(\d+)"))
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
-        if (match := pattern.fullmatch(row.measure)) and not row.side.endswith(CONTROL):
-            found.setdefault(row.side, {}).setdefault(int(match[1]), []).append(row.value)
-    return {side: dict(sorted(values.items())) for side, values in found.items()}
+        if (match := pattern.fullmatch(row.measure)) and not row.variant.endswith(CONTROL):
+            found.setdefault(row.variant, {}).setdefault(int(match[1]), []).append(row.value)
+    return {variant: dict(sorted(values.items())) for variant, values in found.items()}
 
 
 def draw(plot: Plot, rows: list[Row], path: Path) -> None:
-    """The picture, as an SVG file."""
+    """The image, as an SVG file."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         for axes, measure in zip(figure.subplots(1, 2), (plot.throughput, plot.latency), strict=True):
@@ -120,18 +120,20 @@ def draw(plot: Plot, rows: list[Row], path: Path) -> None:
         figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
 
 
-def _lines(axes: Any, sides: Mapping[str, Series]) -> None:
-    for side, values in sides.items():
+def _lines(axes: Any, variants: Mapping[str, Series]) -> None:
+    for variant, values in variants.items():
         clients = list(values)
-        color = COLORS[side]
-        axes.plot(clients, [statistics.median(taken) for taken in values.values()], "o-", color=color, ms=4, label=side)
+        color = COLORS[variant]
+        axes.plot(
+            clients, [statistics.median(taken) for taken in values.values()], "o-", color=color, ms=4, label=variant
+        )
         axes.fill_between(
             clients, [*map(min, values.values())], [*map(max, values.values())], color=color, alpha=0.15, lw=0
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("clients")
-    axes.set_xticks(sorted({clients for values in sides.values() for clients in values}))
+    axes.set_xticks(sorted({clients for values in variants.values() for clients in values}))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:,g}")

@@ -75,7 +75,7 @@ def stable_diffusion(folder: Path, channels: tuple[int, ...] = (320, 640, 1280, 
 
 
 def jpeg_files(count: int, size: tuple[int, int]) -> list[bytes]:
-    """Pictures of soft coloured clouds, as files."""
+    """Images of soft coloured clouds, as files."""
     import io
 
     from PIL import Image

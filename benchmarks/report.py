@@ -23,13 +23,13 @@ def report(runs: Iterable[Run], quick: bool = False) -> str:
 
 
 def told(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """A line for each comparison. A side against itself has none; its interval stands beside the measure's others of
+    """A line for each comparison. A variant against itself has none; its interval stands beside the measure's others of
     its kind: differences beside differences, ratios beside ratios."""
     controls = {}
     lines = []
     for comparison in comparisons:
         line = compared(rows, comparison)
-        if line and comparison.side == f"{comparison.against}{CONTROL}":
+        if line and comparison.variant == f"{comparison.against}{CONTROL}":
             controls[comparison.measure, comparison.kind == "difference"] = line[COMPARED.index("95 % interval")]
         elif line:
             lines.append((line, (comparison.measure, comparison.kind == "difference")))

@@ -15,7 +15,7 @@ RAW = ROOT / "benchmarks" / "raw"
 QUICK_RAW = RAW / "quick"
 """Not kept by git: a quick look is not a result."""
 
-PEERS = {
+BASELINES = {
     "infinity": "a virtual environment with infinity-emb[server,torch]==0.0.78, for P3",
     "litserve": "a virtual environment with litserve==0.2.19, for P8",
     "ray-llm": "a folder made by pip install --no-deps --target FOLDER pyarrow jsonref, for P2",
@@ -26,7 +26,7 @@ PEERS = {
 @dataclass(frozen=True, slots=True)
 class Run:
     """One call of a program of `benchmarks/`: its options for a full and for a quick look, None where a quick one takes
-    too long; the name of its raw file; which of the `PEERS` it takes; and its function that says what is compared."""
+    too long; the name of its raw file; which of the `BASELINES` it takes; and its function that says what is compared."""
 
     goal: str
     about: str
@@ -34,15 +34,15 @@ class Run:
     raw: str
     full: str
     quick: str | None = None
-    peers: Sequence[str] = ()
+    baselines: Sequence[str] = ()
     compare: str = "comparisons"
 
-    def command(self, quick: bool, peers: dict[str, str]) -> list[str]:
-        """The command line. `peers` are options of `PEERS` and what they name."""
+    def command(self, quick: bool, baselines: dict[str, str]) -> list[str]:
+        """The command line. `baselines` are options of `BASELINES` and what they name."""
         options = (self.quick if quick else self.full) or ""
         command = [sys.executable, "-m", f"benchmarks.{self.module}", *options.split()]
-        for peer in self.peers:
-            command += [f"--{peer}", peers[peer]] if peer in peers else []
+        for baseline in self.baselines:
+            command += [f"--{baseline}", baselines[baseline]] if baseline in baselines else []
         return [*command, "--save", str(self.rows_at(quick))]
 
     def rows_at(self, quick: bool) -> Path:
@@ -73,7 +73,7 @@ RUNS = (
         "llm",
         "llm-one-layer",
         "--one-layer --clients 1 32 --rounds 8",
-        peers=["ray-llm"],
+        baselines=["ray-llm"],
         compare="one_layer_comparisons",
     ),
     Run("P3", "embeddings", "embedding", "embedding", "", "--blocks 1 --seconds 5", ["infinity"]),
@@ -88,7 +88,7 @@ RUNS = (
         "--blocks 2 --times 1 --steps 50",
     ),
     Run("P5", "the same in turns of 300 steps", "images", "images-100", "--times 3"),
-    Run("P5", "images whose steps take longer", "images", "images-96", "--side 96 --steps 20"),
+    Run("P5", "images whose steps take longer", "images", "images-96", "--variant 96 --steps 20"),
     Run("P6", "classification of images", "classification", "classification", ""),
     Run("P7", "speech", "speech", "speech", "", "--blocks 2 --requests 2"),
     Run(
@@ -106,7 +106,7 @@ RUNS = (
         "echo",
         "echo-clients",
         "--clients 1 4 16 64 --words 100 --blocks 3 --seconds 2 --idle 0",
-        peers=["litserve"],
+        baselines=["litserve"],
     ),
     Run(
         "P9",

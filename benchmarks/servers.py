@@ -101,7 +101,7 @@ def ours(
     return _started(stack, folder, name, command, target, probe, settings)
 
 
-def peer(
+def baseline(
     stack: ExitStack,
     folder: Path,
     module: str,
@@ -111,7 +111,7 @@ def peer(
     packages: Path | None = None,
     environment: Path | None = None,
 ) -> Server:
-    """A module of `benchmarks/peers/`, asked at `path`. `packages` is a folder of what it imports beside our own,
+    """A module of `benchmarks/baselines/`, asked at `path`. `packages` is a folder of what it imports beside our own,
     `environment` a virtual environment that runs it in place of ours."""
     port = free_port()
     python = str(environment / "bin" / "python") if environment else sys.executable

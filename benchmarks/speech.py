@@ -35,7 +35,7 @@ from benchmarks.method import (
     comparison_table,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, ours
@@ -65,7 +65,7 @@ def main() -> None:
             OURS: partial(_turn, server, client, texts),
         }
         rows = run_blocks(turns | {f"{OURS} again": turns[OURS]}, options.blocks)
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 

@@ -33,7 +33,7 @@ from benchmarks.method import (
     comparison_table,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.processes import ProcessTree
 from benchmarks.servers import ROOT, free_port
@@ -54,7 +54,7 @@ def main() -> None:
         {LIBRARIES: lambda: _bare_turn(workers), OURS: lambda: _turn(document)},
         options.blocks,
     )
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 

@@ -1,7 +1,7 @@
 """P4: what is left of Whisper's speed when a recording comes over HTTP.
 
 whisper-tiny.en on the CPU. The bare library is `faster_whisper.WhisperModel.transcribe` on the same file, decoding
-included, in a process of its own; the model, its number type and the number of threads are the same on both sides. Both
+included, in a process of its own; the model, its number type and the number of threads are the same on both variants. Both
 take the likeliest text (`temperature` 0): by default a window whose text repeats itself is sampled again, up to five
 times, and how much work that is, chance decides. A reading is the seconds of sound that are transcribed in a second.
 
@@ -37,7 +37,7 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    side_table,
+    variant_table,
 )
 from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, ours
@@ -84,7 +84,7 @@ def main() -> None:
         if options.control:
             turns[f"{OURS} again"] = turns[OURS]
         rows = run_blocks(turns, options.blocks)
-    print(f"\n{side_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
     if options.save:
         save(rows, options.save)
 

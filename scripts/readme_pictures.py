@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from rbee_serve.client.client import Client
+from rbee_serve.client import Client
 from rbee_serve.events import Output
 from rbee_serve.outputs import ImageOutput
 

@@ -1,4 +1,4 @@
-"""The echo that the peers serve: the same words, events and pauses as `deployments/echo.py`, as pydantic models."""
+"""The echo that the baselines serve: the same words, events and pauses as `deployments/echo.py`, as pydantic models."""
 
 from __future__ import annotations
 

@@ -16,16 +16,16 @@ from benchmarks.method import (
     read,
     run_blocks,
     save,
-    side_table,
+    variant_table,
     verdict,
 )
 
 
 def rows_of(values: dict[str, list[tuple[float, float]]]) -> list[Row]:
-    """Two readings for each block and side."""
+    """Two readings for each block and variant."""
     return [
-        Row(block, order, side, "events/s", value, 1.0)
-        for side, blocks in values.items()
+        Row(block, order, variant, "events/s", value, 1.0)
+        for variant, blocks in values.items()
         for block, pair in enumerate(blocks)
         for order, value in enumerate(pair)
     ]
@@ -34,13 +34,13 @@ def rows_of(values: dict[str, list[tuple[float, float]]]) -> list[Row]:
 def test_sides_take_turns_in_mirrored_blocks_that_begin_with_each_in_turn() -> None:
     turns: list[str] = []
 
-    def turn(side: str) -> dict[str, Reading]:
-        turns.append(side)
+    def turn(variant: str) -> dict[str, Reading]:
+        turns.append(variant)
         return {"events/s": Reading(1.0)}
 
-    rows = run_blocks({side: lambda side=side: turn(side) for side in "ABC"}, blocks=2)  # type: ignore[misc]
+    rows = run_blocks({variant: lambda variant=variant: turn(variant) for variant in "ABC"}, blocks=2)  # type: ignore[misc]
     assert "".join(turns) == "ABCCBABCAACB"
-    assert [row.side for row in rows] == turns
+    assert [row.variant for row in rows] == turns
     assert [row.order for row in rows] == [*range(6), *range(6)]
 
 
@@ -48,8 +48,8 @@ def test_a_steady_drift_of_the_machine_cancels_out() -> None:
     speed = iter(range(100, 0, -1))
     factor = {"ours": 2.0, "theirs": 1.0}
 
-    def turn(side: str) -> dict[str, Reading]:
-        return {"events/s": Reading(factor[side] * next(speed))}
+    def turn(variant: str) -> dict[str, Reading]:
+        return {"events/s": Reading(factor[variant] * next(speed))}
 
     rows = run_blocks({"ours": lambda: turn("ours"), "theirs": lambda: turn("theirs")}, blocks=6)
     assert paired(rows, Comparison("events/s", "ours", "theirs")) == pytest.approx([2.0] * 6)
@@ -114,7 +114,11 @@ def test_tables_say_what_was_compared_on_how_many_blocks_and_whether_the_goals_a
         ["ours", "6.0", "4.0 … 8.0", "2", "≤ 5 / -", "missed"],
         ["ours / theirs", "2.00", "2.00 … 2.00", "2", "", ""],
     ]
-    assert [cell.strip() for cell in side_table(rows).splitlines()[3].split("|")[1:4]] == ["events/s", "theirs", "3.0"]
+    assert [cell.strip() for cell in variant_table(rows).splitlines()[3].split("|")[1:4]] == [
+        "events/s",
+        "theirs",
+        "3.0",
+    ]
 
 
 def test_what_was_not_measured_on_both_sides_is_left_out() -> None:
@@ -126,7 +130,7 @@ def test_what_was_not_measured_on_both_sides_is_left_out() -> None:
 def test_rows_are_saved_as_csv(tmp_path: Path) -> None:
     save([Row(0, 1, "ours", "events/s", 1234.5678, float("nan"))], tmp_path / "raw" / "echo.csv")
     assert (tmp_path / "raw" / "echo.csv").read_text() == (
-        "block,order,side,measure,value,cpu_us\n0,1,ours,events/s,1234.57,nan\n"
+        "block,order,variant,measure,value,cpu_us\n0,1,ours,events/s,1234.57,nan\n"
     )
 
 

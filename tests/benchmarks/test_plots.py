@@ -7,9 +7,9 @@ from benchmarks.plots import Plot, draw, series
 
 PLOT = Plot("echo", "Echo", "echo", "requests/s, {} clients", "one request, ms, {} clients")
 ROWS = [
-    Row(block, 0, side, measure, value * clients + block, 1.0)
+    Row(block, 0, variant, measure, value * clients + block, 1.0)
     for block in range(2)
-    for side, value in {"rbee-serve": 10.0, "rbee-serve again": 11.0, "uvicorn": 20.0}.items()
+    for variant, value in {"rbee-serve": 10.0, "rbee-serve again": 11.0, "uvicorn": 20.0}.items()
     for clients in (32, 1)
     for measure in (f"requests/s, {clients} clients", f"one request, ms, {clients} clients")
 ]
@@ -24,7 +24,7 @@ def test_readings_are_in_the_order_of_the_clients_and_the_control_is_left_out() 
     assert series(ROWS, "events/s, {} clients") == {}
 
 
-def test_the_same_rows_give_the_same_picture(tmp_path: Path) -> None:
+def test_the_same_rows_give_the_same_image(tmp_path: Path) -> None:
     for name in ("first.svg", "second.svg"):
         draw(PLOT, ROWS, tmp_path / name)
     first, second = (tmp_path / name for name in ("first.svg", "second.svg"))

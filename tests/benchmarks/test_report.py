@@ -19,9 +19,9 @@ ECHO = next(run for run in RUNS if run.module == "echo")
 
 
 def rows_of(measure: str, **values: float) -> list[Row]:
-    """One reading of each side in each of two blocks."""
-    sides = {side.replace("_", " "): value for side, value in values.items()}
-    return [Row(block, 0, side, measure, value, 1.0) for block in range(2) for side, value in sides.items()]
+    """One reading of each variant in each of two blocks."""
+    variants = {variant.replace("_", " "): value for variant, value in values.items()}
+    return [Row(block, 0, variant, measure, value, 1.0) for block in range(2) for variant, value in variants.items()]
 
 
 def test_the_control_stands_beside_what_it_qualifies() -> None:
@@ -69,7 +69,7 @@ def test_no_two_runs_share_a_file() -> None:
 
 
 def test_a_peer_is_named_to_those_who_take_it() -> None:
-    command = ECHO.command(quick=True, peers={"litserve": "/somewhere", "infinity": "/elsewhere"})
+    command = ECHO.command(quick=True, baselines={"litserve": "/somewhere", "infinity": "/elsewhere"})
     assert command[1:3] == ["-m", "benchmarks.echo"]
     assert command[command.index("--litserve") + 1] == "/somewhere"
     assert "--infinity" not in command
@@ -79,7 +79,7 @@ def test_a_peer_is_named_to_those_who_take_it() -> None:
 def test_a_benchmark_that_fails_is_told_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def command(self: Run, quick: bool, peers: dict[str, str]) -> list[str]:
+    def command(self: Run, quick: bool, baselines: dict[str, str]) -> list[str]:
         touched = str(tmp_path / self.goal)
         return [sys.executable, "-c", f"open({touched!r}, 'w'); exit({self.goal == 'P3'})"]
 
