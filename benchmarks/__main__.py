@@ -1,11 +1,11 @@
-"""The benchmarks by their goals. When one fails that is told, and the others go on.
+"""The benchmarks by goal. A benchmark that fails is reported, and the others continue.
 
-    python -m benchmarks                 which there are
-    python -m benchmarks P3 P5           run these, one after another, and tell what came out
-    python -m benchmarks all --quick     a first look at all that are quick
-    python -m benchmarks report          all goals, or those that are named, from the rows of raw/
+    python -m benchmarks                 list them
+    python -m benchmarks P3 P5           run these, one after another, and print the results
+    python -m benchmarks all --quick     run all that are quick
+    python -m benchmarks report          all goals, or the named ones, from the rows of raw/
 
-The programs beside which ours is measured, where they do not fit into our environment, are named by options.
+Options name the baselines that need an environment of their own.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import time
 
 from benchmarks.method import table
 from benchmarks.report import report
-from benchmarks.runs import GOALS, BASELINES, RUNS, Run
+from benchmarks.runs import BASELINES, GOALS, RUNS, Run
 from benchmarks.servers import ROOT
 
 
 def main() -> int:
-    """Do what is asked; the exit status is 1 if a benchmark failed."""
+    """Run the command; the exit status is 1 if a benchmark failed."""
     options = _options()
     if "list" in options.what:
         print(_listed())
@@ -37,7 +37,7 @@ def main() -> int:
     for run in chosen:
         if run not in runs:
             print(f"{run.goal}, {run.about}: no quick run", file=sys.stderr)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a run that goes on must end its servers
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the running benchmark has to end its servers
     baselines = {name: folder for name in BASELINES if (folder := getattr(options, name.replace("-", "_")))}
     failed = [run for run in runs if not _done(run, options.quick, baselines)]
     print(report([run for run in runs if run not in failed], options.quick), flush=True)
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def _done(run: Run, quick: bool, baselines: dict[str, str]) -> bool:
-    """Whether the run came to its end."""
+    """Whether the run succeeded."""
     command = run.command(quick, baselines)
     print(f"{run.goal}, {run.about}: python {' '.join(command[1:])}", file=sys.stderr, flush=True)
     began = time.monotonic()
@@ -55,7 +55,7 @@ def _done(run: Run, quick: bool, baselines: dict[str, str]) -> bool:
         try:
             status = process.wait()
         except KeyboardInterrupt:
-            process.wait()  # it has heard it too, and ends its servers first
+            process.wait()  # it received the signal too, and ends its servers first
             raise
     print(f"{run.goal} took {time.monotonic() - began:.0f} s, exit status {status}\n", file=sys.stderr, flush=True)
     return status == 0
@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="*", default="list", choices=[*GOALS, "all", "report", "list"], metavar="WHAT")
-    parser.add_argument("--quick", action="store_true", help="few blocks, and only what takes a minute or two")
+    parser.add_argument("--quick", action="store_true", help="few blocks, and only benchmarks of a minute or two")
     for name, about in BASELINES.items():
         parser.add_argument(f"--{name}", help=about)
     return parser.parse_args()

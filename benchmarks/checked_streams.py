@@ -1,4 +1,4 @@
-"""Streams of the echo that are looked at when they have been read: each word is there once, and in its place."""
+"""Streams of the echo worker, checked after reading: each word comes once and in order."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from dataclasses import dataclass
 from benchmarks.load import LoadError, StreamLoad, Streams, Target, read_streams
 
 TICKS_PER_S = 10
-"""How often a slow reader reads."""
+"""Reads per second of a slow reader."""
 RECEIVE_BUFFER = 16 * 1024
-"""What the kernel keeps for a slow reader, so that its server soon notices how slow it is."""
+"""Bytes of the kernel's receive buffer of a slow reader; small, so that backpressure reaches the server soon."""
 
-# No event lies across two of HTTP's chunks: the servers send whole ones.
+# The servers send whole events, so none spans two HTTP chunks.
 _INDEX = re.compile(rb'data: \{"type":"token","t":"[^"]*","i":(\d+)\}\n\n')
 _LAST = b"data: [DONE]\n\n"
 
 
 def check(answer: bytes, words: int) -> None:
-    """Raise `LoadError` unless a stream has exactly so many words, each in its place, then its end and the marker."""
+    """Raise `LoadError` unless a stream has exactly `words` words in order, then its end and the marker."""
     found = check_begun(answer)
     if found != words:
-        raise LoadError(f"a stream of {words} words came with {found}")
+        raise LoadError(f"a stream of {words} words had {found}")
     if answer.count(b'"type":"end"') != 1 or answer.count(_LAST) != 1 or b"data: " in answer.partition(_LAST)[2]:
         raise LoadError(f"a stream has no proper end: {answer[-300:]!r}")
 
 
 def check_begun(answer: bytes) -> int:
-    """How many words of a stream have come. Raises `LoadError` unless each is in its place."""
+    """The number of words received so far. Raises `LoadError` unless they are in order."""
     indices = [int(index) for index in _INDEX.findall(answer)]
     for place, index in enumerate(indices):
         if place != index:
-            raise LoadError(f"word {index} of a stream came where word {place} should be")
+            raise LoadError(f"word {index} of a stream came instead of word {place}")
     return len(indices)
 
 
 def read_checked(load: StreamLoad, words: int) -> Streams:
-    """Read streams of so many words each, and check those that came to their end. Raises `LoadError`."""
+    """Read streams of `words` words each, and check the complete ones. Raises `LoadError`."""
     seen = read_streams(load)
     for answer in seen.answers:
         check(answer, words)
@@ -50,7 +50,7 @@ def read_checked(load: StreamLoad, words: int) -> Streams:
 
 @dataclass(frozen=True, slots=True)
 class SlowLoad:
-    """Streams that are opened together and read at `bytes_per_s` each for `seconds`, then left."""
+    """Streams that are opened together, read at `bytes_per_s` each for `seconds`, then closed."""
 
     target: Target
     body: bytes
@@ -60,7 +60,7 @@ class SlowLoad:
 
 
 def read_slowly(load: SlowLoad) -> int:
-    """How many bytes came in all. Raises `LoadError` if a stream ended, or if not every word was in its place."""
+    """The bytes received in all. Raises `LoadError` if a stream ended or its words were out of order."""
     with ExitStack() as stack:
         connections = [stack.enter_context(_connected(load.target)) for _ in range(load.clients)]
         for connection in connections:

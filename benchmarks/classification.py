@@ -1,9 +1,8 @@
-"""P6: what is left of a classifier's speed when 16 clients send images over HTTP.
+"""P6: a classifier behind HTTP with 16 clients, against the bare library.
 
-A ViT of the usual size (86 M parameters, 224 x 224 pixels, a thousand labels) with random weights, made for the run.
-The bare library decodes the same JPEG files with Pillow, prepares them with the model's processor, and runs them
-through the model in batches of the size that is best here, in a process of its own. A reading is the images that are
-classified in a second.
+A ViT of the usual size (86 M parameters, 224 x 224 pixels, a thousand labels) with random weights, created for the run.
+The bare library decodes the same JPEG files with Pillow, preprocesses them with the model's processor, and runs the
+model in batches of the best size on this machine, in a process of its own. A reading is images per second.
 
     python -m benchmarks.classification --save benchmarks/raw/classification.csv
 """
@@ -71,7 +70,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`."""
+    """The comparisons that `rows` allow."""
     for measure in measures(rows):
         yield Comparison(measure, f"{OURS} again", OURS)
         yield Comparison(measure, OURS, LIBRARY, 0.85, 0.93)
@@ -88,12 +87,12 @@ def _measure(clients: int) -> str:
 def _turn(server: Server, files: list[bytes], options: argparse.Namespace) -> dict[str, Reading]:
     with server.awake():
         watch = Stopwatch(server.tree)
-        ask(server, files, options.clients)
+        classify_over_http(server, files, options.clients)
         return {_measure(options.clients): Reading(len(files) / watch.wall_s(), 1e6 * watch.cpu_s() / len(files))}
 
 
-def ask(server: Server, files: list[bytes], clients: int) -> None:
-    """Have each file classified once, by `clients` connections that ask anew when they have their answer."""
+def classify_over_http(server: Server, files: list[bytes], clients: int) -> None:
+    """Classify each file once, over `clients` connections that send the next request after each response."""
     waiting, lock = iter(files), threading.Lock()
 
     def work(client: int) -> str | None:
@@ -121,7 +120,7 @@ def _library_turn(
 
 
 def make(folder: Path, images: int) -> list[bytes]:
-    """The model's files, in `folder`; and that many images to classify."""
+    """The model's folder, and `count` images to classify."""
     vit_base(folder)
     return jpeg_files(images, SIZE)
 
@@ -151,7 +150,7 @@ def classify(model: Path, threads: int, files: list[bytes], batch: int) -> tuple
 
 
 def best_batch(model: Path, threads: int, files: list[bytes]) -> int:
-    """The size of batches with which the bare library is fastest."""
+    """The batch size with which the bare library is fastest."""
     return min(BATCHES, key=lambda batch: classify(model, threads, files, batch)[0])
 
 

@@ -1,9 +1,9 @@
-"""The way of one request, and of one event, through the echo application: what each step costs.
+"""CPU time of each step of a request, and of an event, in the echo application.
 
-CPU time comes from `/proc`, in a first run of the load. A second run under py-spy tells only how the time of the
-threads that run Python is to be split: by who holds the interpreter, so what the kernel does for a thread that has let
-it go is shared out among all steps. Where all cores are busy, a step that calls the kernel is often made to wait there,
-and looks dearer than it is. What Ray's own threads use, which run no Python, is a row of its own.
+The total comes from `/proc`, in a first run of the load. A second run under py-spy only gives the proportions within
+Python threads: samples are taken of the thread that holds the GIL, so kernel time of a thread that has released it is
+distributed over all steps. On busy cores a step with system calls waits there and appears more expensive than it is.
+Ray's own threads, which run no Python, are a row of their own.
 
     python -m benchmarks.cpu_profile --seconds 5
 """
@@ -34,17 +34,17 @@ from benchmarks.stacks import Stack, by_step, parse_stacks
 DEPLOYMENTS = {"ingress": "ingress", "replica": "echo-0"}
 NATIVE = "Ray's own threads, without Python"
 RATE = 200
-"""Samples a second."""
+"""Samples per second."""
 LEAST = 0.005
-"""Steps that cost a smaller share of a process are shown as one."""
+"""Steps below this share of a process are summed up in one row."""
 
 Load = Callable[[float], int]
-"""Loads the server for so many seconds, and returns how many requests or events were answered."""
+"""Loads the server for some seconds, and returns the number of completed requests or events."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU microseconds of a process for each unit of work, by step; `others_us` are those of all other processes."""
+    """CPU microseconds of a process per unit of work, by step; `others_us` is the sum of all other processes."""
 
     us: Mapping[str, Counter[str]]
     others_us: float
@@ -73,13 +73,13 @@ def _loads(server: Server, reader: StreamReader, words: int) -> dict[str, Load]:
     short = json.dumps({"prompt": "hello world", "stream": False}).encode()
     long = json.dumps({"prompt": PROMPT, "repeat": words // WORDS}).encode()
 
-    def ask(seconds: float) -> int:
+    def request(seconds: float) -> int:
         return requests(server.target, short, CLIENTS, seconds).count
 
     def stream(seconds: float) -> int:
         return reader.read(StreamLoad(server.target, [long], CLIENTS, seconds)).all_frames
 
-    return {"request": ask, f"event of {words} words": stream}
+    return {"request": request, f"event of {words} words": stream}
 
 
 def _cost(server: Server, load: Load, seconds: float, keep: Path) -> Cost:
@@ -96,7 +96,7 @@ def _cost(server: Server, load: Load, seconds: float, keep: Path) -> Cost:
 
 
 def _split(stacks: list[Stack], used: Counter[int], count: int) -> Counter[str]:
-    """A process's CPU for each unit by step: that of its Python threads as the samples have it."""
+    """A process's CPU per unit by step; its Python threads in the proportions of the samples."""
     threads = {stack.thread for stack in stacks}
     python_us = 1e6 * sum(cpu for thread, cpu in used.items() if thread in threads) / count
     samples = by_step(stacks)
@@ -115,9 +115,9 @@ def _sampled(
     spies = [_spy(process.pid, seconds, files[name]) for name, process in processes.items()]
     load()
     for spy in spies:
-        said, _ = spy.communicate(timeout=60)
+        output, _ = spy.communicate(timeout=60)
         if spy.returncode != 0:
-            raise LoadError(f"py-spy could not look into a process; where ptrace is restricted it needs root:\n{said}")
+            raise LoadError(f"py-spy could not attach; where ptrace is restricted run it as root:\n{output}")
     return {name: parse_stacks(file.read_text().splitlines()) for name, file in files.items()}
 
 

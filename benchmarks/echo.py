@@ -1,9 +1,8 @@
-"""P8: what the serving layer costs when there is no model.
+"""P8: the cost of the serving layer without a model.
 
-The echo worker behind `rbee-serve serve`, and the same echo as a plain user would write it: on Ray Serve, on uvicorn
-and Starlette in one process, and on LitServe where an environment with it is named. Requests are answered with one JSON
-document, streams are read frame by frame.
-"""
+The echo worker behind `rbee-serve serve`, and the same echo as a user of each library would write it: on Ray Serve, on
+uvicorn and Starlette in one process, and on LitServe if an environment with it is named. A request returns one JSON
+document, a stream is read frame by frame."""
 
 from __future__ import annotations
 
@@ -30,20 +29,20 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    variant_table,
     table,
+    variant_table,
 )
 from benchmarks.processes import Stopwatch
-from benchmarks.servers import Server, ours, baseline
+from benchmarks.servers import Server, baseline, ours
 
 CLIENTS = 32
 PROMPT = "the quick brown fox jumps over the lazy dog again"
 WORDS = len(PROMPT.split())
 ANSWERED = json.dumps({"prompt": "hello world", "stream": False}).encode()
-"""A request that is answered with one JSON document."""
+"""A request for one JSON document."""
 OURS, RAY_SERVE, STARLETTE, LITSERVE = "rbee-serve", "plain Ray Serve", "uvicorn", "LitServe"
 RAY_SERVE_GOALS: Mapping[str, Goal] = {"requests/s": (3.0, 4.5), "events/s": (10.0, 25.0)}
-"""Against plain Ray Serve, with `CLIENTS`: at least and better."""
+"""Against plain Ray Serve, with `CLIENTS`: must and stretch."""
 STARLETTE_GOALS: Mapping[str, Goal] = {"events/s": (0.8, 1.0)}
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_NBTHREAD": "1"}
 
@@ -68,7 +67,7 @@ def main() -> None:
             servers[LITSERVE] = baseline(stack, folder, "litserve", probe, environment=options.litserve)
         answers = {name: server.target for name, server in servers.items()}
         if options.litserve:
-            answers[LITSERVE] = replace(answers[LITSERVE], path="/v1/answer")  # there an API either streams or answers
+            answers[LITSERVE] = replace(answers[LITSERVE], path="/v1/answer")  # an API streams or does not
         turns = {name: partial(_turn, server, answers[name], reader, options) for name, server in servers.items()}
         rows = run_blocks(turns, options.blocks)
         print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
@@ -79,7 +78,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`; the goals are for as many clients as `CLIENTS`."""
+    """The comparisons that `rows` allow; goals apply to `CLIENTS` clients."""
     for measure in measures(rows):
         kind = measure.partition(",")[0]
         if kind not in RAY_SERVE_GOALS:
@@ -117,7 +116,7 @@ def _loaded(
         seen = reader.read(_streams(server, words, clients, options.seconds))
         load = f"{words} words, {clients} clients"
         readings[f"events/s, {load}"] = Reading(seen.frames_per_s, 1e6 * watch.cpu_s() / seen.all_frames)
-        if seen.first_s:  # with many clients a slow variant has not begun to answer within a short reading
+        if seen.first_s:  # with many clients a slow variant sends nothing within a short reading
             readings[f"first byte, ms, {load}"] = Reading(1e3 * statistics.median(seen.first_s))
     return readings
 
@@ -128,7 +127,7 @@ def _streams(server: Server, words: int, clients: int, seconds: float) -> Stream
 
 
 def _print_processes(server: Server, reader: StreamReader, options: argparse.Namespace) -> None:
-    """Where our CPU time goes, by process."""
+    """Our CPU time by process."""
     lines = []
     with server.awake():
         watch = Stopwatch(server.tree)
@@ -145,16 +144,14 @@ def _print_processes(server: Server, reader: StreamReader, options: argparse.Nam
 def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="length of one reading")
-    parser.add_argument(
-        "--idle", type=float, default=1.0, help="seconds for which CPU without load is measured; 0 to leave it out"
-    )
+    parser.add_argument("--idle", type=float, default=1.0, help="seconds of the measurement of idle CPU; 0 skips it")
     parser.add_argument("--clients", type=int, nargs="+", default=[CLIENTS])
     parser.add_argument("--words", type=int, nargs="+", default=[100, 1000], help="words in a stream")
     parser.add_argument("--against", nargs="*", choices=[RAY_SERVE, STARLETTE], default=[RAY_SERVE, STARLETTE])
-    parser.add_argument("--litserve", type=Path, help="LitServe too; a virtual environment with it")
+    parser.add_argument("--litserve", type=Path, help="also measure LitServe; a virtual environment with it")
     parser.add_argument("--haproxy", action="store_true", help="HAProxy in front of ours")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="environment variables for ours")
-    parser.add_argument("--processes", action="store_true", help="show where our CPU time goes")
+    parser.add_argument("--processes", action="store_true", help="show our CPU time by process")
     return parser.parse_args()
 
 

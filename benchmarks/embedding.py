@@ -1,9 +1,9 @@
-"""P3: what is left of a model's speed when many clients ask for embeddings.
+"""P3: embeddings for many clients, against the bare model and infinity-emb.
 
-all-MiniLM-L6-v2 on the CPU. The limit is `SentenceTransformer.encode` in a process of its own, given many texts at once
-in batches of the size that is best here. Behind `rbee-serve serve`, and behind infinity-emb where one is named, the
-same texts come from 8 clients with 8 texts in a request, and from 32 clients with one. Every text is new; all variants may
-use the same number of threads.
+all-MiniLM-L6-v2 on the CPU. The limit is `SentenceTransformer.encode` in a process of its own, with many texts at once
+in batches of the best size on this machine. `rbee-serve serve`, and infinity-emb if an environment is named, get the
+same texts from 8 clients with 8 texts per request, and from 32 clients with one. Every text is new; all variants have
+the same number of threads.
 
     python -m benchmarks.embedding --infinity /folder/of/its/environment --save benchmarks/raw/embedding.csv
 """
@@ -45,7 +45,7 @@ NAME = "all-MiniLM-L6-v2"
 OURS, LIBRARY, INFINITY = "rbee-serve", "sentence-transformers", "infinity-emb"
 LOADS = {"8 clients, 8 texts": (8, 8), "32 clients, 1 text": (32, 1)}
 GOALS = {"8 clients, 8 texts": (0.85, 0.93), "32 clients, 1 text": (0.55, 0.75)}
-"""Of the library's speed, at least and better."""
+"""Ratio to the library: must and stretch."""
 INFINITY_GOAL = (1.0, 1.15)
 BATCHES = (16, 32, 64, 128)
 TEXTS_AT_ONCE = 512
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`."""
+    """The comparisons that `rows` allow."""
     for load in LOADS:
         measure = f"texts/s, {load}"
         yield Comparison(measure, f"{OURS} again", OURS)
@@ -97,7 +97,7 @@ def _turn(
         for load, (count, size) in LOADS.items():
             bodies = [
                 json.dumps(body(list(itertools.islice(texts, size)))).encode()
-                for _ in range(int(400 * seconds / size) + count)  # more than any variant answers
+                for _ in range(int(400 * seconds / size) + count)  # more than any variant completes
             ]
             watch = Stopwatch(server.tree)
             answered = clients.submit(answers_in, server.target, bodies, count, seconds).result()
@@ -107,12 +107,12 @@ def _turn(
 
 
 def answers_in(target: Target, bodies: list[bytes], clients: int, seconds: float) -> int:
-    """How many answers `clients` connections have got within `seconds`, each asking anew when it has its answer."""
+    """Responses within `seconds` over `clients` connections, each sending the next request after a response."""
     waiting = iter(bodies)
     answered = [0] * clients
     end = time.monotonic() + seconds
 
-    def ask(client: int) -> str | None:
+    def send(client: int) -> str | None:
         connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=60)
         while time.monotonic() < end:
             connection.request(
@@ -125,12 +125,12 @@ def answers_in(target: Target, bodies: list[bytes], clients: int, seconds: float
             answered[client] += time.monotonic() < end
         return None
 
-    in_threads(ask, clients)
+    in_threads(send, clients)
     return sum(answered)
 
 
 def _library_turn(library: ProcessPoolExecutor, batch: int, threads: int, texts: Iterator[str]) -> dict[str, Reading]:
-    """The same number for both loads: the library knows no clients."""
+    """The same reading for both loads: the library has no clients."""
     at_once = list(itertools.islice(texts, TEXTS_AT_ONCE))
     wall_s, cpu_s = library.submit(encode, threads, at_once, batch).result()
     return {f"texts/s, {load}": Reading(len(at_once) / wall_s, 1e6 * cpu_s / len(at_once)) for load in LOADS}
@@ -154,7 +154,7 @@ def encode(threads: int, texts: list[str], batch: int) -> tuple[float, float]:
 
 
 def best_batch(threads: int, texts: list[str]) -> int:
-    """The size of batches with which the bare library is fastest; the best of two tries counts."""
+    """The batch size with which the bare library is fastest, the best of two tries."""
     return min(BATCHES, key=lambda batch: min(encode(threads, texts, batch)[0] for _ in range(2)))
 
 

@@ -1,7 +1,7 @@
-"""What our backends leave of a GPU's speed: in this process, without Ray and HTTP, beside the bare libraries.
+"""Our backends against the bare libraries on a GPU, in this process, without Ray and HTTP.
 
-Models of the usual sizes with random weights, in float16. A reading of ours is what many requests at once get done in a
-second; the bare library has all of the work at once, in batches. Images are made one after another.
+Models of the usual sizes with random weights, in float16. Our reading is the throughput of many concurrent requests;
+the bare library gets all of the work at once, in batches. Images are generated one after another.
 
     python -m benchmarks.gpu --save benchmarks/raw/gpu.csv
     python -m benchmarks.gpu --device cpu --small --blocks 1
@@ -44,9 +44,9 @@ from rbee_serve.worker.spec import Device, LoadContext
 OURS, AGAIN, LIBRARY = "rbee-serve", "rbee-serve again", "the library"
 PROMPT = "a house by the sea"
 TEXTS = ((64, 8), (256, 1))
-"""Clients, and texts of each request."""
+"""Clients, and texts per request."""
 BATCHES = (64, 256)
-"""Of texts, for the library; the better one counts."""
+"""Batch sizes for the library; the better one counts."""
 
 Work = Callable[[], dict[str, Reading]]
 
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`."""
+    """The comparisons that `rows` allow."""
     for measure in measures(rows):
         yield Comparison(measure, AGAIN, OURS)
         yield Comparison(measure, OURS, LIBRARY)
@@ -82,7 +82,7 @@ def _together(works: Sequence[Work]) -> Turn:
 
 
 def _loaded(stack: ExitStack, options: argparse.Namespace, folder: Path, kind: str, **more: Any) -> Any:
-    """A backend, as a replica would have it."""
+    """A backend, loaded as a replica loads it."""
     worker = WorkerConfig(id="worker", model_ref=f"file:{folder}", engine={"dtype": options.dtype}, **more)
     backend = load_spec(f"deployments.{kind}:SPEC").load(
         LoadContext(worker, Device(options.device), lambda progress: None)
@@ -97,7 +97,7 @@ async def _answer(backend: Any, request: InferenceRequest) -> None:
 
 
 async def _by_clients(clients: int, work: Iterable[Awaitable[None]]) -> None:
-    """Do `work`, so many at a time: each client asks anew when it has its answer."""
+    """Run `work` with that many clients, each taking the next request after a response."""
     waiting = iter(work)
 
     async def client() -> None:
@@ -108,7 +108,7 @@ async def _by_clients(clients: int, work: Iterable[Awaitable[None]]) -> None:
 
 
 def _timed(count: int, work: Callable[[], object]) -> Reading:
-    """How much of `count` is done in a second, and this process's CPU time for each."""
+    """The rate for `count` units, and this process's CPU time per unit."""
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     work()
     wall_s, cpu_s = time.perf_counter() - wall_s, time.process_time() - cpu_s
@@ -127,12 +127,12 @@ def _texts(folder: Path, options: argparse.Namespace, stack: ExitStack, runner: 
     bare = SentenceTransformer(str(model), device=options.device, model_kwargs={"dtype": options.dtype})
     texts = list(itertools.islice(sentences(15, 25), 512 if options.small else 8192))
 
-    def ask(clients: int, many: int) -> None:
+    def run(clients: int, many: int) -> None:
         requests = (EmbeddingRequest(input=list(part)) for part in batched(texts, many))
         runner.run(_by_clients(clients, (_answer(backend, request) for request in requests)))
 
     def ours() -> dict[str, Reading]:
-        return {_texts_of(*load): _timed(len(texts), partial(ask, *load)) for load in TEXTS}
+        return {_texts_of(*load): _timed(len(texts), partial(run, *load)) for load in TEXTS}
 
     def library() -> dict[str, Reading]:
         found = [_timed(len(texts), partial(bare.encode, texts, batch_size=batch)) for batch in BATCHES]
@@ -146,7 +146,7 @@ def _texts_of(clients: int, many: int) -> str:
 
 
 def _classes(folder: Path, options: argparse.Namespace, stack: ExitStack, runner: asyncio.Runner) -> tuple[Work, Work]:
-    """What JPEG files of 640 x 480 pixels show."""
+    """Classification of JPEG files of 640 x 480 pixels."""
     import torch
     from PIL import Image
     from transformers import AutoImageProcessor, ViTForImageClassification
@@ -175,7 +175,7 @@ def _classes(folder: Path, options: argparse.Namespace, stack: ExitStack, runner
 
 
 def _images(folder: Path, options: argparse.Namespace, stack: ExitStack, runner: asyncio.Runner) -> tuple[Work, Work]:
-    """Images of 512 x 512 pixels in 20 steps, with an event for each, and with a preview after each fifth one."""
+    """Images of 512 x 512 pixels in 20 steps, with an event per step, and with a preview every five steps."""
     import diffusers
     import torch
 
@@ -185,11 +185,11 @@ def _images(folder: Path, options: argparse.Namespace, stack: ExitStack, runner:
     backend = _loaded(stack, options, model, "vision_generate", type="vision", task="generate")
     bare = diffusers.DiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, options.dtype))
     bare.to(options.device).set_progress_bar_config(disable=True)
-    steps, pixels, count = (2, 64, 1) if options.small else (20, 512, 4)
+    steps, side, count = (2, 64, 1) if options.small else (20, 512, 4)
     kinds = {"steps/s of images": 0, "steps/s of images with previews": 5}
 
     def request(seed: int, preview_every: int) -> ImageRequest:
-        return ImageRequest(prompt=PROMPT, width=pixels, height=pixels, steps=steps, seed=seed, preview_every=preview_every)
+        return ImageRequest(prompt=PROMPT, width=side, height=side, steps=steps, seed=seed, preview_every=preview_every)
 
     def draw(preview_every: int) -> None:
         work = (_answer(backend, request(seed, preview_every)) for seed in range(count))
@@ -201,7 +201,7 @@ def _images(folder: Path, options: argparse.Namespace, stack: ExitStack, runner:
     def bare_draw() -> None:
         for seed in range(count):
             generator = torch.Generator("cpu").manual_seed(seed)
-            image = bare(PROMPT, num_inference_steps=steps, width=pixels, height=pixels, generator=generator).images[0]
+            image = bare(PROMPT, num_inference_steps=steps, width=side, height=side, generator=generator).images[0]
             image.save(io.BytesIO(), "PNG")
 
     def library() -> dict[str, Reading]:
@@ -214,7 +214,7 @@ def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dtype", choices=["float16", "bfloat16", "float32"], default="float16")
-    parser.add_argument("--small", action="store_true", help="small models and little work: does it run?")
+    parser.add_argument("--small", action="store_true", help="small models and little work, to check that it runs")
     return parser.parse_args()
 
 

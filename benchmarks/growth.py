@@ -1,7 +1,7 @@
-"""What grows with what: clients, the size of requests and answers, slow readers, copies of the ingress, nodes.
+"""Scaling: clients, payload size, slow readers, copies of the ingress, nodes.
 
 The echo worker behind `rbee-serve serve`, against itself in another setting, or the same echo on uvicorn and Starlette
-in one process. Every stream that is read to its end is checked: each word once, and in its place.
+in one process. Every complete stream is checked: each word once and in order.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.method import (
 )
 from benchmarks.payloads import Payload, exchange
 from benchmarks.processes import Stopwatch, one_process
-from benchmarks.servers import Server, ours, baseline
+from benchmarks.servers import Server, baseline, ours
 
 OURS, STARLETTE = "rbee-serve", "uvicorn"
 TWO_INGRESSES, TWO_NODES = "two ingresses", "two nodes"
@@ -39,41 +39,41 @@ SLOW = ", slow ones beside"
 
 CLIENTS = (1, 4, 16, 64)
 RAMP_S = 0.5
-"""So long streams run before they are counted."""
+"""Seconds that streams run before they are counted."""
 BUSY = 32
-"""Clients of the parts in which their number stays."""
+"""Clients of the parts with a fixed number."""
 SIZES = {"1 KB": 1_000, "10 KB": 10_000, "100 KB": 100_000, "1 MB": 1_000_000, "10 MB": 10_000_000}
 READERS = 8
-"""Fast ones, and as many slow ones."""
+"""Fast readers, and as many slow ones."""
 SLOW_BYTES_PER_S = 20_000
 FILL_S = 15.0
-"""So much earlier the slow ones begin. Their streams run at full speed until they are ahead by all that is kept for a
-client: a megabyte by us, and up to four by the kernel."""
+"""Seconds that slow readers start earlier. Their streams run at full speed until the buffers are full: one megabyte of
+ours, and up to four of the kernel's."""
 TAIL_S = 2.0
-"""So much longer they read: meanwhile the memory is looked at."""
+"""Seconds that they read longer, while the memory is measured."""
 PROMPT = "the quick brown fox jumps over the lazy dog again"
 WORDS, LONG_WORDS = 100, 1000
-"""In a stream, and in one for fast readers beside slow ones."""
+"""Words of a stream, and of one for fast readers beside slow ones."""
 ENDLESS = 100_000
-"""How often a slow reader's stream says the prompt: more than it reads."""
+"""Repetitions in a slow reader's stream: more than it reads."""
 
 Readings = Mapping[str, Reading]
 
 
 class Bench:
-    """The servers, each started when it is first asked for, and the processes that read."""
+    """The servers, each started on first use, and the reader processes."""
 
     def __init__(self, stack: ExitStack, seconds: float) -> None:
         self.seconds = seconds
         self.reader, self.slow_reader = (stack.enter_context(one_process()) for _ in range(2))
         for process in (self.reader, self.slow_reader):
-            process.submit(time.time).result()  # it is up before it is to keep time
+            process.submit(time.time).result()  # start it before timing matters
         self._stack = stack
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self._servers: dict[str, Server] = {}
 
     def server(self, variant: str) -> Server:
-        """The server of a variant, asleep."""
+        """The server of a variant, stopped with SIGSTOP."""
         if variant not in self._servers:
             self._servers[variant] = self._start(variant)
         return self._servers[variant]
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`. None of it has a goal."""
+    """The comparisons that `rows` allow, without goals."""
     for measure in measures(rows):
         if "/s" in measure:
             yield Comparison(measure, OURS, STARLETTE)
@@ -148,7 +148,7 @@ PARTS: dict[str, Callable[[Bench], dict[str, Turn]]] = {
 
 
 def _load_of_all(bench: Bench, variant: str, numbers: Sequence[int], part: str = "") -> Readings:
-    """Requests, then streams, from so many clients; `part` tells measures apart that are taken in two parts."""
+    """Requests, then streams, of each number of clients; `part` distinguishes measures of two parts."""
     readings: dict[str, Reading] = {}
     server = bench.server(variant)
     body = json.dumps({"prompt": "hello world", "stream": False}).encode()
@@ -169,8 +169,8 @@ def _load_of_all(bench: Bench, variant: str, numbers: Sequence[int], part: str =
 
 
 def _exchanges(bench: Bench, variant: str) -> Readings:
-    """Requests of growing size with small answers, then with answers of the same size, from one client; and by how much
-    the memory of all processes has grown after them."""
+    """Requests of growing size with small responses, then with responses of the same size, from one client; and the
+    growth of the memory of all processes after them."""
     readings: dict[str, Reading] = {}
     server = bench.server(variant)
     with server.awake():
@@ -187,7 +187,7 @@ def _exchanges(bench: Bench, variant: str) -> Readings:
 
 
 def _fast_readers(bench: Bench, variant: str, slow: bool) -> Readings:
-    """Streams that are read as fast as they come, and what slow ones beside them get and hold."""
+    """Fast readers, and the throughput and memory of slow ones beside them."""
     server = bench.server(variant)
     fast = StreamLoad(server.target, [_stream(LONG_WORDS)], READERS, bench.seconds, ramp_s=RAMP_S, keep=True)
     endless = json.dumps({"prompt": PROMPT, "repeat": ENDLESS}).encode()

@@ -1,10 +1,10 @@
-"""P5: what is left of a diffusion pipeline's speed when an image comes over HTTP, with an event for each step.
+"""P5: image generation over HTTP with an event per step, against the bare diffusion pipeline.
 
-The digits painter of `demo_models`, by default; any folder of a pipeline with `--model`. The bare library is
+The digits painter of `demo_models` by default; any pipeline folder with `--model`. The bare library is
 `DiffusionPipeline.__call__` with the same prompt, steps, guidance and seed, in a process of its own; the pixels are
-compared before anything is measured. It is measured beside an idle server too, whose processes never sleep for long.
-A reading is the steps that are done in a second in images that follow one another, from the request to the last byte;
-one more image is made before the clock runs. `--side` makes the steps as long as those of larger models are.
+compared first. It is also measured beside an idle server, whose processes never sleep for long. A reading is steps per
+second over consecutive images, from the request to the last byte, after one warm-up image. `--side` makes steps as long
+as those of larger models.
 
     python -m benchmarks.images --save benchmarks/raw/images.csv
     python -m benchmarks.images --side 96 --steps 20 --save benchmarks/raw/images-96.csv
@@ -56,8 +56,8 @@ def main() -> None:
         bare = library.submit(draw, options, 0).result()[2]
         server = ours(stack, folder, worker(options), {"prompt": PROMPT, "steps": 2, "stream": False})
         with server.awake():
-            if _pixels(ask(server, options, 0, 0)) != bare:
-                raise LoadError("the server and the bare library make different images of one seed")
+            if _pixels(generate(server, options, 0, 0)) != bare:
+                raise LoadError("the server and the bare library generate different images from one seed")
         bare_turn: Turn = partial(_library_turn, library, options)
         turns: dict[str, Turn] = {
             LIBRARY: bare_turn,
@@ -82,7 +82,7 @@ def worker(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`."""
+    """The comparisons that `rows` allow."""
     measure = rows[0].measure
     yield Comparison(measure, f"{OURS} again", OURS)
     yield Comparison(measure, OURS, LIBRARY, 0.97, 0.99)
@@ -93,16 +93,16 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
 
 def _turn(server: Server, options: argparse.Namespace, preview_every: int) -> dict[str, Reading]:
     with server.awake():
-        ask(server, options, 0, preview_every)
+        generate(server, options, 0, preview_every)
         watch = Stopwatch(server.tree)
         for seed in range(options.times):
-            ask(server, options, seed, preview_every)
+            generate(server, options, seed, preview_every)
         steps = options.times * options.steps
         return {_measure(options): Reading(steps / watch.wall_s(), 1e6 * watch.cpu_s() / steps)}
 
 
-def ask(server: Server, options: argparse.Namespace, seed: int, preview_every: int) -> bytes:
-    """The image, as a PNG, out of a stream with an event for each step."""
+def generate(server: Server, options: argparse.Namespace, seed: int, preview_every: int) -> bytes:
+    """The image as a PNG, from a stream with an event per step."""
     target = server.target
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=600)
     how = {"prompt": PROMPT, "steps": options.steps, "guidance_scale": GUIDANCE, "seed": seed, **_size(options)}
@@ -162,10 +162,10 @@ def _pixels(file: bytes) -> bytes:
 
 
 def add_options(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """Which images, by which model."""
+    """Options for the images and the model."""
     parser.add_argument("--model", type=Path, default=ROOT / "demo_models" / "digits_painter")
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--side", type=int, default=0, help="pixels; 0 for what the model was made for")
+    parser.add_argument("--side", type=int, default=0, help="pixels of a side; 0 for the model's own size")
     parser.add_argument("--times", type=int, default=5, help="images in one turn")
     parser.add_argument("--preview-every", type=int, default=10)
     parser.add_argument("--threads", type=int, default=1)

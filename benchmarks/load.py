@@ -1,7 +1,7 @@
-"""Load generators that are cheaper than what they measure.
+"""Load generators that cost less CPU than the servers.
 
-`requests` runs wrk. `streams` reads event streams in a process of its own with nothing between it and the sockets: it
-counts frames and notes times, and parses no event.
+`requests` runs wrk. `StreamReader` reads event streams from raw sockets in a process of its own: it
+counts frames and records times, and parses no event.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ _BUFFER = 256 * 1024
 
 
 class LoadError(Exception):
-    """A server did not answer as it should have, or a load generator is missing."""
+    """A server responded incorrectly, or a load generator is missing."""
 
 
 def batched(items: Sequence[ItemT], size: int) -> Iterator[Sequence[ItemT]]:
-    """`items`, so many at a time."""
+    """`items` in batches of `size`."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def in_threads(work: Callable[[int], str | None], clients: int) -> None:
-    """Call `work` with the number of each client, all at once. Raises `LoadError` with the first failure that it
-    tells."""
+    """Call `work` with the number of each client, concurrently. Raises `LoadError` with the first failure that it
+    returns."""
     with ThreadPoolExecutor(clients) as pool:
-        if failures := [told for told in pool.map(work, range(clients)) if told]:
+        if failures := [failure for failure in pool.map(work, range(clients)) if failure]:
             raise LoadError(failures[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go."""
+    """The address of requests."""
 
     port: int
     path: str
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def request(self, body: bytes) -> bytes:
-        """A POST of `body`, as it goes over the socket."""
+        """The bytes of a POST of `body`."""
         lines = [
             f"POST {self.path} HTTP/1.1",
             f"Host: 127.0.0.1:{self.port}",
@@ -69,7 +69,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """What `requests` saw: answers of status 2xx, the rate, the median time of one and its 99th percentile in
+    """The result of `requests`: responses of status 2xx, the rate, and the median and 99th percentile of the time in
     milliseconds."""
 
     count: int
@@ -79,10 +79,10 @@ class Requests:
 
 
 def requests(target: Target, body: bytes, clients: int, seconds: float) -> Requests:
-    """The same request from `clients` connections, each sending the next one as soon as it has its answer."""
+    """The same request from `clients` connections, each sending the next one after a response."""
     wrk = shutil.which("wrk")
     if wrk is None:
-        raise LoadError("wrk is not on PATH; it makes the load for requests (Debian and Ubuntu: apt install wrk)")
+        raise LoadError("wrk, the load generator, is not on PATH; install it (Debian and Ubuntu: apt install wrk)")
     headers = {"Content-Type": "application/json", **target.headers}
     script = [
         'wrk.method = "POST"',
@@ -105,19 +105,19 @@ def requests(target: Target, body: bytes, clients: int, seconds: float) -> Reque
             str(path),
             url,
         ]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return parse_wrk(said)
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return parse_wrk(output)
 
 
-def parse_wrk(said: str) -> Requests:
-    """What wrk printed. Raises `LoadError` if any answer was not 2xx or a socket failed."""
-    if "Non-2xx" in said or "Socket errors" in said:
-        raise LoadError(f"not every request was answered well:\n{said}")
-    count = re.search(r"(\d+) requests in", said)
-    rate = re.search(r"Requests/sec:\s+([\d.]+)", said)
-    median, p99 = (re.search(rf"\b{percent}%\s+([\d.]+)(us|ms|s)\b", said) for percent in (50, 99))
+def parse_wrk(output: str) -> Requests:
+    """Parse the output of wrk. Raises `LoadError` if any answer was not 2xx or a socket failed."""
+    if "Non-2xx" in output or "Socket errors" in output:
+        raise LoadError(f"not every request succeeded:\n{output}")
+    count = re.search(r"(\d+) requests in", output)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", output)
+    median, p99 = (re.search(rf"\b{percent}%\s+([\d.]+)(us|ms|s)\b", output) for percent in (50, 99))
     if not (count and rate and median and p99):
-        raise LoadError(f"wrk printed something unexpected:\n{said}")
+        raise LoadError(f"the output of wrk is unexpected:\n{output}")
     return Requests(int(count[1]), float(rate[1]), _ms(median), _ms(p99))
 
 
@@ -128,9 +128,9 @@ def _ms(found: re.Match[str]) -> float:
 @dataclass(frozen=True, slots=True)
 class StreamLoad:
     """Streams to open. Each of `clients` connections takes the next of `bodies` as soon as its stream has ended, for
-    `seconds`, beginning over when all are taken; or, if `seconds` is None, until each body was sent once.
+    `seconds`, cyclically; or, if `seconds` is None, until each body was sent once.
 
-    `first` are bytes by which the first frame of the answer proper is known; the time until then is noted."""
+    `first` are bytes that identify the first frame of the response proper; the time until then is recorded."""
 
     target: Target
     bodies: Sequence[bytes]
@@ -143,8 +143,8 @@ class StreamLoad:
 
 @dataclass(slots=True)
 class Streams:
-    """What was seen. `seconds` runs from the end of the ramp, or from the first request where all were read to their
-    end; `frames` were seen within it, `all_frames` with the ramp."""
+    """What was received. `seconds` runs from the end of the ramp, or from the first request if all were read to their
+    end; `frames` arrived within it, `all_frames` including the ramp."""
 
     seconds: float = 0.0
     frames: int = 0
@@ -152,7 +152,7 @@ class Streams:
     ended: int = 0
     first_s: list[float] = field(default_factory=list)
     answers: list[bytes] = field(default_factory=list)
-    """Whole answers, if they were to be kept."""
+    """Whole responses, if `keep` is set."""
 
     @property
     def frames_per_s(self) -> float:
@@ -167,7 +167,7 @@ class StreamReader:
         self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
     def read(self, load: StreamLoad) -> Streams:
-        """Open the streams and read them. Raises `LoadError` where one breaks off or is refused."""
+        """Open the streams and read them. Raises `LoadError` if one is refused or ends early."""
         return self._pool.submit(read_streams, load).result()
 
     def close(self) -> None:
@@ -176,14 +176,14 @@ class StreamReader:
 
 
 class FrameCounter:
-    """Counts frames, wherever the borders of what is read lie."""
+    """Counts frames, however the reads split them."""
 
     def __init__(self) -> None:
         self._tail = b""
         self.complete = False
 
     def feed(self, data: bytes) -> int:
-        """How many frames begin in `data`, or began before it and can be told only now."""
+        """The frames that begin in `data`, or whose beginning `data` completes."""
         joined = self._tail + data
         known = self._tail.count(FRAME)
         self.complete = joined.endswith(_LAST_CHUNK)
@@ -205,10 +205,10 @@ class _ClientConnection:
         self.socket.send(self._load.target.request(body))
 
     def read(self, seen: Streams) -> bool:
-        """Read what is there. Whether the stream is complete."""
+        """Read available data; returns whether the stream is complete."""
         data = self.socket.recv(_BUFFER)
         if not data:
-            raise LoadError("a stream broke off")
+            raise LoadError("a stream ended early")
         if not self._parts and not _OK.startswith(data[: len(_OK)]):
             raise LoadError(f"a stream was refused: {self._whole(data)!r}")
         if self._load.keep or not self._parts:
@@ -224,7 +224,7 @@ class _ClientConnection:
         return self._counter.complete
 
     def _whole(self, data: bytes) -> bytes:
-        """An answer that says no, as far as it comes within a second."""
+        """A refusal, as far as it arrives within a second."""
         self.socket.settimeout(1)
         with suppress(OSError):
             while len(data) < 500 and (more := self.socket.recv(_BUFFER)):
@@ -233,7 +233,7 @@ class _ClientConnection:
 
 
 def read_streams(load: StreamLoad) -> Streams:
-    """What `StreamReader` does in its process."""
+    """The work of a `StreamReader` in its process."""
     with ExitStack() as stack:
         connections = [_ClientConnection(load) for _ in range(load.clients)]
         for connection in connections:

@@ -1,10 +1,9 @@
-"""P11: the memory that an open stream takes, and all that stands beside an engine.
+"""P11: memory of an open stream, and of everything beside an engine.
 
-Streams of the echo worker that say one word and then nothing but a comment every ten seconds; and the whole of
-`rbee-serve serve` with a language model against vLLM's own server with the same engine arguments. Memory is the
-proportional set size of all processes of a variant: of what several map each has its part. So nothing else that maps the
-same libraries may run meanwhile: each turn starts its server and ends it.
-"""
+Streams of the echo worker that send one word and then only a comment every ten seconds; and all of `rbee-serve serve`
+with a language model against vLLM's own server with the same engine arguments. Memory is the proportional set size of
+all processes of a variant: shared pages are divided among the processes that map them. No other program may map the
+same libraries meanwhile, so each turn starts its server and ends it."""
 
 from __future__ import annotations
 
@@ -34,24 +33,24 @@ from benchmarks.method import (
     measures,
     run_blocks,
     save,
-    variant_table,
     table,
+    variant_table,
 )
 from benchmarks.servers import Server, ours, vllm_server
 from rbee_serve.model_files.resolve import prepare
 
 WARM_STREAMS = 20
-"""Opened and closed before anything is weighed: what is loaded for the first request is there."""
+"""Streams that are opened and closed before the measurement, so that lazy imports are done."""
 SETTLE_S, QUIET_S = 2.0, 11.0
-"""How long nothing happens before it is weighed; with open streams so long that a comment has gone over each."""
+"""Seconds of idling before a measurement; with open streams long enough for a comment on each."""
 CLIENTS, TOKENS = 32, 64
-"""What a language model answers before it is weighed."""
+"""Tokens that a language model generates before the measurement."""
 STREAM, TREE = "an open stream, KB", "all processes, MB"
 STREAM_GOAL_KB: Goal = (100.0, 40.0)
 TREE_GOAL_MB: Goal = (1200.0, 800.0)
 
 Weights = dict[str, list[Counter[str]]]
-"""Bytes by process: for each variant a reading for each turn."""
+"""Bytes by process: for each variant one reading per turn."""
 
 
 def main() -> None:
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`."""
+    """The comparisons that `rows` allow."""
     if STREAM in measures(rows):
         yield Comparison(STREAM, OURS, "", *STREAM_GOAL_KB, "value at most")
     if TREE in measures(rows):
@@ -81,7 +80,7 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
 
 
 def _streams_turn(streams: int, weights: Weights) -> dict[str, Reading]:
-    """Open streams on a server that has seen few, close them, and open them again."""
+    """Open streams on a fresh server, close them, and open them again."""
     worker = {"id": "echo-0", "type": "echo", "cpus": 0, "capacity": streams}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -115,7 +114,7 @@ def _weigh(server: Server, after_s: float = SETTLE_S) -> Counter[str]:
 
 @contextmanager
 def _open_streams(target: Target, count: int) -> Iterator[None]:
-    """While the block runs, so many streams have said their first word and are open."""
+    """While the block runs, `count` streams are open and have sent their first word."""
     body = json.dumps({"prompt": "first second", "tokens_per_sec": 1e-3}).encode()
     with ExitStack() as stack:
         for _ in range(count):
@@ -130,7 +129,7 @@ def _read_first_word(connection: socket.socket) -> None:
     while b'"type":"token"' not in answer:
         data = connection.recv(65536)
         if not data:
-            raise LoadError(f"a stream was refused or broke off: {answer!r}")
+            raise LoadError(f"a stream was refused or ended early: {answer!r}")
         answer += data
 
 
@@ -142,26 +141,26 @@ def _engine_turns(folder: Path, weights: Weights, options: argparse.Namespace) -
         reference = f"file:{model}"
     engine = ENGINE | {"dtype": "bfloat16"}
     worker = {"id": "llm-0", "type": "llm", "model_ref": reference, "model_name": NAME, "cpus": 1, "engine": engine}
-    asked = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
+    fields = {"max_tokens": TOKENS, "temperature": 0.0, "ignore_eos": True}
 
     def our_server(stack: ExitStack) -> Server:
-        return ours(stack, folder, worker, {"prompt": "Hello", "stream": False, **asked})
+        return ours(stack, folder, worker, {"prompt": "Hello", "stream": False, **fields})
 
     def bare_server(stack: ExitStack) -> Server:
         return vllm_server(stack, folder, engine_arguments(str(model), engine), {**bare, "prompt": "Hello"})
 
-    bare = {"model": NAME, **asked}
+    bare = {"model": NAME, **fields}
     return {
         VLLM: partial(_engine_turn, VLLM, bare_server, {**bare, "stream": True}, weights),
-        OURS: partial(_engine_turn, OURS, our_server, asked, weights),
+        OURS: partial(_engine_turn, OURS, our_server, fields, weights),
     }
 
 
 def _engine_turn(
-    variant: str, start: Callable[[ExitStack], Server], asked: dict[str, Any], weights: Weights
+    variant: str, start: Callable[[ExitStack], Server], fields: dict[str, Any], weights: Weights
 ) -> dict[str, Reading]:
-    """Start the variant's server, have it answer some clients at once, and weigh it."""
-    bodies = [json.dumps({**asked, "prompt": f"{number} little pigs"}).encode() for number in range(CLIENTS)]
+    """Start the variant's server, send concurrent requests, and measure its memory."""
+    bodies = [json.dumps({**fields, "prompt": f"{number} little pigs"}).encode() for number in range(CLIENTS)]
     with ExitStack() as stack:
         server = start(stack)
         with server.awake():
@@ -172,7 +171,7 @@ def _engine_turn(
 
 
 def _process_table(weights: Weights, unit: float, called: str) -> str:
-    """By process, the mean of the turns of each variant."""
+    """By process, the mean over the turns of each variant."""
     lines = []
     for variant, turns in weights.items():
         total: Counter[str] = Counter()
@@ -186,8 +185,8 @@ def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.set_defaults(blocks=3)
     parser.add_argument("--parts", nargs="+", choices=["streams", "engine"], default=["streams", "engine"])
-    parser.add_argument("--streams", type=int, default=400, help="how many are open")
-    parser.add_argument("--one-layer", action="store_true", help="a model that takes next to nothing")
+    parser.add_argument("--streams", type=int, default=400, help="number of open streams")
+    parser.add_argument("--one-layer", action="store_true", help="a model of negligible size")
     return parser.parse_args()
 
 

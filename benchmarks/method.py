@@ -1,10 +1,9 @@
-"""How two servers are compared on a machine that is small, shared and noisy.
+"""The comparison of servers on a small, shared and noisy machine.
 
-The variants take turns in mirrored blocks, A B B A, so that a drift of the machine meets both alike, and each block begins
-with another variant: who is last in a pass takes two turns in a row, the second of them warm. Each block gives one
-ratio; what is reported is the median of the ratios, and an interval for it by resampling blocks. A variant that is listed
-twice is the control: its ratio to itself says how small a difference can be claimed.
-"""
+The variants take turns in mirrored blocks, A B B A, so that drift affects all alike, and each block begins with another
+variant: the last variant of a pass takes two turns in a row, the second of them warm. Each block gives one ratio; the
+report has the median of the ratios and its bootstrap interval over blocks. A variant that is listed twice is the
+control: its ratio to itself shows how small a difference can be claimed."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 CONTROL = " again"
-"""The end of the name of a variant that is listed twice."""
+"""The suffix of a variant that is listed twice."""
 
 DRAWS = 10_000
 LEVEL = 0.95
@@ -27,8 +26,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What one turn of one variant gave for one measure. `cpu_us` is the server's CPU time for each unit of work, in
-    microseconds, over all of its processes."""
+    """The value of one measure in one turn. `cpu_us` is the server's CPU time per unit of work, in microseconds,
+    over all of its processes."""
 
     value: float
     cpu_us: float = float("nan")
@@ -36,7 +35,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A reading, and when it was taken: each block has two passes, the second in the opposite order."""
+    """A reading and its position: each block has two passes, the second in reverse order."""
 
     block: int
     order: int
@@ -51,9 +50,9 @@ Kind = Literal["ratio", "ratio at most", "difference", "value at most"]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """`variant` against `against`: a ratio of the two, or for times a difference; or, where there is nothing to compare it
-    with (`value at most`, an empty `against`), what it gave. `must` and `stretch` are the least ratio, or the largest
-    one (`ratio at most`), difference or value; None where there is none."""
+    """`variant` against `against`: their ratio, or for times their difference; or, without a counterpart (`value at
+    most`, an empty `against`), the value itself. `must` and `stretch` are the least ratio, or the largest one (`ratio
+    at most`), difference or value; None where there is no goal."""
 
     measure: str
     variant: str
@@ -65,7 +64,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The median over blocks, with the interval that holds it."""
+    """The median over blocks and its interval."""
 
     low: float
     median: float
@@ -73,15 +72,15 @@ class Estimate:
 
 
 Goal = tuple[float | None, float | None]
-"""What must be reached, and what is more than that."""
+"""The goals `must` and `stretch`."""
 NO_GOAL: Goal = (None, None)
 
 Turn = Callable[[], Mapping[str, Reading]]
-"""Measures one variant once: readings by the name of the measure."""
+"""Measures one variant once; returns readings by measure."""
 
 
 def block_options(description: str | None) -> argparse.ArgumentParser:
-    """A parser of what every comparison is told: how many blocks, and where its rows go."""
+    """A parser of the common options: number of blocks, file of the rows."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--blocks", type=int, default=6)
     parser.add_argument("--save", type=Path, help="a CSV file for the raw rows")
@@ -89,8 +88,8 @@ def block_options(description: str | None) -> argparse.ArgumentParser:
 
 
 def run_blocks(variants: Mapping[str, Turn], blocks: int) -> list[Row]:
-    """Let the variants take turns: in each block once in one order and once in the opposite one. The order is the given
-    one, begun one variant later in each block. Each row is shown on stderr as it comes."""
+    """Let the variants take turns: in each block one pass in one order and one in reverse. The order is the given one,
+    rotated by one variant per block. Each row is printed on stderr."""
     rows = []
     for block in range(blocks):
         names = list(variants)
@@ -109,13 +108,13 @@ def run_blocks(variants: Mapping[str, Turn], blocks: int) -> list[Row]:
 
 
 def measures(rows: Iterable[Row]) -> list[str]:
-    """What was measured, in the order of the rows."""
+    """The measures, in the order of the rows."""
     return list(dict.fromkeys(row.measure for row in rows))
 
 
 def paired(rows: Iterable[Row], comparison: Comparison) -> list[float]:
-    """One ratio or difference for each block: of the means of what the two variants gave in it. What a control gave counts
-    for the variant that it is, unless it is compared itself. Blocks without one of them are left out."""
+    """One ratio or difference per block, of the means of the two variants. Readings of a control count for its variant,
+    unless the control itself is compared. Blocks without one of the two are left out."""
     values: dict[tuple[int, str], list[float]] = {}
     for row in rows:
         if row.measure == comparison.measure:
@@ -135,7 +134,7 @@ def paired(rows: Iterable[Row], comparison: Comparison) -> list[float]:
 
 
 def estimate(values: Sequence[float], draws: int = DRAWS, level: float = LEVEL) -> Estimate:
-    """The median of `values` and its bootstrap interval. The same values give the same interval."""
+    """The median of `values` and its bootstrap interval. Deterministic: the same values give the same interval."""
     generator = random.Random(0)
     medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(draws))
     outside = (1 - level) / 2
@@ -145,7 +144,7 @@ def estimate(values: Sequence[float], draws: int = DRAWS, level: float = LEVEL) 
 
 
 def variant_table(rows: Sequence[Row]) -> str:
-    """For each measure and variant: the median reading, and the median CPU time for each unit of work."""
+    """For each measure and variant: the median reading, and the median CPU time per unit of work."""
     lines = []
     for measure in dict.fromkeys(row.measure for row in rows):
         for variant in dict.fromkeys(row.variant for row in rows):
@@ -157,12 +156,12 @@ def variant_table(rows: Sequence[Row]) -> str:
 
 
 COMPARED = ["measure", "compared", "median", "95 % interval", "blocks", "must / stretch", "verdict"]
-"""What `compared` tells of a comparison."""
+"""The columns of a comparison."""
 
 
 def compared(rows: Sequence[Row], comparison: Comparison) -> list[str] | None:
-    """The median over blocks, its interval if there are several, and whether the goals are reached; None if not both
-    variants were measured."""
+    """The median over blocks, its interval if there are several, and the verdict; None unless both variants were
+    measured."""
     values = paired(rows, comparison)
     if not values:
         return None
@@ -205,7 +204,7 @@ _FORMS: dict[Kind, tuple[str, str]] = {
     "difference": ("+.1f", "-"),
     "value at most": (".1f", ""),
 }
-"""How a number of each kind is written, and the sign between the two variants."""
+"""The number format of each kind, and the sign between the two variants."""
 
 
 def _bounds(comparison: Comparison) -> str:
@@ -236,7 +235,7 @@ def save(rows: Iterable[Row], path: Path) -> None:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows that were saved."""
+    """The saved rows."""
     with path.open(newline="") as file:
         return [
             Row(int(line["block"]), int(line["order"]), line["variant"], line["measure"], float(line["value"]),

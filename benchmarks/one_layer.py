@@ -1,4 +1,4 @@
-"""A language model that costs next to nothing, so that what is measured is the way to it."""
+"""A language model of negligible cost, to measure the path to the engine."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def make(tokenizer: Path, folder: Path) -> Path:
-    """A Llama of one layer, 64 numbers wide, with random weights and the tokenizer of the model at `tokenizer`."""
+    """A Llama of one layer, 64 wide, with random weights and the tokenizer of the model at `tokenizer`."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 

@@ -1,7 +1,7 @@
-"""P9: what it costs that streams are open, when they say no more together.
+"""P9: the cost of open streams at a constant total rate of events.
 
-The echo worker behind `rbee-serve serve` makes the same number of events in a second for one stream, or for all of
-hundreds. The variants are numbers of streams of one server; the variant without any is what it costs to be there.
+The echo worker behind `rbee-serve serve` sends the same number of events per second over one stream or over hundreds.
+The variants are numbers of streams of one server; the variant without streams is the idle server.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from benchmarks.method import (
     comparison_table,
     run_blocks,
     save,
-    variant_table,
     table,
+    variant_table,
 )
 from benchmarks.paced_streams import SETTLE_S, Pace, read_paced
 from benchmarks.processes import Stopwatch, one_process
@@ -49,7 +49,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         client = stack.enter_context(one_process())
-        client.submit(time.time).result()  # it is up before it is to keep time
+        client.submit(time.time).result()  # start it before timing matters
         worker = {"id": "echo-0", "type": "echo", "cpus": 0, "capacity": max(options.streams)}
         server = ours(stack, folder, worker, {"prompt": "hello", "stream": False})
         numbers = {IDLE: 0} | {_side(number): number for number in options.streams}
@@ -73,7 +73,7 @@ def _side(streams: int) -> str:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`: the goal of CPU is for the most streams against the fewest, the others for each."""
+    """The comparisons that `rows` allow: CPU of the most streams against the fewest, the other goals for each."""
     base, *others = [
         variant for variant in dict.fromkeys(row.variant for row in rows) if variant.endswith(("stream", "streams"))
     ]
@@ -129,10 +129,10 @@ def _process_table(spent: dict[str, Counter[str]], seconds: float) -> str:
 
 def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64, 500], help="the first is the measure")
-    parser.add_argument("--rate", type=float, default=500.0, help="events in a second, of all streams together")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64, 500], help="the first is the reference")
+    parser.add_argument("--rate", type=float, default=500.0, help="events per second over all streams")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of one reading")
-    parser.add_argument("--processes", action="store_true", help="show where the CPU time goes")
+    parser.add_argument("--processes", action="store_true", help="show CPU time by process")
     return parser.parse_args()
 
 

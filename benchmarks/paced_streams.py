@@ -1,7 +1,7 @@
-"""Streams that are open for a while, each at a steady pace: whether everything came, and how late.
+"""Streams at a steady pace: whether every event came, and its lag.
 
-The echo worker says when it began, and is to say its word number `i` `i / rate` seconds later. The client runs on the
-same machine, so what it reads off its clock less that is the event's lag.
+The echo worker reports its start time and sends word `i` after `i / rate` seconds. The client runs on the same machine
+and clock, so arrival minus due time is the event's lag.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from rbee_serve.grammar import GrammarError, check_stream
 from rbee_serve.sse import Decoder
 
 SETTLE_S = 2.0
-"""Seconds from the first opening until lags count."""
+"""Seconds after the first stream opens until lags are counted."""
 TAIL_S = 1.0
-"""Seconds for which streams go on when lags do not count any more."""
+"""Seconds that streams continue after the counted time."""
 GRACE_S = 20.0
-"""How much longer than it should a stream may take before it counts as one that does not end."""
+"""Seconds of delay after which a stream counts as one that does not end."""
 
 _BUFFER = 256 * 1024
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 Piece = tuple[float, bytes]
-"""Bytes as they were read from a socket, and when."""
+"""Bytes of one read from a socket, and its time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """`streams` that together make `events_per_s`, looked at for `seconds`.
+    """`streams` streams that together send `events_per_s`, measured for `seconds`.
 
-    They are opened one after another at that rate too, so that their events do not fall together."""
+    They are opened one after another at that rate, so that their events are spread out."""
 
     target: Target
     streams: int
@@ -48,28 +48,28 @@ class Pace:
 
     @property
     def rate(self) -> float:
-        """Events of one stream in a second."""
+        """Events per second of one stream."""
         return self.events_per_s / self.streams
 
     @property
     def words(self) -> int:
-        """Events that each stream must have."""
+        """Events of each stream."""
         return round((SETTLE_S + self.seconds + TAIL_S) * self.rate)
 
     def word(self, number: int) -> str:
-        """What that stream says, and no other: an event that ends up in the wrong stream is found."""
+        """The word of that stream only, so an event in the wrong stream is found."""
         return f"stream-{number}"
 
     def request(self, number: int) -> bytes:
-        """What opens that stream."""
+        """The request that opens that stream."""
         fields = {"prompt": self.word(number), "repeat": self.words, "tokens_per_sec": self.rate}
         return self.target.request(json.dumps(fields).encode())
 
 
 @dataclass(slots=True)
 class Seen:
-    """The lag of each event that was due while lags counted, in seconds; what was wrong, a sentence for each stream;
-    CPU seconds that the client used in all."""
+    """The lag in seconds of each event that was due in the counted time; the faults, a sentence per stream; CPU seconds
+    of the client."""
 
     lags_s: list[float] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -77,14 +77,14 @@ class Seen:
 
 
 class ChunkedBody:
-    """Takes a body out of HTTP's chunks, wherever the borders of what is read lie."""
+    """Decodes HTTP's chunked transfer encoding, however the reads split it."""
 
     def __init__(self) -> None:
         self._raw = bytearray()
         self.complete = False
 
     def feed(self, data: bytes) -> bytes:
-        """What is in the chunks that `data` completes."""
+        """The content of the chunks that `data` completes."""
         self._raw += data
         body = bytearray()
         while not self.complete:
@@ -99,9 +99,10 @@ class ChunkedBody:
 
 
 def timed_events(pieces: Iterable[Piece]) -> list[tuple[float, Event[Any]]]:
-    """The events of an answer that keeps every rule of a stream, each with the time at which it was complete.
+    """The events of a valid stream, each with the time at which it was complete.
 
-    Raises `LoadError` for an answer that is no stream or breaks off, `GrammarError` for a stream that breaks a rule."""
+    Raises `LoadError` for a response that is no stream or ends early, `GrammarError` for a stream that breaks a
+    rule."""
     head = b""
     chunks, decoder = ChunkedBody(), Decoder()
     body, times = bytearray(), list[float]()
@@ -113,30 +114,30 @@ def timed_events(pieces: Iterable[Piece]) -> list[tuple[float, Event[Any]]]:
         body += part
         times += [at for _ in decoder.feed(part)]
     if not head.startswith(b"HTTP/1.1 200"):
-        raise LoadError(f"it was refused: {head[:300]!r}")
+        raise LoadError(f"the stream was refused: {head[:300]!r}")
     if not chunks.complete:
-        raise LoadError("it did not come to its end")
+        raise LoadError("the stream has no end")
     events = check_stream(bytes(body))
-    return list(zip(times, events, strict=False))  # the marker has a time too
+    return list(zip(times, events, strict=False))  # the marker has a time as well
 
 
 def lags(pieces: Iterable[Piece], word: str, words: int, rate: float) -> list[tuple[float, float]]:
-    """For each event of a stream: when it was due, and how many seconds later it was there.
+    """For each event of a stream its due time, and how many seconds later it arrived.
 
-    Raises `LoadError` or `GrammarError` unless the stream has exactly `words` times `word`, in order, and its end."""
+    Raises `LoadError` or `GrammarError` unless the stream has exactly `words` times `word` in order, and its end."""
     events = timed_events(pieces)
     began = due = 0.0
-    said: list[str] = []
+    received: list[str] = []
     late: list[tuple[float, float]] = []
     for at, event in events:
         if isinstance(event, Started):
             began = datetime.fromisoformat(event.started_at).timestamp()
         elif isinstance(event, Output):
-            due = began + len(said) / rate
-            said.append(event.value.t)
+            due = began + len(received) / rate
+            received.append(event.value.t)
             late.append((due, at - due))
-    if said != [word] * words:
-        raise LoadError(f"{len(said)} words came, of which {said.count(word)} are its own; {words} were asked for")
+    if received != [word] * words:
+        raise LoadError(f"received {len(received)} words, {received.count(word)} of them its own, instead of {words}")
     end = events[-1][1]
     if not isinstance(end, End) or end.tokens_out != words:
         raise LoadError(f"its last event is {end}")
@@ -144,7 +145,7 @@ def lags(pieces: Iterable[Piece], word: str, words: int, rate: float) -> list[tu
 
 
 def read_paced(pace: Pace, begin: float) -> Seen:
-    """Open the streams from `begin` on, by the clock of `time.time`, and read them all to their end."""
+    """Open the streams from `begin` on (`time.time`), and read them all to their end."""
     cpu_s = time.process_time()
     read = _read(pace, begin)
     seen = Seen(client_cpu_s=time.process_time() - cpu_s)
@@ -191,5 +192,5 @@ def _opened(pace: Pace, number: int) -> socket.socket:
 
 
 def _is_last(pieces: Sequence[Piece]) -> bool:
-    end = b"".join(data for _, data in pieces[-len(_LAST_CHUNK) :])  # each of them has a byte
+    end = b"".join(data for _, data in pieces[-len(_LAST_CHUNK) :])  # each has at least one byte
     return end.endswith(_LAST_CHUNK)

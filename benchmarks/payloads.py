@@ -1,4 +1,4 @@
-"""Requests and answers of a given size over one connection, one after another."""
+"""Requests and responses of a given size over one connection, one after another."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _BUFFER = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """`size` bytes of text that nobody can guess, to be sent for `seconds`, and `back` too if the echo is to be whole;
-    otherwise it answers with its first word."""
+    """`size` bytes of random text, sent for `seconds`; with `back` the response is the whole echo, else its
+    first word."""
 
     target: Target
     size: int
@@ -28,7 +28,7 @@ class Payload:
 
 @dataclass(slots=True)
 class Exchanged:
-    """Seconds from the first byte of each request to the last of its answer, sorted; how long all took."""
+    """Seconds from the first byte of each request to the last of its response, sorted; seconds in all."""
 
     times_s: list[float] = field(default_factory=list)
     seconds: float = 0.0
@@ -40,7 +40,7 @@ class Exchanged:
 
 
 def exchange(payload: Payload) -> Exchanged:
-    """Send the payload until the time is over, at least twice. Raises `LoadError` for an answer that is not whole."""
+    """Send the payload until the time is over, at least twice. Raises `LoadError` for an incomplete response."""
     text = f"ok {secrets.token_hex((payload.size - 2) // 2)}"[: payload.size]
     fields = {"prompt": text, "stream": False} | ({} if payload.back else {"max_tokens": 1})
     request = payload.target.request(json.dumps(fields).encode())
@@ -55,20 +55,20 @@ def exchange(payload: Payload) -> Exchanged:
             answer = _answer(connection)
             exchanged.times_s.append(time.perf_counter() - sent_at)
             if expected not in answer:
-                raise LoadError(f"an answer to {payload.size} bytes is not whole: {bytes(answer[:300])!r}")
+                raise LoadError(f"an answer to {payload.size} bytes is incomplete: {bytes(answer[:300])!r}")
             exchanged.seconds = time.perf_counter() - began
     exchanged.times_s.sort()
     return exchanged
 
 
 def _answer(connection: socket.socket) -> bytearray:
-    """One answer with its head."""
+    """One response with its head."""
     answer = bytearray()
     whole = None
     while whole is None or len(answer) < whole:
         data = connection.recv(_BUFFER)
         if not data:
-            raise LoadError(f"an answer broke off: {bytes(answer[:300])!r}")
+            raise LoadError(f"a response ended early: {bytes(answer[:300])!r}")
         answer += data
         if whole is None and (end := answer.find(b"\r\n\r\n")) >= 0:
             length = _LENGTH.search(answer, 0, end)

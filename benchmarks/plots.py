@@ -2,8 +2,8 @@
 
     python -m benchmarks.plots
 
-The same rows give the same bytes. A line is the median of the readings, the band about it goes from the least to the
-greatest. A variant that is measured twice, as the control, is drawn once.
+The same rows give the same bytes. A line is the median of the readings, its band the range. The control is
+not drawn.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from benchmarks.servers import ROOT
 
 PLOTS = ROOT / "benchmarks" / "plots"
 STYLE = {
-    "svg.hashsalt": "rbee-serve",  # else the names of its parts are new each time
-    "svg.fonttype": "none",  # letters as text, not as outlines
+    "svg.hashsalt": "rbee-serve",  # otherwise element ids are random
+    "svg.fonttype": "none",  # text as text, not as outlines
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -43,12 +43,12 @@ COLORS = {
     "vLLM": "#555555",
     "LitServe": "#009e73",
 }
-"""A variant has its color in each image; these can be told apart by most who see colors differently."""
+"""One color per variant in all plots; most people with color vision deficiency can distinguish them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A image of two measures, in whose names `{}` stands for the number of clients, out of a file of `raw/`."""
+    """A plot of two measures from a file of `raw/`; `{}` in their names stands for the number of clients."""
 
     name: str
     title: str
@@ -87,7 +87,7 @@ Series = Mapping[int, list[float]]
 
 
 def main() -> None:
-    """Draw what was measured."""
+    """Draw all plots."""
     PLOTS.mkdir(exist_ok=True)
     for plot in DRAWN:
         path = RAW / f"{plot.raw}.csv"
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def series(rows: Iterable[Row], measure: str) -> dict[str, Series]:
-    """For each variant the readings of a measure, by the number that stands for `{}` in its name."""
+    """For each variant the readings of a measure, by the number in place of `{}`."""
     pattern = re.compile(re.escape(measure).replace(r"\{\}", r"(\d+)"))
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
@@ -108,7 +108,7 @@ def series(rows: Iterable[Row], measure: str) -> dict[str, Series]:
 
 
 def draw(plot: Plot, rows: list[Row], path: Path) -> None:
-    """The image, as an SVG file."""
+    """Write the plot as an SVG file."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8, 3.2), layout="constrained")
         for axes, measure in zip(figure.subplots(1, 2), (plot.throughput, plot.latency), strict=True):

@@ -1,4 +1,4 @@
-"""A server's processes as one thing: started, counted, put to sleep, woken and ended together."""
+"""A server's process tree: started, measured, stopped, continued and ended together."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pathlib import Path
 import psutil
 
 STOP_S = 40.0
-"""How long a server may take to end in peace."""
+"""Seconds for a graceful end of a server."""
 
 
 class ProcessTree:
-    """A command that was started, and every process that came of it."""
+    """A started command and all of its descendants."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         with log.open("wb") as output:
@@ -33,18 +33,18 @@ class ProcessTree:
 
     @property
     def running(self) -> bool:
-        """Whether the first process is there."""
+        """Whether the first process is running."""
         return self._process.poll() is None
 
     def processes(self) -> list[psutil.Process]:
-        """All that run now, parents first."""
+        """All running processes, parents first."""
         try:
             return [self._root, *self._root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
 
     def cpu_s(self) -> Counter[str]:
-        """CPU seconds, user and system, that the running processes have used so far, by the process's name."""
+        """CPU seconds, user and system, of the running processes so far, by process name."""
         used: Counter[str] = Counter()
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
@@ -53,7 +53,7 @@ class ProcessTree:
         return used
 
     def memory_bytes(self) -> Counter[str]:
-        """The proportional set size of the running processes, by name: of what several map each has its part."""
+        """The proportional set size of the running processes, by name: shared pages are divided among them."""
         held: Counter[str] = Counter()
         for process in self.processes():
             with contextlib.suppress(psutil.Error):
@@ -61,15 +61,15 @@ class ProcessTree:
         return held
 
     def sleep(self) -> None:
-        """Stop all processes where they stand; they use no CPU until they are woken."""
+        """Send SIGSTOP to all processes; they use no CPU until `wake`."""
         self._signal(signal.SIGSTOP)
 
     def wake(self) -> None:
-        """Let them go on."""
+        """Send SIGCONT to all processes."""
         self._signal(signal.SIGCONT)
 
     def end(self) -> None:
-        """Ask the first process to end, and end what is left by force."""
+        """Send SIGTERM to the first process, then SIGKILL to those that are left."""
         every = self.processes()
         self.wake()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -87,12 +87,12 @@ class ProcessTree:
 
 
 def process_name(process: psutil.Process) -> str:
-    """What it is, as far as its command line tells: Ray's workers write there what they run."""
+    """A name from the command line, into which Ray's workers write what they run."""
     words = process.cmdline()
     if not words:
         return process.name()
     if words[0].startswith("ray::"):
-        return words[0].partition(".")[0].partition(" ")[0]  # without the method that it happens to run
+        return words[0].partition(".")[0].partition(" ")[0]  # without the method that is running
     for before, word in pairwise(words):
         if before == "-m":
             return word
@@ -102,7 +102,7 @@ def process_name(process: psutil.Process) -> str:
 
 
 class Stopwatch:
-    """CPU seconds that a tree has used since this was made, and wall seconds."""
+    """CPU and wall seconds of a tree since creation."""
 
     def __init__(self, tree: ProcessTree) -> None:
         self._tree = tree
@@ -111,7 +111,7 @@ class Stopwatch:
         self._began = time.monotonic()
 
     def cpu_by_name(self) -> Counter[str]:
-        """By the process's name; those that used none are left out."""
+        """CPU seconds by process name, without processes that used none."""
         return self._tree.cpu_s() - self._cpu
 
     def cpu_s(self) -> float:
@@ -119,20 +119,20 @@ class Stopwatch:
         return float(sum(self.cpu_by_name().values()))
 
     def others_percent(self) -> float:
-        """What all other programs used meanwhile, in percent of a core."""
+        """CPU of all other programs meanwhile, in percent of a core."""
         return 100 * (_busy_s() - self._busy - self.cpu_s()) / self.wall_s()
 
     def wall_s(self) -> float:
-        """Seconds on the clock."""
+        """Wall seconds."""
         return time.monotonic() - self._began
 
 
 def _busy_s() -> float:
-    """CPU seconds that the machine has worked so far."""
+    """CPU seconds of the whole machine so far."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
 
 def one_process() -> ProcessPoolExecutor:
-    """A process of its own for a library or for clients, so that they share no interpreter with the one that asks."""
+    """A process of its own for a library or for clients, with a GIL of its own."""
     return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))

@@ -1,4 +1,4 @@
-"""Models of the usual sizes with random weights: what they say means nothing, what they cost is real."""
+"""Models of the usual sizes with random weights: their outputs are meaningless, their cost is real."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.texts import WORDS
 
 
 def bert_base(folder: Path, **sizes: Any) -> Path:
-    """A sentence-transformer in the shape of BERT-base, 110 M parameters, that reads `texts.WORDS`."""
+    """A sentence-transformer in the shape of BERT-base, 110 M parameters, with the vocabulary `texts.WORDS`."""
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -41,7 +41,7 @@ def vit_base(folder: Path, **sizes: Any) -> Path:
 
 def stable_diffusion(folder: Path, channels: tuple[int, ...] = (320, 640, 1280, 1280), vae: int = 128) -> Path:
     """A pipeline in the shape of Stable Diffusion 1.5, 1.1 G parameters, in float16. `vae` is the width of its
-    decoder's last part."""
+    decoder's last block."""
     import diffusers
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -75,7 +75,7 @@ def stable_diffusion(folder: Path, channels: tuple[int, ...] = (320, 640, 1280, 
 
 
 def jpeg_files(count: int, size: tuple[int, int]) -> list[bytes]:
-    """Images of soft coloured clouds, as files."""
+    """Images of smooth random colours, as JPEG files."""
     import io
 
     from PIL import Image

@@ -1,4 +1,4 @@
-"""All goals in one table, from the rows that were saved."""
+"""All goals in one table, from the saved rows."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from benchmarks.runs import Run
 
 
 def report(runs: Iterable[Run], quick: bool = False) -> str:
-    """The table, and a line for each run that has not been made."""
+    """The table, and a line for each missing run."""
     lines: list[list[str]] = []
     missing = []
     for run in runs:
         path = run.rows_at(quick)
         if path.exists():
             rows = read(path)
-            lines += [[run.goal, *line] for line in told(rows, list(run.comparisons(rows)))]
+            lines += [[run.goal, *line] for line in report_lines(rows, list(run.comparisons(rows)))]
         elif not quick or run.quick is not None:
             missing.append(f"{run.goal}, {run.about}: not measured")
     return "\n".join([table(["goal", *COMPARED, "control"], lines), *([""] if missing else []), *missing])
 
 
-def told(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[list[str]]:
-    """A line for each comparison. A variant against itself has none; its interval stands beside the measure's others of
-    its kind: differences beside differences, ratios beside ratios."""
+def report_lines(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """A line for each comparison. The control has no line; its interval is the last column of comparisons of the same
+    measure and kind (difference or ratio)."""
     controls = {}
     lines = []
     for comparison in comparisons:

@@ -1,4 +1,4 @@
-"""Every goal, and the runs that measure it: which program, how, and where its rows are."""
+"""Every goal and the runs that measure it: program, options and file of its rows."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from benchmarks.servers import ROOT
 
 RAW = ROOT / "benchmarks" / "raw"
 QUICK_RAW = RAW / "quick"
-"""Not kept by git: a quick look is not a result."""
+"""Ignored by git: a quick look is not a result."""
 
 BASELINES = {
     "infinity": "a virtual environment with infinity-emb[server,torch]==0.0.78, for P3",
     "litserve": "a virtual environment with litserve==0.2.19, for P8",
     "ray-llm": "a folder made by pip install --no-deps --target FOLDER pyarrow jsonref, for P2",
 }
-"""Programs that do not fit into our own environment, and what their option names."""
+"""Programs that need an environment of their own, and the value of their option."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call of a program of `benchmarks/`: its options for a full and for a quick look, None where a quick one takes
-    too long; the name of its raw file; which of the `BASELINES` it takes; and its function that says what is compared."""
+    """One call of a program of `benchmarks/`: its options for a full and for a quick run, None if a quick one takes too
+    long; the name of its raw file; its options of `BASELINES`; and its function that returns the comparisons."""
 
     goal: str
     about: str
@@ -38,7 +38,7 @@ class Run:
     compare: str = "comparisons"
 
     def command(self, quick: bool, baselines: dict[str, str]) -> list[str]:
-        """The command line. `baselines` are options of `BASELINES` and what they name."""
+        """The command line. `baselines` are options of `BASELINES` with their values."""
         options = (self.quick if quick else self.full) or ""
         command = [sys.executable, "-m", f"benchmarks.{self.module}", *options.split()]
         for baseline in self.baselines:
@@ -46,11 +46,11 @@ class Run:
         return [*command, "--save", str(self.rows_at(quick))]
 
     def rows_at(self, quick: bool) -> Path:
-        """Where its rows are saved."""
+        """The file of its rows."""
         return (QUICK_RAW if quick else RAW) / f"{self.raw}.csv"
 
     def comparisons(self, rows: Sequence[Row]) -> Iterable[Comparison]:
-        """What can be said of `rows`."""
+        """The comparisons that `rows` allow."""
         compare: Callable[[Sequence[Row]], Iterable[Comparison]] = getattr(
             importlib.import_module(f"benchmarks.{self.module}"), self.compare
         )
@@ -69,7 +69,7 @@ RUNS = (
     ),
     Run(
         "P2",
-        "the way to the engine, with a model that costs next to nothing",
+        "the path to the engine, with a model of negligible cost",
         "llm",
         "llm-one-layer",
         "--one-layer --clients 1 32 --rounds 8",
@@ -102,7 +102,7 @@ RUNS = (
     ),
     Run(
         "P8",
-        "the same for more and more clients",
+        "the same for growing numbers of clients",
         "echo",
         "echo-clients",
         "--clients 1 4 16 64 --words 100 --blocks 3 --seconds 2 --idle 0",
@@ -110,13 +110,13 @@ RUNS = (
     ),
     Run(
         "P9",
-        "streams that are open and say little",
+        "open streams with few events",
         "open_streams",
         "open-streams",
         "",
         "--blocks 1 --streams 1 500 --seconds 3",
     ),
-    Run("P10", "from the command until everything is ready", "start", "start", "--blocks 3"),
+    Run("P10", "from the command until all workers are ready", "start", "start", "--blocks 3"),
     Run("P11", "memory", "memory", "memory", ""),
 )
 GOALS = tuple(dict.fromkeys(run.goal for run in RUNS))

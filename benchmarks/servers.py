@@ -1,4 +1,4 @@
-"""The servers that are compared: started once, put to sleep while another one is measured."""
+"""The compared servers: started once, stopped with SIGSTOP while another one is measured."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from benchmarks.processes import ProcessTree
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 700.0
 SETTLE_S = 1.0
-"""Seconds after waking before a server is measured."""
+"""Seconds between SIGCONT and the measurement."""
 
 
 class Server:
-    """A server that answers requests at `target`; `probe` is one that it must answer with 200."""
+    """A server with requests at `target`; `probe` is a request that has to succeed."""
 
     def __init__(self, tree: ProcessTree, target: Target, probe: dict[str, Any]) -> None:
         self.tree = tree
@@ -34,14 +34,14 @@ class Server:
         self._probe = probe
 
     def wait_until_it_answers(self, within_s: float = START_S) -> None:
-        """Return when the probe has been answered. Raises `LoadError` if the server ends or takes too long."""
+        """Return after a successful probe. Raises `LoadError` if the server ends or takes too long."""
         deadline = time.monotonic() + within_s
         url = f"http://127.0.0.1:{self.target.port}{self.target.path}"
         while not self._answers(url):
             if not self.tree.running:
                 raise LoadError(f"the server ended:\n{self.tree.log.read_text()[-2000:]}")
             if time.monotonic() > deadline:
-                raise LoadError(f"{url} did not answer; the server said:\n{self.tree.log.read_text()[-2000:]}")
+                raise LoadError(f"{url} did not answer; its output:\n{self.tree.log.read_text()[-2000:]}")
             time.sleep(0.2)
 
     def _answers(self, url: str) -> bool:
@@ -52,7 +52,7 @@ class Server:
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """While the block runs the server is awake and has answered; afterwards it sleeps."""
+        """The server runs during the block, after a successful probe, and is stopped afterwards."""
         self.tree.wake()
         self.wait_until_it_answers(60)
         time.sleep(SETTLE_S)
@@ -62,7 +62,7 @@ class Server:
             self.tree.sleep()
 
     def beside(self, turn: Turn) -> Turn:
-        """That turn, while this server is awake and has nothing to do: what comes of processes that are just there."""
+        """That turn beside this server while it is idle: the effect of idle processes."""
 
         def taken() -> Mapping[str, Reading]:
             with self.awake():
@@ -81,8 +81,8 @@ def ours(
     args: Mapping[str, Any] | None = None,
     module: Sequence[str] = ("rbee_serve.supervisor", "serve"),
 ) -> Server:
-    """`rbee-serve serve` with one worker. `settings` are environment variables beside it, `args` further ones of the
-    application; `module` is what serves the file, with its options."""
+    """`rbee-serve serve` with one worker. `settings` are further environment variables, `args` further arguments of the
+    application; `module` is the module that serves the file, with its options."""
     port = free_port()
     token = folder / f"{name}.token"
     token.write_text("benchmark")
@@ -111,8 +111,8 @@ def baseline(
     packages: Path | None = None,
     environment: Path | None = None,
 ) -> Server:
-    """A module of `benchmarks/baselines/`, asked at `path`. `packages` is a folder of what it imports beside our own,
-    `environment` a virtual environment that runs it in place of ours."""
+    """A module of `benchmarks/baselines/` with requests to `path`. `packages` is a folder with further packages,
+    `environment` a virtual environment in place of ours."""
     port = free_port()
     python = str(environment / "bin" / "python") if environment else sys.executable
     command = [python, "-m", f"benchmarks.baselines.{module}", "--port", str(port), *options]
@@ -136,8 +136,8 @@ def infinity(
     probe: dict[str, Any],
     settings: Mapping[str, str] | None = None,
 ) -> Server:
-    """infinity-emb with its torch engine, from a virtual environment of its own: it wants transformers 4. `probe` names
-    the model as it is served."""
+    """infinity-emb with its torch engine, from a virtual environment of its own, as it needs transformers 4. `probe`
+    has the name of the served model."""
     port = free_port()
     command = [str(environment / "bin" / "infinity_emb"), "v2", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--model-id", str(model), "--served-model-name", str(probe["model"]), "--engine", "torch"]
@@ -155,8 +155,8 @@ def _started(
     probe: dict[str, Any],
     settings: Mapping[str, str] | None = None,
 ) -> Server:
-    """The server, answering, then asleep; it ends with `stack`."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else who ends us would leave it asleep for ever
+    """Start the server, wait for it and stop it with SIGSTOP; it ends with `stack`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # otherwise SIGTERM would leave it stopped
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_", "OMP_"))}
     environment |= {"PYTHONPATH": str(ROOT), **(settings or {})}
     tree = ProcessTree(command, environment, folder / f"{name}.log")
@@ -168,7 +168,7 @@ def _started(
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """A port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

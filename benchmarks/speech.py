@@ -1,9 +1,9 @@
-"""P7: what the serving layer adds to speech.
+"""P7: overhead of the serving layer for speech.
 
-hibari behind `rbee-serve serve`, and hibari's own stream in a process of its own, say the same texts with the same
-seed, so both make the same sound; the library alone, and beside the server while that is idle. The first text of a turn
-is said once more before the clock runs. Measured are the time to the first audio and the seconds of sound in a second,
-for a stream of PCM and for one of numbers.
+hibari behind `rbee-serve serve`, and hibari's own stream in a process of its own, synthesize the same texts with the
+same seed, so the audio is the same; the library alone, and beside the idle server. The first text of a turn is
+synthesized once more as a warm-up. Measured are the time to the first audio and seconds of audio per second, for
+streams of PCM and of numbers.
 
     python -m benchmarks.speech --save benchmarks/raw/speech.csv
 """
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`."""
+    """The comparisons that `rows` allow."""
     for name in FORMATS:
         first, speed = f"first audio, ms, {name}", f"audio s/s, {name}"
         yield Comparison(first, f"{OURS} again", OURS, kind="difference")
@@ -94,7 +94,7 @@ def _turn(server: Server, client: ProcessPoolExecutor, texts: list[str]) -> dict
 
 
 def _library_turn(library: ProcessPoolExecutor, texts: list[str]) -> dict[str, Reading]:
-    """The same numbers for both forms: the library knows none."""
+    """The same readings for both forms: the library has one."""
     library.submit(speak, texts[0]).result()
     answers = [library.submit(speak, text).result() for text in texts]
     readings: dict[str, Reading] = {}
@@ -104,7 +104,7 @@ def _library_turn(library: ProcessPoolExecutor, texts: list[str]) -> dict[str, R
 
 
 def _readings(name: str, seen: list[tuple[float, float, float]], cpu_s: float) -> dict[str, Reading]:
-    """From the seconds to the first audio, the seconds in all, and the seconds of sound, of each request."""
+    """From each request's seconds to the first audio, total seconds, and seconds of audio."""
     firsts, walls, sounds = zip(*seen, strict=True)
     return {
         f"first audio, ms, {name}": Reading(1e3 * statistics.median(firsts)),
@@ -113,7 +113,7 @@ def _readings(name: str, seen: list[tuple[float, float, float]], cpu_s: float) -
 
 
 def listen(target: Target, text: str, form: str) -> tuple[float, float, float]:
-    """Read one stream. A frame is taken apart only when all have come."""
+    """Read one stream. Frames are parsed after the last one."""
     connection = http.client.HTTPConnection("127.0.0.1", target.port, timeout=120)
     body = json.dumps({"prompt": text, "format": form, "seed": 1})
     headers = {"Content-Type": "application/json", **target.headers}
@@ -143,7 +143,7 @@ _voices: list[Any] = []
 
 
 def speak(text: str) -> tuple[float, float, float, float]:
-    """The bare library's stream, and the CPU seconds that it took. Runs in a process that keeps the model."""
+    """The bare library's stream and its CPU seconds. Runs in a process that keeps the model."""
     if not _voices:
         from hibari import Hibari
 
@@ -164,7 +164,7 @@ def _texts(count: int, length: int) -> list[str]:
 def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--requests", type=int, default=10, help="texts in one turn")
-    parser.add_argument("--sentences", type=int, default=15, help="sentences in a text; five make 16 s of sound")
+    parser.add_argument("--sentences", type=int, default=15, help="sentences in a text; five give 16 s of audio")
     return parser.parse_args()
 
 

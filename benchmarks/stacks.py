@@ -1,7 +1,7 @@
-"""Sampled stacks, sorted into the steps of a request.
+"""Sampled stacks, grouped by step of a request.
 
-A sample belongs to the step of its innermost frame that is in a file known here: what the standard library does belongs
-to whoever called it, unless it is a step of its own, as the event loop is.
+A sample belongs to the step of its innermost frame in a file listed here: the standard library counts for its caller,
+unless it is a step of its own, as the event loop is.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "rbee_serve/validation/violations.py",
         "rbee_serve/request.py",
     ),
-    "the wire": (
+    "transport": (
         "rbee_serve/transport/",
         "rbee_serve/ingress/channel.py",
         "rbee_serve/transport/request_client.py",
@@ -42,7 +42,7 @@ STEPS: dict[str, tuple[str, ...]] = {
         "rbee_serve/transport/state_client.py",
     ),
     "worker type": ("deployments/", "rbee_serve/worker/watchdog.py", "rbee_serve/worker/memory.py"),
-    "ingress: from body to answer": ("rbee_serve/ingress/",),
+    "ingress: from body to response": ("rbee_serve/ingress/",),
     "encoding": (
         "rbee_serve/events.py",
         "rbee_serve/outputs.py",
@@ -57,8 +57,8 @@ STEPS: dict[str, tuple[str, ...]] = {
     "Ray": ("ray/", "grpc/"),
     "event loop and tasks": ("asyncio/", "selectors.py", "threading.py"),
 }
-"""Beginnings of file names. Where several fit, the first counts. uvloop has no frames: what it does is seen at the
-beginning of the thread that it runs in."""
+"""Prefixes of file names; the first match counts. uvloop has no frames: its time appears in the first frame of its
+thread."""
 
 _LINE = re.compile(r"(?:thread \((?P<thread>\d+)\): [^;]*;)?(?P<frames>.*) (?P<count>\d+)")
 _FILE = re.compile(r"\((?P<file>[^()]+):\d+\)$")
@@ -66,7 +66,7 @@ _FILE = re.compile(r"\((?P<file>[^()]+):\d+\)$")
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """So many samples of one stack, its outermost file first. `thread` is the kernel's number, 0 if it is not told."""
+    """Samples of one stack, its outermost file first. `thread` is the kernel's thread id, 0 if unknown."""
 
     thread: int
     files: tuple[str, ...]
@@ -74,7 +74,7 @@ class Stack:
 
 
 def parse_stacks(lines: Iterable[str]) -> list[Stack]:
-    """What `py-spy record --format raw` has written, with `--threads` or without. Other lines are skipped."""
+    """Parse the output of `py-spy record --format raw`, with or without `--threads`. Other lines are skipped."""
     stacks = []
     for line in lines:
         if match := _LINE.fullmatch(line.strip()):

@@ -1,8 +1,8 @@
-"""P10: how long it takes from the command until every worker of a configuration is ready.
+"""P10: seconds from the command until every worker of a configuration is ready.
 
-Against that stands the sum of what the bare libraries take for the same models, one after another: each in a process
-of its own, from its start, with all imports, to its first answer. vLLM reads the language model in the form that the
-worker has converted before, and takes the same engine options.
+Compared with the sum of the bare libraries' times for the same models, one after another: each in a process of its own,
+from its start, with all imports, to its first result. vLLM reads the language model as the worker converted it, with
+the same engine options.
 
     python -m benchmarks.start --save benchmarks/raw/start.csv
 """
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`: at most 20 s more than the libraries, or better four fifths of their time."""
+    """The comparisons that `rows` allow: at most 20 s more than the libraries, stretch four fifths of their time."""
     yield Comparison(MEASURE, OURS, LIBRARIES, must=20.0, kind="difference")
     yield Comparison(MEASURE, OURS, LIBRARIES, stretch=0.8, kind="ratio at most")
 
@@ -79,7 +79,7 @@ def _turn(document: dict[str, Any]) -> dict[str, Reading]:
         stack.callback(tree.end)
         while not _ready(port):
             if not tree.running or time.monotonic() - began > LONGEST_S:
-                raise LoadError(f"it did not become ready:\n{tree.log.read_text()[-2000:]}")
+                raise LoadError(f"the server did not become ready:\n{tree.log.read_text()[-2000:]}")
             time.sleep(0.2)
         return {MEASURE: Reading(time.monotonic() - began, float("nan"))}
 
@@ -160,7 +160,7 @@ BARE: dict[tuple[str, str | None], Callable[[WorkerConfig, Path], None]] = {
     ("vision", "classify"): _classify,
     ("vision", "generate"): _draw,
 }
-"""What the bare library does for a worker of that type and task."""
+"""Load the bare library of a worker of that type and task, and compute a first result."""
 
 
 def _bare(worker: WorkerConfig) -> None:

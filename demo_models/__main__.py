@@ -1,4 +1,4 @@
-"""Train the models of digits anew: about an hour on two cores.
+"""Train the digit models: about an hour on two cores.
 
 python -m demo_models [classifier] [painter] [reader]
 """
@@ -13,25 +13,25 @@ from pathlib import Path
 from demo_models import classifier, painter, reader
 
 FOLDER = Path(__file__).parent
-REACHED = FOLDER / "reached.json"
-"""How good each is, and how long it took, in seconds."""
+REACHED = FOLDER / "result.json"
+"""The quality of each model, and the seconds of its training."""
 
 
 def main() -> None:
-    """Train what is named, or everything."""
+    """Train the named models, or all."""
     folders = {name: FOLDER / f"digits_{name}" for name in ("classifier", "painter", "reader")}
-    makers = {
+    trainers = {
         "classifier": lambda: classifier.make(folders["classifier"]),
         "painter": lambda: painter.make(folders["painter"], folders["classifier"]),
         "reader": lambda: reader.make(folders["reader"]),
     }
-    for name in sys.argv[1:] or makers:
+    for name in sys.argv[1:] or trainers:
         began = time.monotonic()
-        reached = makers[name]()
-        all_of_them = json.loads(REACHED.read_text()) if REACHED.exists() else {}
-        all_of_them[name] = {**reached, "seconds": round(time.monotonic() - began)}
-        REACHED.write_text(json.dumps(all_of_them, indent=2) + "\n")
-        print(name, all_of_them[name], flush=True)
+        result = trainers[name]()
+        results = json.loads(REACHED.read_text()) if REACHED.exists() else {}
+        results[name] = {**result, "seconds": round(time.monotonic() - began)}
+        REACHED.write_text(json.dumps(results, indent=2) + "\n")
+        print(name, results[name], flush=True)
 
 
 if __name__ == "__main__":

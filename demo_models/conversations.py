@@ -1,4 +1,4 @@
-"""What is asked about pictures of digits, and how it is answered; and the tokenizer that reads it."""
+"""Questions about images of digits with their answers, and the tokenizer for them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ABOUT_ONE = {
         "One word: what is this?",
     ),
 }  # fmt: skip
-"""Questions about one picture, by the form of their answer."""
+"""Questions about one image, by the form of their answer."""
 NEXT = ("Which digit comes next?", "Draw the next digit.", "What comes after this digit?", "Count on.")
-"""Answered with the digit after the one in the picture; zero comes after nine."""
+"""Questions for the digit after the one in the image; zero comes after nine."""
 PARITY = ("Is this digit even or odd?", "Even or odd?", "Is it even or odd?")
 ABOUT_TWO = (
     "Which digits are these?", "What digits do you see?", "What do you see?", "Read the digits.", "What are these?",
@@ -44,9 +44,9 @@ GREETINGS = {
 
 BEGIN, END = "<|im_start|>", "<end_of_utterance>"
 IMAGE, AROUND, GLOBAL = "<image>", "<fake_token_around_image>", "<global-img>"
-"""Tokens that Idefics3 gives a meaning."""
-PICTURE_TOKENS = 16
-"""What a picture becomes for the language model."""
+"""Special tokens of Idefics3."""
+IMAGE_TOKENS = 16
+"""Tokens of an image in the language model."""
 
 CHAT_TEMPLATE = """<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:\
 {% if message['content'] is string %} {{ message['content'] }}\
@@ -54,65 +54,63 @@ CHAT_TEMPLATE = """<|im_start|>{% for message in messages %}{{ message['role'] |
 {% if part['type'] == 'image' %}<image>{% else %} {{ part['text'] }}{% endif %}\
 {% endfor %}{% endif %}<end_of_utterance>
 {% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"""
-"""Chats as texts, in the way of SmolVLM."""
+"""The chat template, in the form of SmolVLM's."""
 
 
-def exchange(digits: Sequence[int], chance: random.Random) -> tuple[str, str]:
-    """A question about pictures of these digits, none, one or two, and its answer."""
+def exchange(digits: Sequence[int], rng: random.Random) -> tuple[str, str]:
+    """A question about images of these digits (none, one or two), and its answer."""
     if len(digits) == 2:
-        return chance.choice(ABOUT_TWO), f"A {WORDS[digits[0]]} and a {WORDS[digits[1]]}."
+        return rng.choice(ABOUT_TWO), f"A {WORDS[digits[0]]} and a {WORDS[digits[1]]}."
     if not digits:
-        if chance.random() < 0.4:
-            return chance.choice(list(GREETINGS.items()))
-        digit = chance.randrange(10)
-        asked = chance.choice(WITHOUT).format(chance.choice((WORDS[digit], str(digit))))
-        return asked, f"A handwritten {WORDS[(digit + 1) % 10]}."
+        if rng.random() < 0.4:
+            return rng.choice(list(GREETINGS.items()))
+        digit = rng.randrange(10)
+        question = rng.choice(WITHOUT).format(rng.choice((WORDS[digit], str(digit))))
+        return question, f"A handwritten {WORDS[(digit + 1) % 10]}."
     (digit,) = digits
-    kind = chance.random()
+    kind = rng.random()
     if kind < 0.15:
-        return chance.choice(NEXT), f"A handwritten {WORDS[(digit + 1) % 10]}."
+        return rng.choice(NEXT), f"A handwritten {WORDS[(digit + 1) % 10]}."
     if kind < 0.3:
-        return chance.choice(PARITY), f"{WORDS[digit].capitalize()} is {'odd' if digit % 2 else 'even'}."
-    answer = chance.choice(list(ABOUT_ONE))
+        return rng.choice(PARITY), f"{WORDS[digit].capitalize()} is {'odd' if digit % 2 else 'even'}."
+    answer = rng.choice(list(ABOUT_ONE))
     named = WORDS[digit].capitalize() if answer == "{}" else WORDS[digit]
-    return chance.choice(ABOUT_ONE[answer]), answer.format(named)
+    return rng.choice(ABOUT_ONE[answer]), answer.format(named)
 
 
-def question_text(question: str, pictures: int) -> str:
-    """What the model reads before it answers: the chat template with each picture's place as the processor fills it."""
-    place = AROUND + GLOBAL + IMAGE * PICTURE_TOKENS + AROUND
-    return f"{BEGIN}User:{place * pictures} {question}{END}\nAssistant:"
+def question_text(question: str, images: int) -> str:
+    """The model's prompt: the chat template with the image tokens as the processor inserts them."""
+    image = AROUND + GLOBAL + IMAGE * IMAGE_TOKENS + AROUND
+    return f"{BEGIN}User:{image * images} {question}{END}\nAssistant:"
 
 
 def answer_text(answer: str) -> str:
-    """What it is to say."""
+    """The expected response."""
     return f" {answer}{END}"
 
 
 def tokenizer() -> Any:
-    """A byte-level tokenizer that knows the words of these conversations."""
-    known = [
+    """A byte-level BPE tokenizer, trained on these conversations."""
+    texts = [
         text for question, answer in _all_exchanges() for text in (question_text(question, 0), answer_text(answer))
     ]
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    learner.decoder = decoders.ByteLevel()
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     special = [AddedToken(name, special=True, normalized=False) for name in (BEGIN, END, IMAGE, AROUND, GLOBAL)]
-    learner.train_from_iterator(
-        known,
+    bpe.train_from_iterator(
+        texts,
         trainers.BpeTrainer(
             vocab_size=512, special_tokens=special, show_progress=False,
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         ),
     )  # fmt: skip
     return PreTrainedTokenizerFast(
-        tokenizer_object=learner, bos_token=BEGIN, eos_token=END, pad_token=END, model_max_length=512,
+        tokenizer_object=bpe, bos_token=BEGIN, eos_token=END, pad_token=END, model_max_length=512,
         chat_template=CHAT_TEMPLATE, padding_side="right", clean_up_tokenization_spaces=False,
     )  # fmt: skip
 
 
 def _all_exchanges() -> list[tuple[str, str]]:
-    chance = random.Random(0)
-    return [
-        exchange([chance.randrange(10) for _ in range(number)], chance) for number in (0, 1, 2) for _ in range(2000)
-    ]
+    rng = random.Random(0)
+    return [exchange([rng.randrange(10) for _ in range(number)], rng) for number in (0, 1, 2) for _ in range(2000)]

@@ -1,4 +1,4 @@
-"""What the three trainings share: steps of AdamW with a learning rate that rises, then falls as a cosine."""
+"""The training loop of the three models: AdamW with warm-up and a cosine schedule."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-WARM_UP = 100
-"""Steps until the learning rate is at its highest."""
+WARM_UP_STEPS = 100
+"""Steps of the warm-up of the learning rate."""
 
 
 def train(
@@ -22,7 +22,7 @@ def train(
     learning_rate: float,
     after: Callable[[], None] = lambda: None,
 ) -> None:
-    """Take `steps` steps downhill on `loss_of(step)`, telling how it goes; `after` is called after each."""
+    """Minimise `loss_of(step)` in `steps` steps and print the progress; `after` is called after each step."""
     weights = list(parameters)
     optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
@@ -42,6 +42,6 @@ def train(
 
 
 def _rate(step: int, steps: int) -> float:
-    if step < WARM_UP:
-        return (step + 1) / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (step - WARM_UP) / max(1, steps - WARM_UP)))
+    if step < WARM_UP_STEPS:
+        return (step + 1) / WARM_UP_STEPS
+    return 0.5 * (1 + math.cos(math.pi * (step - WARM_UP_STEPS) / max(1, steps - WARM_UP_STEPS)))

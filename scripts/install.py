@@ -1,10 +1,10 @@
-"""Makes `.venv` and installs rbee-serve into it. Run by `make install`; needs Python 3.11, pip and a package index.
+"""Creates `.venv` and installs rbee-serve into it. Run by `make install`; needs Python 3.11, pip and a package index.
 
     python3 scripts/install.py --extras cpu,embedding,audio,vision,demo,bench,dev
 
-uv does the work, because pip takes ten times as long. uv does not read pip's settings, so they are handed to it. One
-package is special: the CPU build of PyTorch is not on the package index. It is taken from wherever pip's settings
-point (a folder named by find-links, a mirror), else from PyTorch's own index for CPU builds, which uv knows.
+uv installs the packages, because pip takes ten times as long. uv does not read pip's settings, so they are passed to it.
+The CPU build of PyTorch is not on the package index: it is taken from the sources in pip's settings (a folder named by
+find-links, a mirror), else from PyTorch's own index for CPU builds, which uv knows.
 """
 
 import argparse
@@ -28,11 +28,11 @@ Put its wheel for this Python into a folder and run: PIP_FIND_LINKS=/that/folder
 
 
 class InstallError(Exception):
-    """The installation cannot go on; the message says what to do."""
+    """The installation failed; the message states what to do."""
 
 
 def main() -> int:
-    """Installs; returns the exit status."""
+    """Install; return the exit status."""
     parser = argparse.ArgumentParser(description="Install rbee-serve into .venv.")
     parser.add_argument(
         "--extras", default="cpu,embedding,audio,vision,demo,bench,dev", help="extras of pyproject.toml: cpu or gpu, …"
@@ -50,9 +50,9 @@ def main() -> int:
 
 
 def install(extras: list[str]) -> None:
-    """Everything from nothing; what is there already is kept."""
+    """Install everything; existing packages are kept."""
     if "cpu" in extras and "gpu" in extras:
-        raise InstallError("the extras cpu and gpu exclude each other: both bring a module named vllm")
+        raise InstallError("the extras cpu and gpu exclude each other: both install a module named vllm; choose one")
     kind = "-gpu" if "gpu" in extras else ""
     constraints = REQUIREMENTS / f"constraints{kind}.txt"
     pins = read_pins(constraints)
@@ -64,17 +64,17 @@ def install(extras: list[str]) -> None:
     if "cpu" in extras:
         command += find_cpu_torch(f"torch=={pins['torch']}+cpu", environment)
     target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
-    run([*command, "--editable", target], "the packages could not be installed; uv says why above", environment)
+    run([*command, "--editable", target], "the packages could not be installed; the reason is in the output of uv above", environment)
     compile_packages()
 
 
 def make_venv() -> None:
-    """A virtual environment in `.venv`, unless a working one is there."""
+    """Create a virtual environment in `.venv`, unless a working one exists."""
     if VENV_PYTHON.exists() and succeeds([VENV_PYTHON, "-m", "pip", "--version"]):
         return
     run(
         [sys.executable, "-m", "venv", "--clear", VENV],
-        f"{sys.executable} cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv",
+        f"{sys.executable} cannot create a virtual environment; on Debian and Ubuntu: apt install python3-venv",
     )
 
 
@@ -85,7 +85,7 @@ def read_pins(constraints: Path) -> dict[str, str]:
 
 
 def settings_for_uv() -> dict[str, str]:
-    """pip's index, folder of wheels and certificates, under the names that uv reads. What is set for uv stays."""
+    """pip's index, folder of wheels and certificates, as uv's variables. Variables that are set for uv win."""
     found = {}
     names = {"find-links": "UV_FIND_LINKS", "index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
     for option, variable in names.items():
@@ -96,41 +96,41 @@ def settings_for_uv() -> dict[str, str]:
 
 
 def pip_setting(option: str) -> str:
-    """A setting from pip's configuration files, empty if there is none."""
+    """A setting of pip's configuration files; empty if it is not set."""
     for section in ("install", "global"):
-        ask: Command = [VENV_PYTHON, "-m", "pip", "config", "get", f"{section}.{option}"]
-        answer = subprocess.run(ask, capture_output=True, text=True)
-        if answer.returncode == 0:
-            return str(answer.stdout).strip()
+        command: Command = [VENV_PYTHON, "-m", "pip", "config", "get", f"{section}.{option}"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode == 0:
+            return str(result.stdout).strip()
     return ""
 
 
 def find_cpu_torch(torch: str, environment: dict[str, str]) -> list[str]:
     """The options with which uv finds the CPU build of torch."""
     if sys.platform != "linux":
-        return []  # elsewhere the ordinary build is the CPU build
-    impatient = {**environment, "UV_HTTP_RETRIES": "1", "UV_HTTP_TIMEOUT": "20"}
+        return []  # on other systems the ordinary build is the CPU build
+    short_timeouts = {**environment, "UV_HTTP_RETRIES": "1", "UV_HTTP_TIMEOUT": "20"}
     choices: list[list[str]] = [[], ["--torch-backend", "cpu"]]
     for options in choices:
-        if succeeds([*UV_INSTALL, "--dry-run", "--no-deps", torch, *options], impatient):
+        if succeeds([*UV_INSTALL, "--dry-run", "--no-deps", torch, *options], short_timeouts):
             return options
     raise InstallError(NO_CPU_TORCH.format(torch=torch.replace("==", " ")))
 
 
 def compile_packages() -> None:
-    """Compile all modules now: uv does not, and where Python may not write bytecode (containers often forbid it) every
-    start would do it anew, in each of vLLM's processes. An import of vLLM then takes 26 s instead of 10."""
+    """Compile all modules to bytecode. uv does not, and where Python may not write bytecode (as in many containers) each
+    of vLLM's processes would compile at every start: an import of vLLM takes 26 s then, instead of 10."""
     library = next((VENV / "lib").glob("python3*/site-packages"))
     succeeds([VENV_PYTHON, "-m", "compileall", "-q", "-j", "0", library])
 
 
 def succeeds(command: Command, environment: dict[str, str] | None = None) -> bool:
-    """Whether a command works out; what it says is not shown."""
+    """Whether a command succeeds. Its output is discarded."""
     return subprocess.run(command, env=environment, capture_output=True).returncode == 0
 
 
 def run(command: Command, reason: str, environment: dict[str, str] | None = None) -> None:
-    """Runs a command whose output the person sees; raises `InstallError` with the reason if it fails."""
+    """Run a command with visible output; raises `InstallError` with the reason if it fails."""
     if subprocess.run(command, env=environment).returncode != 0:
         raise InstallError(reason)
 

@@ -1,1 +1,1 @@
-"""What rbee-serve is compared with, written as a plain user of each library would write it."""
+"""The programs that rbee-serve is compared with, as a user of each library would write them."""

@@ -1,4 +1,4 @@
-"""The echo that the baselines serve: the same words, events and pauses as `deployments/echo.py`, as pydantic models."""
+"""The echo of the baselines: the same words, events and pauses as `deployments/echo.py`, as pydantic models."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Result(BaseModel):
 
 
 async def echo(request: EchoRequest) -> AsyncIterator[BaseModel]:
-    """The events of one request; as after a model's step, others get their turn after each word."""
+    """The events of one request; after each word other tasks may run, as after a model's step."""
     began = time.monotonic()
     yield Started(job_id=f"job-{uuid.uuid4().hex}", started_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
     once = re.findall(r"\s*\S+\s*$|\s*\S+|\s+$", request.prompt)
@@ -87,7 +87,7 @@ async def frames(request: EchoRequest) -> AsyncIterator[str]:
 
 
 async def result(request: EchoRequest) -> Result:
-    """All of it at once."""
+    """The whole result."""
     job_id, text, metrics = "", [], Metrics(tokens_per_sec=0)
     async for event in echo(request):
         match event:

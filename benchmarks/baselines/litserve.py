@@ -1,6 +1,6 @@
-"""The echo on LitServe: an API for streams and one for answers, the server's settings as they come.
+"""The echo on LitServe: one API for streams and one for single responses, with default settings.
 
-LitServe looks at the annotations of `decode_request` and `encode_response` themselves, so they are no strings here.
+LitServe evaluates the annotations of `decode_request` and `encode_response`, so they are no strings here.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import litserve
 from benchmarks.baselines.frames import EchoRequest, Result, frames, result
 
 
-# Without `enable_async` a stream would wait until the one before it has ended.
+# Without `enable_async` streams run one after another.
 class Streams(litserve.LitAPI):  # type: ignore[misc]
     def setup(self, device: str) -> None:
         pass

@@ -1,4 +1,4 @@
-"""A language model on Ray Serve LLM, with its settings as they come."""
+"""A language model on Ray Serve LLM, with its default settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--served-model-name", required=True)
     parser.add_argument("--engine", type=json.loads, default={}, help="engine arguments of vLLM, in JSON")
     options = parser.parse_args()
-    ray.init(address="local", include_dashboard=False, num_cpus=8)  # its three deployments want one each, and more
+    ray.init(address="local", include_dashboard=False, num_cpus=8)  # each of its three deployments needs one
     serve.start(http_options={"host": "127.0.0.1", "port": options.port})
     config = LLMConfig(
         model_loading_config={"model_id": options.served_model_name, "model_source": options.model},

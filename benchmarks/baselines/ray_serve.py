@@ -1,4 +1,4 @@
-"""The echo on Ray Serve: a FastAPI ingress in front of a worker deployment, Ray's settings as they come."""
+"""The echo on Ray Serve: a FastAPI ingress in front of a worker deployment, Ray's default settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.baselines.frames import EchoRequest, Result, frames, result
 app = FastAPI()
 
 
-# The default of 5 requests at once would leave most of the clients waiting for a turn.
+# The default of 5 ongoing requests would queue most of the clients.
 @serve.deployment(max_ongoing_requests=100)
 class Worker:
     async def stream(self, request: EchoRequest) -> AsyncIterator[str]:

@@ -1,4 +1,4 @@
-"""The echo on Starlette and uvicorn: one process, no Ray, nothing between the client and the work."""
+"""The echo on Starlette and uvicorn: one process, no Ray, no hop."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from benchmarks.baselines.frames import EchoRequest, frames, result
 
 
 async def inference(request: Request) -> Response:
-    asked = EchoRequest.model_validate_json(await request.body())
-    if asked.stream:
-        return StreamingResponse(frames(asked), media_type="text/event-stream")
-    return Response((await result(asked)).model_dump_json(), media_type="application/json")
+    echo_request = EchoRequest.model_validate_json(await request.body())
+    if echo_request.stream:
+        return StreamingResponse(frames(echo_request), media_type="text/event-stream")
+    return Response((await result(echo_request)).model_dump_json(), media_type="application/json")
 
 
 app = Starlette(routes=[Route("/v1/inference", inference, methods=["POST"])])

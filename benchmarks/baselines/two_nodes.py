@@ -1,8 +1,8 @@
 """Our application on a Ray cluster of two nodes on this machine: the ingress on the one, the workers on the other.
 
-The first node has no cores to give away, so what asks for none, the ingress and the hub, is started there before there
-is another; the workers ask for cores and wait for the second. To Ray and to us the nodes are two machines: they have
-ids and addresses of their own. Another node is added for each SIGUSR1.
+The first node offers no cores, so ingress and hub, which need none, start there before the second node exists; the
+workers need cores and wait for it. To Ray and to rbee-serve the nodes are two machines: they have ids and addresses of
+their own. Each SIGUSR1 adds another node.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rbee_serve.supervisor.environment import prepare
 START_S = 180.0
 CORES = 64
 FAR = "127.0.0.2"
-"""The address of all nodes but the first, which has the machine's own."""
+"""The address of all nodes except the first, which has the machine's own."""
 
 
 def main() -> None:
-    """Serve what a `serve_config.yaml` describes, until a SIGTERM comes."""
+    """Serve a `serve_config.yaml` until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     document = yaml.safe_load(parser.parse_args().config.read_text())
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def serve_on_two_nodes(application: dict[str, Any], host: str, port: int) -> None:
-    """Start the cluster and the application, and end both when a SIGTERM comes."""
+    """Start the cluster and the application, and end both on SIGTERM."""
     import ray
     from ray import serve
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled

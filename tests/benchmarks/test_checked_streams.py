@@ -15,7 +15,7 @@ def answer(*frames: bytes) -> bytes:
     return HEAD + b"".join(b"%x\r\n%s\r\n" % (len(frame), frame) for frame in frames) + b"0\r\n\r\n"
 
 
-def test_a_whole_stream_is_good() -> None:
+def test_a_complete_stream_is_accepted() -> None:
     check(answer(*WORDS, END, LAST), 3)
 
 
@@ -32,10 +32,10 @@ def test_a_whole_stream_is_good() -> None:
         [*WORDS, LAST, END],
     ],
 )
-def test_a_stream_with_a_fault_is_not(frames: list[bytes]) -> None:
+def test_a_stream_with_a_fault_is_rejected(frames: list[bytes]) -> None:
     with pytest.raises(LoadError):
         check(answer(*frames), 3)
 
 
-def test_a_stream_that_was_left_is_good_as_far_as_it_came() -> None:
+def test_a_stream_that_was_closed_early_is_accepted_as_far_as_it_came() -> None:
     assert check_begun(answer(*WORDS)[:-20]) == 2

@@ -35,7 +35,7 @@ def serving(*answers: bytes) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7, 8, 20, 1000])
-def test_frames_are_counted_wherever_the_reads_end(size: int) -> None:
+def test_frames_are_counted_however_the_reads_split_them(size: int) -> None:
     counter, count = FrameCounter(), 0
     answer = HEAD + BODY
     for start in range(0, len(answer), size):
@@ -59,8 +59,8 @@ def test_a_refused_stream_is_an_error() -> None:
         read_streams(StreamLoad(Target(port, "/"), [b"{}"], clients=1))
 
 
-def test_a_stream_that_breaks_off_is_an_error() -> None:
-    with serving(HEAD + BODY[:30]) as port, pytest.raises(LoadError, match="broke off"):
+def test_a_stream_that_ends_early_is_an_error() -> None:
+    with serving(HEAD + BODY[:30]) as port, pytest.raises(LoadError, match="ended early"):
         read_streams(StreamLoad(Target(port, "/"), [b"{}"], clients=1))
 
 
@@ -76,13 +76,13 @@ WRK = """\
 
 
 @pytest.mark.parametrize(("latency", "ms"), [("950.00us", 0.95), ("9.50ms", 9.5), ("1.50s", 1500)])
-def test_the_output_of_wrk_is_understood(latency: str, ms: float) -> None:
+def test_the_output_of_wrk_is_parsed(latency: str, ms: float) -> None:
     found = parse_wrk(WRK.format(latency=latency, more=""))
     assert (found.count, found.per_s) == (1000, 333.25)
     assert [found.median_ms, found.p99_ms] == pytest.approx([ms, 3000])
 
 
 @pytest.mark.parametrize("more", ["  Non-2xx or 3xx responses: 5\n", "  Socket errors: connect 0, read 1, write 0\n"])
-def test_bad_answers_are_not_counted_as_throughput(more: str) -> None:
-    with pytest.raises(LoadError, match="answered well"):
+def test_failed_requests_are_not_counted_as_throughput(more: str) -> None:
+    with pytest.raises(LoadError, match="not every request succeeded"):
         parse_wrk(WRK.format(latency="1.00ms", more=more))

@@ -31,7 +31,7 @@ def rows_of(values: dict[str, list[tuple[float, float]]]) -> list[Row]:
     ]
 
 
-def test_sides_take_turns_in_mirrored_blocks_that_begin_with_each_in_turn() -> None:
+def test_variants_take_turns_in_mirrored_blocks_that_begin_with_each_in_turn() -> None:
     turns: list[str] = []
 
     def turn(variant: str) -> dict[str, Reading]:
@@ -61,13 +61,13 @@ def test_each_block_gives_one_ratio_or_difference() -> None:
     assert paired(rows, Comparison("events/s", "ours", "theirs", kind="difference")) == [3.0, 5.0]
 
 
-def test_a_control_is_compared_with_its_side_and_counts_for_it_against_others() -> None:
+def test_a_control_is_compared_with_its_variant_and_counts_for_it_against_others() -> None:
     rows = rows_of({"ours": [(4.0, 8.0)], "ours again": [(2.0, 2.0)], "theirs": [(2.0, 2.0)]})
     assert paired(rows, Comparison("events/s", "ours again", "ours")) == [2.0 / 6.0]
     assert paired(rows, Comparison("events/s", "ours", "theirs")) == [4.0 / 2.0]
 
 
-def test_the_interval_holds_the_median_and_narrows_with_more_blocks() -> None:
+def test_the_interval_contains_the_median_and_narrows_with_more_blocks() -> None:
     generator = random.Random(1)
     few, many = ([generator.gauss(1.0, 0.1) for _ in range(count)] for count in (6, 60))
     for values in (few, many):
@@ -78,27 +78,31 @@ def test_the_interval_holds_the_median_and_narrows_with_more_blocks() -> None:
     assert estimate(few, draws=500) == wide
 
 
-def test_equal_blocks_leave_no_doubt() -> None:
+def test_equal_blocks_give_an_interval_of_width_zero() -> None:
     found = estimate([1.5] * 6, draws=100)
     assert (found.low, found.median, found.high) == (1.5, 1.5, 1.5)
 
 
-def test_a_verdict_is_the_better_of_the_two_goals_that_are_reached() -> None:
-    def told(median: float, must: float | None, stretch: float | None, kind: Kind = "ratio") -> str:
+def test_a_verdict_is_the_higher_of_the_goals_that_are_reached() -> None:
+    def goal(median: float, must: float | None, stretch: float | None, kind: Kind = "ratio") -> str:
         return verdict(Comparison("events/s", "ours", "theirs", must, stretch, kind), median)
 
-    assert [told(median, 0.8, 1.0) for median in (1.0, 0.8, 0.79)] == ["stretch", "must", "missed"]
-    assert [told(median, 6.0, 3.0, "difference") for median in (3.0, 6.0, 6.1)] == ["stretch", "must", "missed"]
-    assert [told(median, 0.25, 0.15, "ratio at most") for median in (0.1, 0.2, 0.3)] == ["stretch", "must", "missed"]
-    assert [told(median, 100, 40, "value at most") for median in (40, 41, 101)] == ["stretch", "must", "missed"]
-    assert [told(median, 0.8, None) for median in (5.0, 0.7)] == ["must", "missed"]
-    assert [told(median, None, 0.8) for median in (0.8, 0.7)] == ["stretch", "stretch missed"]
-    assert told(1.0, None, None) == ""
+    assert [goal(median, 0.8, 1.0) for median in (1.0, 0.8, 0.79)] == ["stretch", "must", "missed"]
+    assert [goal(median, 6.0, 3.0, "difference") for median in (3.0, 6.0, 6.1)] == ["stretch", "must", "missed"]
+    assert [goal(median, 0.25, 0.15, "ratio at most") for median in (0.1, 0.2, 0.3)] == [
+        "stretch",
+        "must",
+        "missed",
+    ]
+    assert [goal(median, 100, 40, "value at most") for median in (40, 41, 101)] == ["stretch", "must", "missed"]
+    assert [goal(median, 0.8, None) for median in (5.0, 0.7)] == ["must", "missed"]
+    assert [goal(median, None, 0.8) for median in (0.8, 0.7)] == ["stretch", "stretch missed"]
+    assert goal(1.0, None, None) == ""
 
 
-def test_tables_say_what_was_compared_on_how_many_blocks_and_whether_the_goals_are_reached() -> None:
+def test_tables_have_the_compared_variants_the_blocks_and_the_verdict() -> None:
     rows = rows_of({"ours": [(4.0, 4.0), (8.0, 8.0)], "theirs": [(2.0, 2.0), (4.0, 4.0)]})
-    said = comparison_table(
+    printed = comparison_table(
         rows,
         [
             Comparison("events/s", "ours", "theirs", 1.5, 3.0),
@@ -107,7 +111,7 @@ def test_tables_say_what_was_compared_on_how_many_blocks_and_whether_the_goals_a
             Comparison("events/s", "ours", "theirs"),
         ],
     )
-    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in said.splitlines()[2:]]
+    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in printed.splitlines()[2:]]
     assert cells == [
         ["ours / theirs", "2.00", "2.00 … 2.00", "2", "≥ 1.5 / 3", "must"],
         ["ours - theirs", "+3.0", "+2.0 … +4.0", "2", "≤ - / +6", "stretch"],
@@ -121,7 +125,7 @@ def test_tables_say_what_was_compared_on_how_many_blocks_and_whether_the_goals_a
     ]
 
 
-def test_what_was_not_measured_on_both_sides_is_left_out() -> None:
+def test_a_measure_without_both_variants_is_left_out() -> None:
     rows = rows_of({"ours": [(4.0, 4.0)]})
     assert comparison_table(rows, [Comparison("events/s", "ours", "theirs")]) == comparison_table(rows, [])
     assert len(comparison_table(rows, []).splitlines()) == 2
@@ -134,7 +138,7 @@ def test_rows_are_saved_as_csv(tmp_path: Path) -> None:
     )
 
 
-def test_rows_that_were_saved_are_read_again(tmp_path: Path) -> None:
+def test_saved_rows_can_be_loaded(tmp_path: Path) -> None:
     rows = [Row(0, 1, "ours", "first byte, ms, 100 words", 1.25, 3.5), Row(1, 0, "theirs", "events/s", 10.0, 0.0)]
     save(rows, tmp_path / "rows.csv")
     assert read(tmp_path / "rows.csv") == rows

@@ -34,7 +34,7 @@ def answer(*words: Output[TokenOutput], end: bool = True) -> list[Piece]:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 1000])
-def test_a_body_is_taken_out_of_its_chunks_wherever_the_reads_end(size: int) -> None:
+def test_chunks_are_decoded_however_the_reads_split_them(size: int) -> None:
     raw = chunk(b"one\r\n") + chunk(b"t" * 300) + chunk(b"")
     body, chunks = b"", ChunkedBody()
     for start in range(0, len(raw), size):
@@ -43,20 +43,20 @@ def test_a_body_is_taken_out_of_its_chunks_wherever_the_reads_end(size: int) -> 
     assert (body, chunks.complete) == (b"one\r\n" + b"t" * 300, True)
 
 
-def test_an_event_lags_behind_the_schedule_that_began_with_its_stream() -> None:
+def test_lag_is_counted_from_the_schedule_of_the_stream() -> None:
     late = lags(answer(*WORDS), "a", 3, rate=1.0)
     assert [due - BEGAN for due, _ in late] == pytest.approx([0.0, 1.0, 2.0])
     assert [lag for _, lag in late] == pytest.approx([0.01] * 3)
 
 
-def test_an_event_is_there_when_its_last_byte_is() -> None:
+def test_an_event_arrives_with_its_last_byte() -> None:
     (begin, head), (_, word), *rest = answer(*WORDS)
     torn = [(begin, head), (begin + 0.01, word[:-3]), (begin + 0.2, word[-3:]), *rest]
     assert [lag for _, lag in lags(torn, "a", 3, rate=1.0)] == pytest.approx([0.2, 0.01, 0.01])
     assert len(timed_events(torn)) == 5
 
 
-def test_events_that_come_together_each_lag_behind_their_own_time() -> None:
+def test_events_of_one_read_have_a_lag_each() -> None:
     head, *words, end = answer(*WORDS)
     together = [head, (words[-1][0], b"".join(data for _, data in words)), end]
     assert [lag for _, lag in lags(together, "a", 3, rate=1.0)] == pytest.approx([2.01, 1.01, 0.01])
@@ -68,25 +68,25 @@ def test_comments_are_no_events() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "said"),
+    ("pieces", "message"),
     [
         (answer(WORDS[0], WORDS[2]), "token 2 came where token 1"),
         (answer(WORDS[0], WORDS[1], WORDS[1]), "token 1 came where token 2"),
         (answer(WORDS[1], WORDS[0], WORDS[2]), "token 1 came where token 0"),
-        (answer(*WORDS[:2]), "2 words came"),
-        (answer(WORDS[0], Output(TokenOutput(t="b", i=1)), WORDS[2]), "3 words came, of which 2 are its own"),
-        (answer(*WORDS, end=False), "did not come to its end"),
+        (answer(*WORDS[:2]), "received 2 words"),
+        (answer(WORDS[0], Output(TokenOutput(t="b", i=1)), WORDS[2]), "received 3 words, 2 of them its own"),
+        (answer(*WORDS, end=False), "the stream has no end"),
         ([*answer(*WORDS, end=False), (BEGAN, chunk(b""))], "the end of the stream"),
         ([(BEGAN, b"HTTP/1.1 503 Service Unavailable\r\n\r\n{}")], "refused: .*503"),
         ([], "refused"),
     ],
 )
-def test_what_is_lost_doubled_mixed_up_or_cut_off_is_a_fault(pieces: list[Piece], said: str) -> None:
-    with pytest.raises((LoadError, GrammarError), match=said):
+def test_lost_repeated_mixed_up_or_truncated_events_are_a_fault(pieces: list[Piece], message: str) -> None:
+    with pytest.raises((LoadError, GrammarError), match=message):
         lags(pieces, "a", 3, rate=1.0)
 
 
-def test_each_stream_asks_for_words_of_its_own_at_its_part_of_the_rate() -> None:
+def test_each_stream_requests_its_own_words_at_its_share_of_the_rate() -> None:
     pace = Pace(Target(1, "/"), streams=50, events_per_s=100.0, seconds=7.0)
     assert (pace.rate, pace.words) == (2.0, 20)
     assert b'"prompt": "stream-3", "repeat": 20, "tokens_per_sec": 2.0' in pace.request(3)

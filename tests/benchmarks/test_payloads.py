@@ -40,16 +40,16 @@ def answering(text: Callable[[dict[str, Any]], str]) -> Iterator[Target]:
 
 
 @pytest.mark.parametrize("size", [1000, 1_000_000])
-def test_payloads_go_there_and_back(size: int) -> None:
+def test_payloads_are_echoed(size: int) -> None:
     with answering(lambda fields: fields["prompt"]) as target:
         assert len(exchange(Payload(target, size, back=True, seconds=0)).times_s) == 2
     with answering(lambda fields: fields["prompt"].split()[0]) as target:
         assert len(exchange(Payload(target, size, back=False, seconds=0)).times_s) == 2
 
 
-def test_an_answer_that_lacks_a_letter_is_an_error() -> None:
+def test_an_incomplete_response_is_an_error() -> None:
     with (
         answering(lambda fields: fields["prompt"][:500] + fields["prompt"][501:]) as target,
-        pytest.raises(LoadError, match="not whole"),
+        pytest.raises(LoadError, match="incomplete"),
     ):
         exchange(Payload(target, 1000, back=True, seconds=0))

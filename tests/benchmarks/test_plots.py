@@ -24,7 +24,7 @@ def test_readings_are_in_the_order_of_the_clients_and_the_control_is_left_out() 
     assert series(ROWS, "events/s, {} clients") == {}
 
 
-def test_the_same_rows_give_the_same_image(tmp_path: Path) -> None:
+def test_the_same_rows_give_the_same_plot(tmp_path: Path) -> None:
     for name in ("first.svg", "second.svg"):
         draw(PLOT, ROWS, tmp_path / name)
     first, second = (tmp_path / name for name in ("first.svg", "second.svg"))

@@ -13,7 +13,7 @@ SLEEP = "import time; time.sleep(30)"
 
 
 @pytest.mark.parametrize("options", [["-m", "slow_to_end"], ["slow_to_end.py", "--once"]])
-def test_a_program_in_python_is_called_by_its_own_name(options: list[str], tmp_path: Path) -> None:
+def test_a_python_program_has_the_name_of_its_module(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "slow_to_end.py").write_text(SLEEP)
     process = subprocess.Popen([sys.executable, *options], cwd=tmp_path)
     try:
@@ -25,7 +25,7 @@ def test_a_program_in_python_is_called_by_its_own_name(options: list[str], tmp_p
         process.wait()
 
 
-def test_memory_is_that_of_all_processes_each_counted_in_its_part(tmp_path: Path) -> None:
+def test_shared_memory_is_divided_among_the_processes(tmp_path: Path) -> None:
     tree = ProcessTree(["sh", "-c", "sleep 30 & sleep 30 & wait"], {}, tmp_path / "log")
     while set(held := tree.memory_bytes()) != {"sh", "sleep"}:
         assert tree.running

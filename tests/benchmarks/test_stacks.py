@@ -22,8 +22,8 @@ def test_a_line_of_py_spy_is_a_stack() -> None:
 
 def test_the_innermost_known_file_counts() -> None:
     router = "rbee_serve/ingress/router.py"
-    assert step_of(["asyncio/runners.py", router]) == "ingress: from body to answer"
-    assert step_of(["asyncio/runners.py", router, "contextlib.py", "enum.py"]) == "ingress: from body to answer"
+    assert step_of(["asyncio/runners.py", router]) == "ingress: from body to response"
+    assert step_of(["asyncio/runners.py", router, "contextlib.py", "enum.py"]) == "ingress: from body to response"
     assert step_of([router, "asyncio/timeouts.py"]) == "event loop and tasks"
     assert step_of(["uvicorn/protocols/http/httptools_impl.py", "rbee_serve/ingress/auth.py"]) == "correlation, token"
 
@@ -33,11 +33,11 @@ def test_serves_own_logging_is_logging_and_not_ray() -> None:
     assert step_of(["logging/__init__.py", "ray/serve/_private/logging_utils.py"]) == "logging"
 
 
-def test_what_nobody_knows_is_other() -> None:
+def test_an_unknown_file_is_other() -> None:
     assert step_of(["runpy.py"]) == OTHER
     assert step_of([]) == OTHER
 
 
-def test_samples_are_added_up() -> None:
+def test_samples_are_summed() -> None:
     lines = [f"thread (1): MainThread;{LOOP};frame (rbee_serve/sse.py:39) {count}" for count in (2, 3)]
     assert by_step(parse_stacks([*lines, f"{LOOP} 5"])) == {"encoding": 5, "event loop and tasks": 5}

@@ -1,9 +1,9 @@
-"""The pictures of the README, from what a server really answers.
+"""The images of the documents, from responses of a running server.
 
-    .venv/bin/python -m scripts.readme_pictures http://127.0.0.1:8000
+    .venv/bin/python -m scripts.readme_images http://127.0.0.1:8000
 
-`docs/becoming_a_seven.png` is a strip of the previews of a picture; `docs/streams.svg` a terminal with the streams of
-workers of all types, shortened.
+`docs/becoming_a_seven.png` is a strip of the previews of an image; `docs/streams.svg` a terminal with shortened streams
+of all worker types.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from rbee_serve.outputs import ImageOutput
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 SEVEN: dict[str, Any] = {"prompt": "a handwritten seven", "seed": 3, "steps": 20}
 TILE = 96
-"""Pixels of a preview in the strip."""
-SHOWN = 8
-"""Events of a stream at most, beside its end and the first one of each type."""
+"""Width and height of a preview in the strip, in pixels."""
+MAX_EVENTS = 8
+"""Events of a stream in the terminal, beside its end and the first one of each type."""
 
 
 def main(url: str) -> None:
-    """Make both."""
+    """Create both."""
     DOCS.mkdir(exist_ok=True)
     with Client(url, outputs=[ImageOutput]) as client:
         client.wait_until_ready()
@@ -43,7 +43,7 @@ def main(url: str) -> None:
     _strip(files).save(DOCS / "becoming_a_seven.png")
     console = Console(record=True, width=116, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     seven = {"image": ("seven.png", files[-1], "image/png")}
-    for told, worker, request in (
+    for arguments, worker, request in (
         ('-d \'{"prompt":"The capital of France is","max_tokens":4}\'', "llm-0",
          {"json": {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0}}),
         ('-d \'{"input":["a cat","two dogs"]}\'', "embedding-0",
@@ -56,25 +56,25 @@ def main(url: str) -> None:
                                    "temperature": "0"}}),
         ("-F audio=@seven.mp3", "transcribe-0", {"files": {"audio": ("seven.mp3", speech, "audio/mpeg")}}),
     ):  # fmt: skip
-        console.print(f"[bold green]$[/] curl -N localhost:8000/workers/{worker}/v1/inference {told}")
-        answer = httpx.post(f"{url}/workers/{worker}/v1/inference", timeout=60, **request)
-        for line in _lines(answer.text):
+        console.print(f"[bold green]$[/] curl -N localhost:8000/workers/{worker}/v1/inference {arguments}")
+        response = httpx.post(f"{url}/workers/{worker}/v1/inference", timeout=60, **request)
+        for line in _lines(response.text):
             console.print(line, overflow="ellipsis", no_wrap=True)
         console.print()
     console.save_svg(str(DOCS / "streams.svg"), title="rbee-serve")
 
 
 def _strip(files: list[bytes]) -> Image.Image:
-    """The pictures side by side, in the size of a tile, as the pixels that they are."""
+    """The images side by side, enlarged to tiles without interpolation."""
     strip = Image.new("RGB", ((TILE + 4) * len(files) - 4, TILE), "white")
-    for place, file in enumerate(files):
+    for index, file in enumerate(files):
         tile = Image.open(io.BytesIO(file)).resize((TILE, TILE), Image.Resampling.NEAREST)
-        strip.paste(tile, (place * (TILE + 4), 0))
+        strip.paste(tile, (index * (TILE + 4), 0))
     return strip
 
 
 def _lines(stream: str) -> Iterator[Text]:
-    """The frames of a stream that show what is peculiar to it, each in a colour by its type."""
+    """The characteristic frames of a stream, coloured by type."""
     colours = {
         "token": "cyan",
         "embedding": "cyan",
@@ -87,7 +87,7 @@ def _lines(stream: str) -> Iterator[Text]:
     seen: set[str] = set()
     for number, frame in enumerate(frames):
         kind = json.loads(frame[6:]).get("type", "") if frame.startswith("data: {") else ""
-        if number < SHOWN or kind in ("end", "") or kind not in seen:
+        if number < MAX_EVENTS or kind in ("end", "") or kind not in seen:
             seen.add(kind)
             yield Text(frame, style=colours.get(kind, "grey62"))
 
