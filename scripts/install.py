@@ -2,7 +2,7 @@
 
     python3 scripts/install.py --extras cpu,embedding,audio,vision,demo,bench,dev
 
-uv installs the packages, because pip takes ten times as long. uv does not read pip's settings, so they are passed to it.
+uv installs the packages, because pip takes ten times as long. uv does not read pip's settings, so they are passed on.
 The CPU build of PyTorch is not on the package index: it is taken from the sources in pip's settings (a folder named by
 find-links, a mirror), else from PyTorch's own index for CPU builds, which uv knows.
 """
@@ -64,7 +64,11 @@ def install(extras: list[str]) -> None:
     if "cpu" in extras:
         command += find_cpu_torch(f"torch=={pins['torch']}+cpu", environment)
     target = f"{ROOT}[{','.join(extras)}]" if extras else str(ROOT)
-    run([*command, "--editable", target], "the packages could not be installed; the reason is in the output of uv above", environment)
+    run(
+        [*command, "--editable", target],
+        "the packages could not be installed; the reason is in the output of uv above",
+        environment,
+    )
     compile_packages()
 
 
@@ -85,7 +89,7 @@ def read_pins(constraints: Path) -> dict[str, str]:
 
 
 def settings_for_uv() -> dict[str, str]:
-    """pip's index, folder of wheels and certificates, as uv's variables. Variables that are set for uv win."""
+    """pip's index, folder of wheels and certificates, as uv's variables. Variables set for uv win."""
     found = {}
     names = {"find-links": "UV_FIND_LINKS", "index-url": "UV_DEFAULT_INDEX", "cert": "SSL_CERT_FILE"}
     for option, variable in names.items():
@@ -118,7 +122,7 @@ def find_cpu_torch(torch: str, environment: dict[str, str]) -> list[str]:
 
 
 def compile_packages() -> None:
-    """Compile all modules to bytecode. uv does not, and where Python may not write bytecode (as in many containers) each
+    """Compile all modules to bytecode. uv does not, and where Python may not write bytecode (many containers) each
     of vLLM's processes would compile at every start: an import of vLLM takes 26 s then, instead of 10."""
     library = next((VENV / "lib").glob("python3*/site-packages"))
     succeeds([VENV_PYTHON, "-m", "compileall", "-q", "-j", "0", library])

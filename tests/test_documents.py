@@ -15,8 +15,8 @@ from rbee_serve.config import ApplicationConfig, AuthConfig, LimitsConfig, Orche
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_README_LINES = 200
-PLACEHOLDER = re.compile(r"[A-Z]{3,}|[*<>{}…]")
-"""`deployments/TYPE` and its like name no file."""
+NO_PATH = re.compile(r"[A-Z]{3,}/|/[A-Z]{3,}\b(?!\.md)|[*<>{}…=@]|^[a-z]+:|^[/~.]")
+"""Placeholders (`deployments/TYPE`), URLs, absolute paths, options."""
 
 LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -25,11 +25,8 @@ SUFFIX = re.compile(r"\.(py|md|ya?ml|txt|toml|ipynb|json|svg|png|csv)$")
 
 
 def documents() -> list[Path]:
-    return sorted(
-        path
-        for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *ROOT.glob("*/README.md")]
-        if not path.name.startswith(".")
-    ) + [ROOT / "benchmarks" / "RESULTS.md"]
+    found = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md"), ROOT / "benchmarks/RESULTS.md"]
+    return sorted(set(found))
 
 
 def named(paths: list[Path]) -> list[str]:
@@ -68,7 +65,7 @@ def missing_files(path: Path) -> Iterator[str]:
         for word in code.split():
             word = word.rstrip(",;:")
             is_path = word.endswith("/") or (SUFFIX.search(word) and "/" in word)
-            if not is_path or PLACEHOLDER.search(word) or re.match(r"[a-z]+:|[/~.]", word) or "=" in word or "@" in word:
+            if not is_path or NO_PATH.search(word):
                 continue
             if not {word.rstrip("/"), str(beside / word)} & committed():
                 yield word
