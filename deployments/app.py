@@ -167,17 +167,18 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
 
 
 CONTROL_RESERVE = 32
-"""Calls beyond capacity and queue that a replica still accepts, so that it and not Ray Serve refuses the surplus."""
+"""Calls that Ray Serve admits to a replica beyond the running and the queued requests, so that the replica, and not
+Serve, refuses the surplus."""
 
 
 def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, Any]:
-    capacity = worker.capacity or spec.default_capacity
+    running = worker.max_ongoing_requests or spec.default_max_ongoing_requests
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
     if worker.threads is not None:
         environment["OMP_NUM_THREADS"] = str(worker.threads)
     options: dict[str, Any] = {
         "name": worker.id,
-        "max_ongoing_requests": capacity + worker.queue + CONTROL_RESERVE,
+        "max_ongoing_requests": running + worker.max_queued_requests + CONTROL_RESERVE,
         "ray_actor_options": {
             "num_cpus": worker.cpus,
             "num_gpus": worker.gpus,

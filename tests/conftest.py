@@ -229,10 +229,10 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     port, proxy_port = free_port(), free_port()
     release = tmp_path_factory.mktemp("echo-slow") / "release"
     workers = [
-        {"id": "echo-0", **ECHO, "capacity": 200},
-        {"id": "echo-two", **ECHO, "replicas": 2, "capacity": 100},
-        {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
-        {"id": "echo-eight", **ECHO, "capacity": 8},
+        {"id": "echo-0", **ECHO, "max_ongoing_requests": 200},
+        {"id": "echo-two", **ECHO, "replicas": 2, "max_ongoing_requests": 100},
+        {"id": "echo-small", **ECHO, "max_ongoing_requests": 1, "max_queued_requests": 1},
+        {"id": "echo-eight", **ECHO, "max_ongoing_requests": 8},
         {"id": "echo-victim", **ECHO},
         *({"id": f"echo-hang-{n}", **ECHO, "hang_timeout_s": 5} for n in range(3)),
         {"id": "echo-slow", **ECHO, "engine": {"load_until": str(release)}},

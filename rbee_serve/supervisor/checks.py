@@ -10,7 +10,6 @@ file's `import_path` and offers, beside the builder:
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import re
@@ -23,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rbee_serve.config import ApplicationConfig
+from rbee_serve.config import ApplicationConfig, unknown_key
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.yaml_file import YamlFile, read_yaml
 
@@ -41,6 +40,8 @@ HTTP_KEYS = frozenset(
     "ssl_keyfile_password".split()
 )
 OWN_DEPLOYMENTS = ("hub", "ingress")
+REQUEST_LIMITS = frozenset({"max_ongoing_requests", "max_queued_requests"})
+"""Options of a Serve deployment that follow from the worker's own settings of these names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +179,17 @@ def _located(file: YamlFile, where: str, message: str) -> Iterator[str]:
 
 
 def _check_overrides(file: YamlFile, where: str, application: dict[str, Any], config: ApplicationConfig) -> None:
-    """`deployments:` are Serve's own overrides; each must name a worker."""
-    known = [worker.id for worker in config.workers] + list(OWN_DEPLOYMENTS)
+    """`deployments:` are Serve's own overrides. Each must name a deployment and leave the limits on requests alone."""
+    workers = [worker.id for worker in config.workers]
+    known = [*workers, *OWN_DEPLOYMENTS]
     for index, override in enumerate(application.get("deployments") or ()):
+        at = f"{where}.deployments[{index}]"
         name = override.get("name") if isinstance(override, dict) else None
         if name not in known:
-            raise file.error(
-                f"{where}.deployments[{index}].name", f"{name!r} is none of the deployments {', '.join(known)}"
-            )
+            raise file.error(f"{at}.name", f"{name!r} is none of the deployments {', '.join(known)}")
+        for key in sorted(REQUEST_LIMITS.intersection(override)):
+            hint = f"set {key} of the worker {name} under args.workers" if name in workers else "remove the key"
+            raise file.error(f"{at}.{key}", f"is derived by rbee-serve and cannot be overridden; {hint}")
 
 
 def _mapping(file: YamlFile, value: Any, where: str) -> dict[str, Any]:
@@ -200,9 +204,7 @@ def _known_keys(file: YamlFile, found: Mapping[str, Any], known: frozenset[str],
     errors = []
     for key in found:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            errors.append(str(file.error(f"{where}.{key}".removeprefix("."), f"unknown key{hint}")))
+            errors.append(str(file.error(f"{where}.{key}".removeprefix("."), unknown_key(str(key), known))))
     if errors:
         raise ConfigurationError("\n".join(errors))
 

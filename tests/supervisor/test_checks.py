@@ -35,12 +35,12 @@ MISTAKES = {
     "a wrong key of a worker": (
         "cpus: 0",
         "cpus: 0\n          modell_ref: x",
-        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].modell_ref: unknown key",
+        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].modell_ref: unknown key; did you mean model_ref?",
     ),
     "a wrong key of the application's arguments": (
         "      workers:",
         "      autth: {}\n      workers:",
-        "rbee-serve: serve_config.yaml:9: applications[0].args.autth: unknown key",
+        "rbee-serve: serve_config.yaml:9: applications[0].args.autth: unknown key; did you mean auth?",
     ),
     "a wrong key of an application": (
         "route_prefix",
@@ -57,6 +57,48 @@ MISTAKES = {
         "http_option",
         "rbee-serve: serve_config.yaml:1: http_option: unknown key; did you mean http_options?",
     ),
+    "a wrong key of a nested model": (
+        "      workers:",
+        "      orchestrator: {callback_url: 'http://hive', timeout: 3}\n      workers:",
+        "rbee-serve: serve_config.yaml:9: applications[0].args.orchestrator.timeout: unknown key; did you mean timeout_s?",
+    ),
+    "a wrong key with no key near it": (
+        "cpus: 0",
+        "zzz: 0",
+        "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].zzz: unknown key",
+    ),
+    "the former key for running requests": (
+        "cpus: 0",
+        "capacity: 8",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].capacity: "
+            "is called max_ongoing_requests now; rename the key"
+        ),
+    ),
+    "the former key for waiting requests": (
+        "cpus: 0",
+        "queue: 8",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].queue: "
+            "is called max_queued_requests now; rename the key"
+        ),
+    ),
+    "an override of a worker's limit on requests": (
+        "    args:",
+        "    deployments: [{name: echo-0, max_ongoing_requests: 2}]\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].deployments[0].max_ongoing_requests: is derived by "
+            "rbee-serve and cannot be overridden; set max_ongoing_requests of the worker echo-0 under args.workers"
+        ),
+    ),
+    "an override of the ingress's limit on requests": (
+        "    args:",
+        "    deployments: [{name: ingress, max_queued_requests: 2}]\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].deployments[0].max_queued_requests: is derived by "
+            "rbee-serve and cannot be overridden; remove the key"
+        ),
+    ),
     "a value of the wrong type": (
         "cpus: 0",
         "cpus: many",
@@ -68,7 +110,7 @@ MISTAKES = {
     "a missing key": (
         "- id: echo-0\n          type: echo",
         "- id: echo-0",
-        "rbee-serve: serve_config.yaml:10: applications[0].args.workers[0].type: Field required",
+        "rbee-serve: serve_config.yaml:10: applications[0].args.workers[0].type: is missing",
     ),
     "an unknown worker type": (
         "type: echo",
@@ -142,8 +184,8 @@ def test_a_mistake_is_one_sentence_with_its_place(mistake: str, tmp_path: Path, 
 def test_every_wrong_key_has_a_line_of_its_own(tmp_path: Path, told: Told) -> None:
     path = changed(tmp_path, "cpus: 0", "cpu: 0\n          gpu: 1")
     assert told(path) == [
-        "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpu: unknown key",
-        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].gpu: unknown key",
+        "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpu: unknown key; did you mean cpus?",
+        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].gpu: unknown key; did you mean gpus?",
     ]
 
 
