@@ -16,7 +16,7 @@ from rbee_serve import correlation
 from rbee_serve.config import LOCAL_HOSTS, ApplicationConfig, WorkerConfig, parse_application
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.model_ref import parse_model_ref
-from rbee_serve.ray_settings import warn_of_missing
+from rbee_serve.ray_settings import REPLICA_SETTINGS, warn_of_missing
 from rbee_serve.validation.parse import with_limits
 from rbee_serve.worker.registry import import_path, load_spec
 from rbee_serve.worker.spec import WorkerSpec
@@ -173,7 +173,7 @@ Serve, refuses the surplus."""
 
 def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, Any]:
     running = worker.max_ongoing_requests or spec.default_max_ongoing_requests
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+    environment = {setting.name: setting.value for setting in REPLICA_SETTINGS}
     if worker.threads is not None:
         environment["OMP_NUM_THREADS"] = str(worker.threads)
     options: dict[str, Any] = {

