@@ -81,7 +81,9 @@ SETTINGS = (
         "Ray runs its workers at nice 15, behind every other process of the machine",
         speed=True,
     ),
-    Setting("RAY_AUTH_MODE", "token", "Ray's own ports are open to the network: only clients with a token may use them"),
+    Setting(
+        "RAY_AUTH_MODE", "token", "Ray's own ports are open to the network: only clients with a token may use them"
+    ),
     Setting("RAY_USAGE_STATS_ENABLED", "0", "no usage reports are sent"),
     Setting("RAY_DEDUP_LOGS", "0", "two workers that log the same fault are two reports"),
 )
