@@ -71,7 +71,7 @@ class LimitsConfig(_Config):
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     """The largest request body."""
     body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
-    """Seconds within which the body must arrive."""
+    """Seconds in which a body must have arrived."""
     acknowledge_timeout_s: Annotated[float, Field(gt=0)] = 0.9
     """Seconds in which a replica must take note of a request, before the client is told that the worker is lost."""
 

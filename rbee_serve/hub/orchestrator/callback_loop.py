@@ -1,7 +1,7 @@
 """An event loop for callbacks: a DNS lookup that hangs holds neither a thread pool nor the stop.
 
-`getaddrinfo` cannot be interrupted and may take a minute. asyncio runs it in a pool of threads, which a few lookups that
-hang fill up, and which is joined when the process ends.
+`getaddrinfo` cannot be interrupted and may take a minute. asyncio runs it in a pool of threads, which a few lookups
+that hang fill up, and which is joined when the process ends.
 """
 
 from __future__ import annotations
