@@ -137,18 +137,16 @@ def test_a_signal_ends_the_wait() -> None:
 
 def test_the_token_of_the_configuration_is_sent(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
-    with running([[up("a")]], tmp_path / "token") as application:
-        with open_client(application.checked) as client:
-            assert client.ready().workers[0].ready
+    with running([[up("a")]], tmp_path / "token") as application, open_client(application.checked) as client:
+        assert client.ready().workers[0].ready
     assert application.tokens == ["Bearer s3cret"]
 
 
 def monitored(script: Script, rounds: int, alive: bool = True) -> tuple[bool, list[str]]:
     shown: list[str] = []
     waits = iter([False] * rounds + [True])
-    with running([[up("a")], *script]) as application:
-        with open_client(application.checked) as client:
-            lived = monitor(client, lambda: alive, client.ready().workers, shown.append, lambda seconds: next(waits))
+    with running([[up("a")], *script]) as application, open_client(application.checked) as client:
+        lived = monitor(client, lambda: alive, client.ready().workers, shown.append, lambda seconds: next(waits))
     return lived, [line.partition(" ")[2] for line in shown]
 
 
