@@ -148,7 +148,10 @@ def _import_builder(file: YamlFile, where: str, import_path: str) -> ModuleType:
         module = importlib.import_module(name)
     except ModuleNotFoundError as exc:
         if exc.name and (name == exc.name or name.startswith(f"{exc.name}.")):
-            raise file.error(where, f"there is no module {exc.name} here or in the environment") from None
+            sentence = f"there is no module {exc.name} here or in the environment"
+            if shadow := next(iter(getattr(sys.modules.get(name.partition(".")[0]), "__path__", ())), None):
+                sentence += f"; the package {name.partition('.')[0]} was found in {shadow}"
+            raise file.error(where, sentence) from None
         raise file.error(where, f"{name} cannot be imported: {_fault(exc)}") from exc
     except Exception as exc:
         raise file.error(where, f"{name} cannot be imported: {_fault(exc)}") from exc

@@ -232,6 +232,19 @@ def test_an_exception_in_the_builders_module_has_its_location(
     )
 
 
+def test_a_package_that_shadows_another_one_is_named(
+    tmp_path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_deployments").mkdir()
+    (tmp_path / "their_deployments" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    [line] = check(changed(tmp_path, "deployments.app:build_app", "their_deployments.app:build_app"))
+    assert line.endswith(
+        "there is no module their_deployments.app here or in the environment; "
+        "the package their_deployments was found in their_deployments"
+    )
+
+
 def test_a_good_file_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, ECHO)
     assert main(["check", str(path)]) == 0
