@@ -57,7 +57,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         reader = StreamReader()
         stack.callback(reader.close)
-        worker = {"id": "echo-0", "type": "echo", "cpus": 0, "capacity": 200}
+        worker = {"id": "echo-0", "type": "echo", "cpus": 0, "max_ongoing_requests": 200}
         server = ours(stack, folder, worker, {"prompt": "hello", "stream": False})
         keep = options.stacks or folder
         keep.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         reader = StreamReader()
         stack.callback(reader.close)
-        worker = {"id": "echo-0", "type": "echo", "cpus": 0, "capacity": 200}
+        worker = {"id": "echo-0", "type": "echo", "cpus": 0, "max_ongoing_requests": 200}
         servers = {OURS: ours(stack, folder, worker, probe, settings)}
         servers[f"{OURS} again"] = servers[OURS]
         if RAY_SERVE in options.against:

@@ -83,7 +83,7 @@ class Bench:
         if variant == STARLETTE:
             return baseline(self._stack, self._folder, "starlette", probe)
         limits = {"prompt": 2 * max(SIZES.values())}
-        worker = {"id": "echo-0", "type": "echo", "cpus": 1, "capacity": 200, "limits": limits}
+        worker = {"id": "echo-0", "type": "echo", "cpus": 1, "max_ongoing_requests": 200, "limits": limits}
         start = partial(ours, self._stack, self._folder, worker, probe)
         if variant == TWO_INGRESSES:
             return start(name="two-ingresses", args={"ingress_replicas": 2})

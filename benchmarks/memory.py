@@ -81,7 +81,7 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
 
 def _streams_turn(streams: int, weights: Weights) -> dict[str, Reading]:
     """Open streams on a fresh server, close them, and open them again."""
-    worker = {"id": "echo-0", "type": "echo", "cpus": 0, "capacity": streams}
+    worker = {"id": "echo-0", "type": "echo", "cpus": 0, "max_ongoing_requests": streams}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         server = ours(stack, folder, worker, {"prompt": "hello", "stream": False})

@@ -50,7 +50,7 @@ def main() -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         client = stack.enter_context(one_process())
         client.submit(time.time).result()  # start it before timing matters
-        worker = {"id": "echo-0", "type": "echo", "cpus": 0, "capacity": max(options.streams)}
+        worker = {"id": "echo-0", "type": "echo", "cpus": 0, "max_ongoing_requests": max(options.streams)}
         server = ours(stack, folder, worker, {"prompt": "hello", "stream": False})
         numbers = {IDLE: 0} | {_side(number): number for number in options.streams}
         numbers[f"{_side(options.streams[0])} again"] = options.streams[0]

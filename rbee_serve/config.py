@@ -1,13 +1,15 @@
-"""The configuration, parsed once at the door.
+"""The configuration, parsed once when the application is built.
 
 `serve_config.yaml` is an ordinary Ray Serve file; its `applications[].args` are an `ApplicationConfig`. An unknown key
-anywhere is an error that names its path. Below this module nobody looks into a dict or the environment.
+anywhere is an error that names its path and the nearest known key. No other module reads a dict of settings.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,7 +26,7 @@ class _Config(BaseModel):
 
 
 class OrchestratorConfig(_Config):
-    """Whom to tell that workers are ready and alive."""
+    """The orchestrator that is notified of workers that are ready, and receives their heartbeats."""
 
     callback_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")]
     """Where the ready callback is POSTed, such as `http://hive:9200/v1/workers/ready`. For `protocol: queen` its
@@ -33,17 +35,17 @@ class OrchestratorConfig(_Config):
     """`hive`: heartbeats to `/v1/heartbeat` with the worker's id. `queen`: to `/v1/worker-heartbeat` with all of
     `/info`."""
     heartbeat_interval_s: Annotated[float, Field(gt=0, le=80)] = 30.0
-    """Seconds between heartbeats. Receivers give a worker up after 90 s without one."""
+    """Seconds between heartbeats. Receivers drop a worker after 90 s without one."""
     timeout_s: Annotated[float, Field(gt=0, le=60)] = 5.0
-    """Seconds that one call may take from connecting to the last byte."""
+    """Deadline of one call in seconds, from the DNS lookup to the last byte."""
     ready_backoff_max_s: Annotated[float, Field(gt=0, le=600)] = 30.0
-    """The longest pause between two tries of the ready callback; the first is 0.5 s and each next one twice that."""
+    """The longest pause between two attempts of the ready callback. The first is 0.5 s, each next one is doubled."""
     on_error_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+(/\S*)?$")] | None = None
     """Where a load that failed for good is reported. It is never sent to the ready URL."""
 
 
 class AuthConfig(_Config):
-    """Who may call. Without a token the server answers on the loopback address only."""
+    """Who may send requests. Without a token the server listens on the loopback address only."""
 
     token_file: Path | None = None
     """A file whose first line is the bearer token. A file and not a value, because Ray's dashboard shows values."""
@@ -64,7 +66,7 @@ class AuthConfig(_Config):
 
 
 class LimitsConfig(_Config):
-    """What one client may ask of the ingress."""
+    """Limits of the ingress for one request."""
 
     max_body_bytes: Annotated[int, Field(gt=0)] = 32 * 1024 * 1024
     """The largest request body."""
@@ -86,36 +88,36 @@ class WorkerConfig(_Config):
     model_ref: str | None = None
     """`hf:org/name[@revision]`, `file:PATH` or `pkg:PACKAGE/PATH`."""
     model_name: str | None = None
-    """The name under which the model is reported and asked for; the `model_ref` itself if left out."""
+    """The model's name in requests and reports; the `model_ref` itself if left out."""
     backend: Backend = "auto"
-    """Where the model runs. `auto` takes CUDA if the worker asks for GPUs, else Metal or the CPU."""
+    """Where the model runs. `auto` takes CUDA if the worker requests GPUs, else Metal or the CPU."""
     gpus: Annotated[float, Field(ge=0, le=64)] = 0
     """GPUs for each replica: whole ones, or a fraction of one."""
     cpus: Annotated[float, Field(ge=0, le=1024)] = 1
-    """CPU cores that Ray sets aside for each replica."""
+    """CPU cores that Ray reserves for each replica."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """Threads for arithmetic in each replica. All cores if left out."""
+    """Compute threads in each replica. All cores if left out."""
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
-    """How many copies run."""
+    """Number of replicas."""
     autoscaling: dict[str, Any] | None = None
     """Ray Serve's `autoscaling_config`, by its own names, in place of a fixed number of replicas."""
-    capacity: Annotated[int, Field(ge=1, le=100_000)] | None = None
-    """Requests that run at once in a replica; the worker type's own number if left out."""
-    queue: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    max_ongoing_requests: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Requests that run at once in a replica; the worker type's default if left out."""
+    max_queued_requests: Annotated[int, Field(ge=0, le=100_000)] = 1000
     """Requests that may wait in a replica beyond those that run. The next one is refused with 503."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
-    """Seconds from its arrival in which a request must be done, waiting included."""
+    """Deadline of a request in seconds from its arrival, including the time in the queue."""
     hang_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 28.0
-    """Seconds without a step, while there is work, after which an engine is taken to hang and its replica is replaced.
-    Longer than the engine's slowest single step."""
+    """Seconds without a step, while requests run, after which the engine counts as hung and its replica is replaced.
+    Must be longer than the engine's slowest single step."""
     load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Seconds in which the model must have been loaded."""
+    """Seconds within which the model must be loaded."""
     uses: dict[str, WorkerId] = Field(default_factory=dict)
     """Other workers of this file that this one calls, by their role, such as `audio: speech-0`."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Options of the inference engine, by the engine's own names."""
     limits: dict[str, int | float] = Field(default_factory=dict)
-    """A maximum of the request, by field, that replaces the default one, such as `max_tokens: 8192`."""
+    """Maximum of a request field, by field, that replaces the default one, such as `max_tokens: 8192`."""
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:
@@ -129,14 +131,14 @@ class WorkerConfig(_Config):
 
     @property
     def desired_replicas(self) -> int:
-        """Replicas that should be running: the fixed number, or the least that autoscaling keeps."""
+        """Replicas that should be running: the fixed number, or the minimum of autoscaling."""
         if self.autoscaling is None:
             return self.replicas
         return max(1, int(self.autoscaling.get("min_replicas", 1)))
 
     @property
     def served_name(self) -> str:
-        """The model's name towards clients."""
+        """The model's name for clients."""
         return self.model_name or self.model_ref or self.type
 
 
@@ -146,15 +148,15 @@ class ApplicationConfig(_Config):
     workers: Annotated[list[WorkerConfig], Field(min_length=1)]
     """The workers. Each becomes a deployment."""
     orchestrator: OrchestratorConfig | None = None
-    """Whom to call. Nobody, if left out."""
+    """The orchestrator to notify; none if left out."""
     auth: AuthConfig = AuthConfig()
-    """Who may call."""
+    """Who may send requests."""
     limits: LimitsConfig = LimitsConfig()
-    """What a client may ask of the ingress."""
+    """Limits of the ingress for one request."""
     public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")] | None = None
     """How others reach this server, such as `http://box:8000`. From `http_options` if left out."""
     ingress_replicas: Annotated[int, Field(ge=1, le=64)] = 1
-    """Copies of the ingress."""
+    """Number of ingress replicas."""
 
     @model_validator(mode="after")
     def _check_ids(self) -> Self:
@@ -171,22 +173,32 @@ class ApplicationConfig(_Config):
         return next((worker for worker in self.workers if worker.id == worker_id), None)
 
 
+_RENAMED = {"capacity": "max_ongoing_requests", "queue": "max_queued_requests"}
+"""Former keys of `WorkerConfig`, and their names now."""
+
+
 def parse_application(args: Any) -> ApplicationConfig:
-    """`args:` as a model. Raises `ConfigurationError` with one line for each thing that is wrong, by path."""
+    """`args:` as a model. Raises `ConfigurationError` with one line for each fault, by path."""
     return _parse(ApplicationConfig, args, ())
 
 
 def parse_engine(options_type: type[OptionsT], worker: WorkerConfig) -> OptionsT:
-    """A worker's `engine:` as a model, for engines whose options are ours to check. Raises `ConfigurationError` as
+    """A worker's `engine:` as a model, for engines whose options are validated here. Raises `ConfigurationError` as
     `parse_application` does."""
     return _parse(options_type, worker.engine, ("engine",))
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The sentence about a key that is none of `known`, with the nearest one of them if there is one."""
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f"unknown key; did you mean {near[0]}?" if near else "unknown key"
 
 
 def _parse(model: type[OptionsT], values: Any, root: tuple[str, ...]) -> OptionsT:
     try:
         return model.model_validate(values)
     except ValidationError as exc:
-        lines = [f"{_path((*root, *error['loc']))}: {_sentence(error)}" for error in exc.errors(include_url=False)]
+        lines = [f"{_path((*root, *error['loc']))}: {_sentence(error, model)}" for error in exc.errors()]
         raise ConfigurationError("\n".join(lines)) from None
 
 
@@ -195,7 +207,29 @@ def _path(loc: tuple[int | str, ...]) -> str:
     return path.removeprefix(".") or "args"
 
 
-def _sentence(error: Any) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    return str(error["msg"]).removeprefix("Value error, ")
+def _sentence(error: Any, root: type[BaseModel]) -> str:
+    if error["type"] == "missing":
+        return "is missing"
+    if error["type"] != "extra_forbidden":
+        return str(error["msg"]).removeprefix("Value error, ")
+    *parents, key = error["loc"]
+    model = _model_at(root, parents)
+    if model is WorkerConfig and key in _RENAMED:
+        return f"is called {_RENAMED[key]} now; rename the key"
+    return unknown_key(str(key), model.model_fields if model else ())
+
+
+def _model_at(model: type[BaseModel] | None, loc: Iterable[int | str]) -> type[BaseModel] | None:
+    """The model of the mapping at path `loc` below `model`; None where it cannot be found."""
+    for part in loc:
+        if isinstance(part, str):
+            field = model.model_fields.get(part) if model else None
+            model = _model_within(field.annotation) if field else None
+    return model
+
+
+def _model_within(annotation: Any) -> type[BaseModel] | None:
+    """The first model in a field's type, such as `M` in `list[M]` or `M | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_within, get_args(annotation))), None)

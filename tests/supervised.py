@@ -1,4 +1,4 @@
-"""A running `rbee-serve serve`, as a terminal or an init system would start it."""
+"""A running `rbee-serve serve`, started as by an init system."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ START_S = 180.0
 
 
 class Supervisor:
-    """The process, where it serves, and what it has written."""
+    """The process, its URL, and its output."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, screen: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], port: int, output_file: Path) -> None:
         self.process = process
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self._screen = screen
+        self._output_file = output_file
 
-    def said(self) -> str:
-        """Everything so far."""
-        return self._screen.read_text()
+    def output(self) -> str:
+        """The output so far."""
+        return self._output_file.read_text()
 
     def until(self, text: str) -> None:
-        """Wait for a text on the screen."""
+        """Wait for a text in the output."""
         deadline = time.monotonic() + START_S
-        while text not in self.said():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
+        while text not in self.output():
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.1)
 
     def started(self) -> list[psutil.Process]:
-        """Every process that it has started so far."""
+        """All its child processes so far, direct and indirect."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
 
@@ -54,8 +54,8 @@ def supervisor(
     keys: Mapping[str, Any] | None = None,
     **args: Any,
 ) -> Iterator[Supervisor]:
-    """A supervisor of those workers, with more `args`, Ray settings of its own, and more `keys` in its file. It is
-    killed at the end."""
+    """A supervisor of those workers, with more `args`, more variables in its `environment`, and more `keys` in its
+    file. It is killed at the end."""
     port = free_port()
     application = {
         "name": "rbee",
@@ -67,17 +67,17 @@ def supervisor(
     http = {"host": "127.0.0.1", "port": port}
     config.write_text(yaml.safe_dump({"http_options": http, "applications": [application], **(keys or {})}))
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    with (folder / "screen").open("wb") as screen:
+    with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "rbee_serve.supervisor", "serve", str(config)],
             cwd=ROOT,
             env={**inherited, **(environment or {})},
-            stdout=screen,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
         try:
-            yield Supervisor(process, port, folder / "screen")
+            yield Supervisor(process, port, folder / "output")
         finally:
             process.kill()
             process.wait()

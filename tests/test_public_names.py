@@ -10,7 +10,10 @@ from typing import TypeVar
 import pytest
 
 PUBLIC = {
-    "rbee_serve.client.client": {"AsyncClient", "Client", "Unauthorized"},
+    "rbee_serve.client": {
+        "AsyncClient", "Client", "Health", "Readiness", "ReplicaInfo", "Unauthorized", "WorkerDescription",
+        "WorkerInfo", "WorkerReadiness",
+    },
     "rbee_serve.errors": {
         "BodyTimeout", "ConfigurationError", "CudaError", "InferenceTimeout", "InsufficientResources",
         "InsufficientVram", "InternalError", "InvalidRequest", "MethodNotAllowed", "PayloadTooLarge", "RequestTooLong",

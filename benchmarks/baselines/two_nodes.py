@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import yaml
 
-from rbee_serve.supervisor.environment import prepare
+from rbee_serve.ray_settings import set_missing
 
 START_S = 180.0
 CORES = 64
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path)
     document = yaml.safe_load(parser.parse_args().config.read_text())
-    prepare(os.environ)
+    set_missing(os.environ)
     serve_on_two_nodes(document["applications"][0], **document["http_options"])
 
 

@@ -226,7 +226,7 @@ SPEC = WorkerSpec(
     load=load,
     warm_up=lambda: SpeechRequest(prompt="Hello.", format="f32"),
     accelerators=frozenset({"cuda", "cpu"}),
-    default_capacity=4,
+    default_max_ongoing_requests=4,
     needs_model=False,
     modules=("numpy", "soundfile", "soxr"),
     extra="audio",

@@ -177,6 +177,6 @@ SPEC = WorkerSpec(
     outputs=(EmbeddingOutput,),
     load=load,
     warm_up=lambda: EmbeddingRequest(input=["Hello", "A second text, so that a batch is worked on"]),
-    default_capacity=256,
+    default_max_ongoing_requests=256,
     check=check,
 )

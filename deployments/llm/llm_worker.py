@@ -99,7 +99,7 @@ SPEC = WorkerSpec(
     load=load,
     warm_up=lambda: LlmRequest(prompt="Hello", max_tokens=2, temperature=0.0),
     accelerators=frozenset({"cuda", "cpu"}),
-    default_capacity=256,
+    default_max_ongoing_requests=256,
     modules=("vllm",),
     extra="cpu",
     check=check,

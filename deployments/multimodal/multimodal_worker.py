@@ -202,7 +202,7 @@ SPEC = WorkerSpec(
     load=load,
     warm_up=lambda: MultimodalRequest(prompt="Hello", max_tokens=2, temperature=0.0),
     accelerators=frozenset({"cuda", "cpu"}),
-    default_capacity=64,
+    default_max_ongoing_requests=64,
     modules=("vllm", "PIL"),
     extra="cpu,vision,audio",
     roles={"audio": "audio/generate", "image": "vision/generate"},

@@ -208,7 +208,7 @@ SPEC = WorkerSpec(
     outputs=(ImageOutput,),
     load=load,
     warm_up=lambda: ImageRequest(prompt="A cat.", width=64, height=64, steps=2),
-    default_capacity=1,
+    default_max_ongoing_requests=1,
     modules=("diffusers", "PIL"),
     extra="vision",
     own_process=True,

@@ -1,6 +1,6 @@
-"""What the clients say and how they understand the answers, without any input or output.
+"""The requests of the clients and the parsing of responses, without any I/O.
 
-`Client` and `AsyncClient` differ in how bytes travel and in nothing else, so everything else is here, once.
+`Client` and `AsyncClient` differ in their I/O only; everything else is here, once.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from rbee_serve.client.results import Health, Readiness, WorkerInfo, WorkerList
 from rbee_serve.errors import (
     InternalError,
     WorkerError,
@@ -31,72 +32,78 @@ from rbee_serve.state import LoadProgress
 T = TypeVar("T")
 Fields = Mapping[str, Any] | InferenceRequest | None
 
-_NOT_THERE = frozenset({404, 502, 503, 504})
-"""Statuses of whatever stands before rbee-serve while that is not up: Ray's proxy answers 404 then."""
+_NOT_UP = frozenset({404, 502, 503, 504})
+"""Statuses of a proxy in front of rbee-serve while that is not up: Ray's proxy responds with 404 then."""
 
 
 class Unauthorized(Exception):
-    """The server wants a token and did not get the right one. `code` is `MISSING_API_KEY` or `INVALID_API_KEY`."""
+    """The token is missing or wrong. `code` is `MISSING_API_KEY` or `INVALID_API_KEY`."""
 
     code: str = "INVALID_API_KEY"
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One HTTP request. `meant` is the key whose presence makes a 503 an answer and not a failure."""
+class Call(Generic[T]):
+    """One HTTP request and the type of its result. `result_key` is the key whose presence makes a 503 a result and not
+    an error."""
 
     method: str
     path: str
+    result_type: type[T]
     body: bytes | None = None
-    meant: str | None = None
-    patient: bool = False
-    """The server is silent until the work is done, so silence says nothing."""
+    result_key: str | None = None
+    no_read_timeout: bool = False
+    """The server sends nothing until the work is done, so a silence is no fault."""
 
-    def answer(self, status: int, body: bytes) -> dict[str, Any]:
-        """The JSON object of the answer. Raises the `WorkerError`, or `Unauthorized`, that it tells of."""
+    def result(self, status: int, body: bytes) -> T:
+        """The result in a response. Raises its `WorkerError` or `Unauthorized`, or `InternalError` if it is another
+        object than expected."""
         fields = _json_object(body)
-        if fields is not None and (status == 200 or (status == 503 and self.meant in fields)):
-            return fields
-        raise error_of(status, body)
+        if fields is None or not (status == 200 or (status == 503 and self.result_key in fields)):
+            raise error_of(status, body)
+        try:
+            return msgspec.convert(fields, self.result_type)
+        except msgspec.ValidationError as exc:
+            raise InternalError(f"the response of {self.path} is not one of rbee-serve: {exc}") from exc
 
     def encoded_result(self, status: int, body: bytes, media_type: str) -> EncodedResult:
-        """The file of the answer, or its JSON where the server sends none. Raises as `answer` does."""
+        """The file in a response, or its JSON where the server sends no file. Raises as `result` does."""
         if status == 200:
             return EncodedResult(body, media_type.partition(";")[0].strip())
         raise error_of(status, body)
 
 
-def inference(worker: str | None, request: Fields, fields: Mapping[str, Any], *, stream: bool) -> Call:
-    """`POST /v1/inference`, to the worker or, where that is None, to the root, with a body that names one."""
+def inference(worker: str | None, request: Fields, fields: Mapping[str, Any], *, stream: bool) -> Call[dict[str, Any]]:
+    """`POST /v1/inference` of the worker or, where that is None, of the root, with a body that names one."""
     if isinstance(request, InferenceRequest):
         request = request.model_dump(mode="json", exclude_unset=True)
     body = msgspec.json.encode({**(request or {}), **fields, "stream": stream})
-    return Call("POST", _base(worker) + "/v1/inference", body, patient=not stream)
+    return Call("POST", _base(worker) + "/v1/inference", dict[str, Any], body, no_read_timeout=not stream)
 
 
-def ready(worker: str | None) -> Call:
+def ready(worker: str | None) -> Call[Readiness]:
     """`GET /v1/ready`."""
-    return Call("GET", _base(worker) + "/v1/ready", meant="ready")
+    return Call("GET", _base(worker) + "/v1/ready", Readiness, result_key="ready")
 
 
-def health(worker: str | None) -> Call:
+def health(worker: str | None) -> Call[Health]:
     """`GET /health`."""
-    return Call("GET", _base(worker) + "/health", meant="status")
+    return Call("GET", _base(worker) + "/health", Health, result_key="status")
 
 
-def info(worker: str) -> Call:
+def info(worker: str) -> Call[WorkerInfo]:
     """`GET /info`."""
-    return Call("GET", _base(worker) + "/info")
+    return Call("GET", _base(worker) + "/info", WorkerInfo)
 
 
-def workers() -> Call:
+def workers() -> Call[WorkerList]:
     """`GET /v1/workers`."""
-    return Call("GET", "/v1/workers")
+    return Call("GET", "/v1/workers", WorkerList)
 
 
-def loading_progress(worker: str) -> Call:
+def loading_progress(worker: str) -> Call[LoadProgress]:
     """`GET /v1/loading/progress`."""
-    return Call("GET", _base(worker) + "/v1/loading/progress")
+    return Call("GET", _base(worker) + "/v1/loading/progress", LoadProgress)
 
 
 def _base(worker: str | None) -> str:
@@ -104,20 +111,20 @@ def _base(worker: str | None) -> str:
 
 
 def error_of(status: int, body: bytes) -> Exception:
-    """The exception that an HTTP answer tells of."""
+    """The exception for an HTTP response that is no result."""
     fields = _json_object(body) or {}
     if status == 401:
-        told = fields.get("error")
-        told = told if isinstance(told, dict) else {}
-        refusal = Unauthorized(str(told.get("message", "the server wants a valid token")))
-        refusal.code = str(told.get("code", refusal.code))
+        details = fields.get("error")
+        details = details if isinstance(details, dict) else {}
+        refusal = Unauthorized(str(details.get("message", "the server requires a valid token")))
+        refusal.code = str(details.get("code", refusal.code))
         return refusal
     if "code" not in fields or "message" not in fields:
         if status == 200:
-            return InternalError("the answer is not a JSON object; ask with infer_file() where it is a file")
-        # Not rbee-serve: a proxy in between, or something else on that port.
-        answered = f"the server answered {status} without saying why"
-        return WorkerLost(answered) if status in _NOT_THERE else InternalError(answered)
+            return InternalError("the response is not a JSON object; use infer_file() where it is a file")
+        # Not rbee-serve: a proxy in between, or another program on that port.
+        message = f"the server responded with {status} and no reason"
+        return WorkerLost(message) if status in _NOT_UP else InternalError(message)
     return error_from_json(fields)
 
 
@@ -129,16 +136,16 @@ def _json_object(body: bytes) -> dict[str, Any] | None:
 
 
 class StreamReader(Generic[T]):
-    """Turns the chunks of an SSE body into what `parse` makes of each event; None from it is skipped."""
+    """Parses the chunks of an SSE body: `parse` is called with each event, and its result skipped where it is None."""
 
     def __init__(self, parse: Callable[[bytes], T | None]) -> None:
         self._parse = parse
         self._decoder = Decoder()
         self.done = False
-        """The marker has come: there is nothing more to read."""
+        """Whether the end marker has arrived."""
 
     def feed(self, chunk: bytes) -> Iterator[T]:
-        """What the chunk completes. Raises `InternalError` where the server does not speak the protocol."""
+        """The events that the chunk completes. Raises `InternalError` on a body that breaks the protocol."""
         try:
             for data in self._decoder.feed(chunk):
                 if data == MARKER:
@@ -150,18 +157,18 @@ class StreamReader(Generic[T]):
             raise InternalError("the server sent something that is not an event") from exc
 
     def end(self) -> None:
-        """The body has ended. Raises `WorkerLost` where the marker has not come: the stream was cut."""
+        """The body has ended. Raises `WorkerLost` where the end marker is missing: the stream was cut."""
         if not self.done:
             raise WorkerLost("the stream was cut before its end")
 
 
 def event_reader(outputs: tuple[type[OutputValue], ...]) -> StreamReader[Event[Any]]:
-    """Reads the stream of an inference. Events of unknown types are skipped."""
+    """A reader for an inference. Events of unknown types are skipped."""
     return StreamReader(lambda data: from_json(data, *outputs))
 
 
 def progress_reader() -> StreamReader[LoadProgress]:
-    """Reads `/v1/loading/progress`. Raises `WorkerUnhealthy` where the load failed."""
+    """A reader for `/v1/loading/progress`. It raises `WorkerUnhealthy` where the load failed."""
     return StreamReader(_progress)
 
 
@@ -172,27 +179,27 @@ def _progress(data: bytes) -> LoadProgress:
     return msgspec.convert(fields, LoadProgress)
 
 
-class Patience:
-    """How long to wait for readiness, and what to say when it does not come."""
+class ReadinessWait:
+    """The pauses and the deadline of a wait for readiness."""
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
         self._end = time.monotonic() + timeout
         self._pause = 0.05
 
-    def pause(self, seen: Mapping[str, Any] | WorkerError) -> float:
-        """Seconds until the next look, at most 1. Raises `WorkerLoading` with what was `seen` last once time is up."""
+    def pause(self, last: Readiness | WorkerError) -> float:
+        """Seconds until the next attempt, at most 1. Raises `WorkerLoading` with the `last` result after the
+        deadline."""
         left = self._end - time.monotonic()
         if left <= 0:
-            raise WorkerLoading(f"not ready after {self._timeout:g} s: {_why(seen)}")
+            raise WorkerLoading(f"not ready after {self._timeout:g} s: {_why(last)}")
         self._pause = min(self._pause * 2, 1.0)
         return min(self._pause, left)
 
 
-def _why(seen: Mapping[str, Any] | WorkerError) -> str:
-    if isinstance(seen, WorkerError):
-        return seen.message
-    if isinstance(listed := seen.get("workers"), list):
-        waiting = [worker for worker in listed if isinstance(worker, dict) and not worker.get("ready")]
-        return "; ".join(f"{worker.get('id')}: {worker.get('reason', worker.get('state'))}" for worker in waiting)
-    return f"it is {seen.get('state')}"
+def _why(last: Readiness | WorkerError) -> str:
+    if isinstance(last, WorkerError):
+        return last.message
+    if last.workers:
+        return "; ".join(f"{worker.id}: {worker.reason or worker.state}" for worker in last.workers if not worker.ready)
+    return f"it is {last.state}"

@@ -1,34 +1,36 @@
-"""The threads that speak to the orchestrator: one for each worker, so that no worker waits for another's call.
+"""The callbacks to the orchestrator: one thread with an event loop of its own, and a task for each worker.
 
-They are threads and not tasks because no event loop, however busy, may hold up a heartbeat.
+The loop is not the hub's, so that no other work of the hub delays a heartbeat.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.hub.replica_registry import ReplicaRegistry
-from rbee_serve.state import Snapshot
 
 if TYPE_CHECKING:
     from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier
 
 logger = logging.getLogger(__name__)
 
-_AFTER_A_BUG_S = 1.0
-"""The pause after an exception that nobody foresaw."""
+AFTER_FAULT_S = 1.0
+"""The pause of a worker's task after an unexpected exception."""
 
 
 class Announcer:
-    """Tells the orchestrator about every worker. Without an orchestrator in the configuration it does nothing.
+    """Notifies the orchestrator of every worker. Without an orchestrator in the configuration it does nothing.
 
-    `implementations` gives the name of its type (`WorkerSpec.name`) for each worker id, `base_url` how others reach
-    this server, `port` where it listens.
+    `implementations` maps each worker id to the name of its type (`WorkerSpec.name`), `base_url` is the URL of this
+    server for others, `port` where it listens.
     """
 
     def __init__(
@@ -39,62 +41,84 @@ class Announcer:
         base_url: str,
         port: int,
     ) -> None:
-        self._roster = registry
-        self._stopped = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._registry = registry
+        self._notifiers: dict[str, OrchestratorNotifier] = {}
+        self._changed = {worker.id: asyncio.Event() for worker in config.workers}
+        self._stopped = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         if config.orchestrator is None:
             return
-        # They bring an HTTP client, which most hubs have nobody to call with.
+        # They import an HTTP client, which a hub without an orchestrator does not need.
+        from rbee_serve.hub.orchestrator.callback_client import CallbackClient
         from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier, WorkerIdentity
-        from rbee_serve.hub.orchestrator.outbound import CallbackClient
 
+        client = CallbackClient(config.orchestrator.timeout_s)
         for worker in config.workers:
-            speaker = WorkerIdentity(worker, implementations[worker.id], base_url, port)
-            outbound = CallbackClient(config.orchestrator.timeout_s)
-            conversation = OrchestratorNotifier(speaker, config.orchestrator, outbound.post)
-            self._threads.append(
-                threading.Thread(
-                    target=self._run, args=(worker.id, conversation), name=f"announcer-{worker.id}", daemon=True
-                )
-            )
+            identity = WorkerIdentity(worker, implementations[worker.id], base_url, port)
+            self._notifiers[worker.id] = OrchestratorNotifier(identity, config.orchestrator, client.post)
 
     def start(self) -> None:
-        """Begin to speak. To be called once."""
-        for thread in self._threads:
-            thread.start()
+        """Start sending. To be called once."""
+        if not self._notifiers:
+            return
+        from rbee_serve.hub.orchestrator.callback_loop import CallbackLoop
+
+        self._loop = CallbackLoop()
+        self._thread = threading.Thread(target=self._run, args=(self._loop,), name="announcer", daemon=True)
+        self._registry.subscribe(self._wake)
+        self._thread.start()
 
     def stop(self) -> None:
-        """Say nothing any more. Returns at once; a call that is under way still ends by its own deadline."""
-        self._stopped.set()
-        self._roster.wake()
+        """Send nothing any more; a call in progress is cancelled. Returns at once."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: it has stopped already
+                self._loop.call_soon_threadsafe(self._stopped.set)
 
     def join(self, timeout_s: float) -> bool:
-        """Wait until every thread has ended, for at most `timeout_s`. Returns whether they have."""
-        deadline = time.monotonic() + timeout_s
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        """Wait for the end of the thread, for at most `timeout_s`. Returns whether it has ended."""
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
-    def _run(self, worker_id: str, conversation: OrchestratorNotifier) -> None:
-        while not self._stopped.is_set():
+    def _wake(self) -> None:
+        def wake_tasks() -> None:
+            for changed in self._changed.values():
+                changed.set()
+
+        with suppress(RuntimeError):  # the loop is closed
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(wake_tasks)
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(self._send_until_stopped())
+
+    async def _send_until_stopped(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._send_for(worker_id)) for worker_id in self._notifiers]
+            await self._stopped.wait()
+            for task in tasks:
+                task.cancel()
+
+    async def _send_for(self, worker_id: str) -> None:
+        while True:
             try:
-                self._say_next(worker_id, conversation)
+                await self._send_next(worker_id, self._notifiers[worker_id])
             except Exception:
-                # A fault in here must not silence the worker for the rest of its life.
-                logger.exception("worker %s: could not speak to the orchestrator", worker_id)
-                self._stopped.wait(_AFTER_A_BUG_S)
+                # A fault must not silence the worker for the rest of the process.
+                logger.exception("worker %s: the orchestrator could not be notified", worker_id)
+                await asyncio.sleep(AFTER_FAULT_S)
 
-    def _say_next(self, worker_id: str, conversation: OrchestratorNotifier) -> None:
-        state = self._roster.worker(worker_id)
-        next_due_at = conversation.next_due_at(state)
-        pause_s = next_due_at - time.monotonic()
+    async def _send_next(self, worker_id: str, notifier: OrchestratorNotifier) -> None:
+        """Send the message that is due, or else wait until one is, or until the registry changes."""
+        self._changed[worker_id].clear()
+        state = self._registry.worker(worker_id)
+        pause_s = notifier.next_due_at(state) - time.monotonic()
         if pause_s <= 0:
-            conversation.send_due(state)
+            await notifier.send_due(state)
             return
-
-        def plan_has_changed(snapshot: Snapshot) -> bool:
-            latest = snapshot.worker(worker_id) or state
-            return self._stopped.is_set() or conversation.next_due_at(latest) != next_due_at
-
-        self._roster.wait_for(plan_has_changed, pause_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if pause_s == math.inf else pause_s):
+                await self._changed[worker_id].wait()

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from rbee_serve.config import WorkerConfig
 from rbee_serve.state import LOADING_STALE_AFTER_S, STALE_AFTER_S, ReplicaState, Snapshot, WorkerState, fold
 
-_MAX_SLEEP_S = 60.0
-"""A waiting thread looks again at least this often; conditions do not take an infinite timeout."""
-
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
@@ -43,7 +40,8 @@ class ReplicaRegistry:
     ) -> None:
         self._desired_replicas = {worker.id: worker.desired_replicas for worker in workers}
         self._clock = clock
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._subscribers: list[Callable[[], None]] = []
         self._replicas: dict[str, dict[str, _Entry]] = {worker_id: {} for worker_id in self._desired_replicas}
         self._was_ready: set[str] = set()
         self._stopping = False
@@ -56,7 +54,7 @@ class ReplicaRegistry:
         Nothing happens when a later one has overtaken it, as can be while the hub starts, or when the worker is not
         configured here.
         """
-        with self._changed:
+        with self._lock:
             replicas = self._replicas.get(state.worker_id)
             if replicas is None:
                 return
@@ -74,7 +72,7 @@ class ReplicaRegistry:
 
     def snapshot(self) -> Snapshot:
         """All workers at this moment."""
-        with self._changed:
+        with self._lock:
             return self._refresh()
 
     def worker(self, worker_id: str) -> WorkerState:
@@ -86,41 +84,27 @@ class ReplicaRegistry:
 
     def seconds_since_last_push(self, worker_id: str) -> float:
         """Seconds since a living replica of the worker last pushed; infinite if none lives."""
-        with self._changed:
+        with self._lock:
             self._refresh()
             living = [e.pushed_at for e in self._replicas.get(worker_id, {}).values() if e.state.phase != "error"]
             return self._clock() - max(living) if living else math.inf
 
     def stop(self) -> None:
         """The application is being shut down: no worker is ready from now on."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._refresh()
 
     def cut(self) -> None:
         """The time for running requests is over: they are to be ended with an error."""
-        with self._changed:
+        with self._lock:
             self._stopping = self._cutting = True
             self._refresh()
 
-    def wait_for(self, condition: Callable[[Snapshot], bool], timeout_s: float) -> Snapshot:
-        """The first snapshot of which `condition` is true, or the present one after `timeout_s` seconds.
-
-        `condition` is asked after every change, after `wake`, and when a replica has been silent for too long.
-        """
-        deadline = time.monotonic() + timeout_s  # not the injected clock: a thread really sleeps
-        with self._changed:
-            while True:
-                snapshot = self._refresh()
-                left = deadline - time.monotonic()
-                if left <= 0 or condition(snapshot):
-                    return snapshot
-                self._changed.wait(min(left, max(0.01, self._next_expiry() - self._clock()), _MAX_SLEEP_S))
-
-    def wake(self) -> None:
-        """Let every thread in `wait_for` ask its condition again."""
-        with self._changed:
-            self._changed.notify_all()
+    def subscribe(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` after every change. It runs under the registry's lock, in any thread, and must not block."""
+        with self._lock:
+            self._subscribers.append(on_change)
 
     def _admit_boot(self, replicas: dict[str, _Entry], replica_id: str) -> None:
         """Make room for a process that has not pushed before: it goes to the end of the list, and it is the worker's
@@ -131,7 +115,7 @@ class ReplicaRegistry:
                 del replicas[other]
 
     def _refresh(self) -> Snapshot:
-        """Drop who is silent; a new version, and a wake-up for all who wait, if anything has changed."""
+        """Drop who is silent; a new version, and a call to every subscriber, if anything has changed."""
         now = self._clock()
         for replicas in self._replicas.values():
             for replica_id in [key for key, entry in replicas.items() if entry.expires_at < now]:
@@ -145,7 +129,8 @@ class ReplicaRegistry:
                 cutting=self._cutting,
                 hub_boot_id=old.hub_boot_id,
             )
-            self._changed.notify_all()
+            for on_change in self._subscribers:
+                on_change()
         return self._snapshot
 
     def _fold(self) -> tuple[WorkerState, ...]:
@@ -159,6 +144,3 @@ class ReplicaRegistry:
             )
             for worker_id, wanted in self._desired_replicas.items()
         )
-
-    def _next_expiry(self) -> float:
-        return min((e.expires_at for replicas in self._replicas.values() for e in replicas.values()), default=math.inf)

@@ -83,7 +83,7 @@ class Endpoints:
             "type": worker.spec.name,
             "task": worker.spec.task,
             "outputs": [output.wire_name() for output in worker.spec.outputs],
-            "capacity": worker.config.capacity or worker.spec.default_capacity,
+            "capacity": worker.config.max_ongoing_requests or worker.spec.default_max_ongoing_requests,
             "replicas": [_replica(replica) for replica in self._services.state(worker).replicas],
             "limits": {name: limits for name, field in schema["properties"].items() if (limits := _limits(field))},
         }

@@ -39,7 +39,9 @@ class WorkerService:
         self.backend = backend
         self.steps = steps
         self.request_type: type[InferenceRequest] = with_limits(spec.request, worker.limits)
-        self.admission = Admission(worker.capacity or spec.default_capacity, worker.queue, on_change)
+        self.admission = Admission(
+            worker.max_ongoing_requests or spec.default_max_ongoing_requests, worker.max_queued_requests, on_change
+        )
         self._worker = worker
         self._limits: set[RequestTimer] = set()
 

@@ -1,8 +1,8 @@
-"""Everything that can be seen to be wrong with `serve_config.yaml` before Ray starts.
+"""The validation of `serve_config.yaml` before Ray starts.
 
-The file is an ordinary Ray Serve one, so its keys are checked against those of Ray Serve, whose own reader skips what
-it does not know; `args:` of our application are checked by the module that builds it. That module is named by the
-file's `import_path` and offers, beside the builder:
+The file is an ordinary Ray Serve one, so its keys are validated against those of Ray Serve, whose own reader ignores
+unknown keys. The `args:` of the rbee-serve application are validated by the module that builds it. The file's
+`import_path` names that module, which has, beside the builder:
 
     check(args, host) -> ApplicationConfig      raises ConfigurationError
     WORKER_TYPES: Mapping[str, str]             the import strings of worker types by name
@@ -10,7 +10,6 @@ file's `import_path` and offers, beside the builder:
 
 from __future__ import annotations
 
-import difflib
 import errno
 import importlib
 import re
@@ -23,11 +22,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rbee_serve.config import ApplicationConfig
+from rbee_serve.config import ApplicationConfig, unknown_key
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.yaml_file import YamlFile, read_yaml
 
-# The keys of Ray Serve 2.60: ray.serve.schema.ServeDeploySchema and what it holds. A test compares them.
+# The keys of Ray Serve 2.60: ray.serve.schema.ServeDeploySchema and its nested schemas. A test compares them.
 FILE_KEYS = frozenset(
     "applications controller_options grpc_options http_options logging_config proxy_location target_capacity "
     "tracing_config".split()
@@ -41,28 +40,30 @@ HTTP_KEYS = frozenset(
     "ssl_keyfile_password".split()
 )
 OWN_DEPLOYMENTS = ("hub", "ingress")
+REQUEST_LIMITS = frozenset({"max_ongoing_requests", "max_queued_requests"})
+"""Options of a Serve deployment that follow from the worker's own settings of these names."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedConfig:
-    """A file that has passed the checks."""
+    """A file that has passed the validation."""
 
     path: Path
     document: dict[str, Any]
     """The file's content for Ray Serve, with the host filled in."""
     app_name: str
     base_url: str
-    """Where the application answers on this machine."""
+    """Where the application is reached on this machine."""
     host: str
     port: int
     config: ApplicationConfig
     worker_types: Mapping[str, str]
     needs_proxies: bool
-    """Whether there is something that only Serve's proxies do: other applications, a prefix, gRPC."""
+    """Whether the file needs Serve's proxies: for other applications, a prefix, or gRPC."""
 
 
 def check_file(path: Path) -> CheckedConfig:
-    """Read and check a configuration. Raises `ConfigurationError`, one line for each fault."""
+    """Read and validate a configuration. Raises `ConfigurationError`, one line for each fault."""
     file = read_yaml(path)
     _known_keys(file, file.data, FILE_KEYS, "")
     http = _mapping(file, file.data.get("http_options"), "http_options")
@@ -73,7 +74,7 @@ def check_file(path: Path) -> CheckedConfig:
     if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
         raise file.error("http_options.port", f"must be a number from 1 to 65535, not {port!r}")
 
-    where, application, module = _our_application(file)
+    where, application, module = _find_application(file)
     config = _checked_arguments(file, where, application.get("args"), host, module)
     _check_overrides(file, where, application, config)
     document = {**file.data, "http_options": {**http, "host": host, "port": port}}
@@ -95,7 +96,7 @@ def check_file(path: Path) -> CheckedConfig:
 
 
 def check_port_is_free(host: str, port: int) -> None:
-    """Raise `ConfigurationError` if nothing can listen there. Ray itself would share the port and say nothing."""
+    """Raise `ConfigurationError` if the port cannot be bound. Ray itself would silently share it."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -113,12 +114,12 @@ def check_port_is_free(host: str, port: int) -> None:
         raise ConfigurationError(f"http_options.host: this machine cannot listen on {host}: {exc.strerror}") from None
 
 
-def _our_application(file: YamlFile) -> tuple[str, dict[str, Any], ModuleType]:
-    """Path, content and builder module of the application that is ours; others may stand beside it."""
+def _find_application(file: YamlFile) -> tuple[str, dict[str, Any], ModuleType]:
+    """Path, content and builder module of the rbee-serve application; the file may have others too."""
     applications = file.data.get("applications")
     if not isinstance(applications, list) or not applications:
         raise file.error("applications", "must list at least one application")
-    ours: list[tuple[str, dict[str, Any], ModuleType]] = []
+    found: list[tuple[str, dict[str, Any], ModuleType]] = []
     for index, application in enumerate(applications):
         where = f"applications[{index}]"
         application = _mapping(file, application, where)
@@ -128,15 +129,15 @@ def _our_application(file: YamlFile) -> tuple[str, dict[str, Any], ModuleType]:
             raise file.error(f"{where}.import_path", "must name a builder, such as deployments.app:build_app")
         module = _import_builder(file, f"{where}.import_path", import_path)
         if hasattr(module, "check"):
-            ours.append((where, application, module))
-    if not ours:
+            found.append((where, application, module))
+    if not found:
         raise file.error("applications", "none has a builder of rbee-serve; import_path is deployments.app:build_app")
-    if len(ours) > 1:
-        raise file.error(ours[1][0], "is the second application of rbee-serve; put its workers into the first")
-    where, application, _ = ours[0]
+    if len(found) > 1:
+        raise file.error(found[1][0], "is the second application of rbee-serve; move its workers into the first")
+    where, application, _ = found[0]
     if not str(application.get("route_prefix", "/")).startswith("/"):
         raise file.error(f"{where}.route_prefix", "must begin with /")
-    return ours[0]
+    return found[0]
 
 
 def _import_builder(file: YamlFile, where: str, import_path: str) -> ModuleType:
@@ -147,7 +148,10 @@ def _import_builder(file: YamlFile, where: str, import_path: str) -> ModuleType:
         module = importlib.import_module(name)
     except ModuleNotFoundError as exc:
         if exc.name and (name == exc.name or name.startswith(f"{exc.name}.")):
-            raise file.error(where, f"there is no module {exc.name} here or in the environment") from None
+            sentence = f"there is no module {exc.name} here or in the environment"
+            if shadow := next(iter(getattr(sys.modules.get(name.partition(".")[0]), "__path__", ())), None):
+                sentence += f"; the package {name.partition('.')[0]} was found in {shadow}"
+            raise file.error(where, sentence) from None
         raise file.error(where, f"{name} cannot be imported: {_fault(exc)}") from exc
     except Exception as exc:
         raise file.error(where, f"{name} cannot be imported: {_fault(exc)}") from exc
@@ -161,14 +165,14 @@ def _checked_arguments(file: YamlFile, where: str, args: Any, host: str, module:
         config = module.check(args if args is not None else {}, host)
     except ConfigurationError as exc:
         raise ConfigurationError("\n".join(_located(file, f"{where}.args", str(exc)))) from None
-    except Exception as exc:  # a worker type from another package whose own check is broken
+    except Exception as exc:  # the `check` of a worker type from another package raised
         raise file.error(f"{where}.args", f"cannot be checked: {_fault(exc)}") from exc
     assert isinstance(config, ApplicationConfig)
     return config
 
 
 def _located(file: YamlFile, where: str, message: str) -> Iterator[str]:
-    """Each line of a message, with the file's line of the key that it begins with."""
+    """Each line of a message, prefixed with the line number of its key."""
     for line in message.splitlines():
         key, colon, sentence = line.partition(": ")
         if colon and re.fullmatch(r"[\w.\[\]]+", key):
@@ -178,14 +182,17 @@ def _located(file: YamlFile, where: str, message: str) -> Iterator[str]:
 
 
 def _check_overrides(file: YamlFile, where: str, application: dict[str, Any], config: ApplicationConfig) -> None:
-    """`deployments:` are Serve's own overrides; each must name a worker."""
-    known = [worker.id for worker in config.workers] + list(OWN_DEPLOYMENTS)
+    """`deployments:` are Serve's own overrides. Each must name a deployment and leave the limits on requests alone."""
+    workers = [worker.id for worker in config.workers]
+    known = [*workers, *OWN_DEPLOYMENTS]
     for index, override in enumerate(application.get("deployments") or ()):
+        at = f"{where}.deployments[{index}]"
         name = override.get("name") if isinstance(override, dict) else None
         if name not in known:
-            raise file.error(
-                f"{where}.deployments[{index}].name", f"{name!r} is none of the deployments {', '.join(known)}"
-            )
+            raise file.error(f"{at}.name", f"{name!r} is none of the deployments {', '.join(known)}")
+        for key in sorted(REQUEST_LIMITS.intersection(override)):
+            hint = f"set {key} of the worker {name} under args.workers" if name in workers else "remove the key"
+            raise file.error(f"{at}.{key}", f"is derived by rbee-serve and cannot be overridden; {hint}")
 
 
 def _mapping(file: YamlFile, value: Any, where: str) -> dict[str, Any]:
@@ -197,18 +204,17 @@ def _mapping(file: YamlFile, value: Any, where: str) -> dict[str, Any]:
 
 
 def _known_keys(file: YamlFile, found: Mapping[str, Any], known: frozenset[str], where: str) -> None:
-    errors = []
-    for key in found:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            errors.append(str(file.error(f"{where}.{key}".removeprefix("."), f"unknown key{hint}")))
+    errors = [
+        str(file.error(f"{where}.{key}".removeprefix("."), unknown_key(str(key), known)))
+        for key in found
+        if key not in known
+    ]
     if errors:
         raise ConfigurationError("\n".join(errors))
 
 
 def _fault(exc: BaseException) -> str:
-    """What went wrong in somebody's module, and where: for the person who starts it, never for a client."""
+    """The exception of a foreign module and its location: for the operator, never for a client."""
     frames = traceback.extract_tb(exc.__traceback__)
     at = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     return f"{type(exc).__name__}: {exc}{at}"

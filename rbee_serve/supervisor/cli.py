@@ -15,16 +15,16 @@ CONFIGURATION_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code: 0, 1 if it could not serve, 2 if the configuration is wrong."""
+    """Run the command. Returns its exit code: 0, 1 if it could not serve, 2 if the configuration is wrong."""
     arguments = _parser().parse_args(argv)
     try:
-        plan = check_file(arguments.config)
+        checked = check_file(arguments.config)
         if arguments.command == "check":
-            print(_verdict(plan))
+            print(_verdict(checked))
             return 0
         from rbee_serve.supervisor.serve import serve
 
-        return serve(plan, arguments.verbose)
+        return serve(checked, arguments.verbose)
     except ConfigurationError as exc:
         for line in str(exc).splitlines():
             print(f"rbee-serve: {line}", file=sys.stderr)
@@ -36,13 +36,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rbee-serve {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="start everything and serve until Ctrl+C or SIGTERM")
-    serve.add_argument("-v", "--verbose", action="store_true", help="show all that workers write, not only warnings")
-    check = commands.add_parser("check", help="look for mistakes in the configuration, and start nothing")
+    serve.add_argument("-v", "--verbose", action="store_true", help="show all output of the workers, not only warnings")
+    check = commands.add_parser("check", help="validate the configuration, and start nothing")
     for command in (serve, check):
         command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
     return parser
 
 
-def _verdict(plan: CheckedConfig) -> str:
-    workers = ", ".join(f"{worker.id} ({worker.type})" for worker in plan.config.workers)
-    return f"{plan.path}: nothing wrong was found; it serves {workers} on {plan.base_url}"
+def _verdict(checked: CheckedConfig) -> str:
+    workers = ", ".join(f"{worker.id} ({worker.type})" for worker in checked.config.workers)
+    return f"{checked.path}: the configuration is valid; it serves {workers} on {checked.base_url}"

@@ -1,4 +1,4 @@
-"""The start on the terminal: live bars where there is one, a line per change where there is none."""
+"""The progress of the start: live bars on a terminal, else a line for each change."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import Protocol, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from rbee_serve.supervisor.readiness import Load, WorkerReadiness
+from rbee_serve.client import WorkerReadiness
+from rbee_serve.supervisor.load_progress import Load
 
 
 class Display(Protocol):
-    """Shows what happens until everything is up."""
+    """Shows the progress until everything is up."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
 
     def step(self, text: str) -> None:
-        """What the supervisor itself is doing."""
+        """The present step of the supervisor."""
 
     def line(self, text: str) -> None:
-        """Something that stays on the screen."""
+        """A line that stays on the screen."""
 
     def workers(self, workers: Mapping[str, WorkerReadiness], hints: Mapping[str, str]) -> None:
-        """The present state of every worker, and what Ray Serve says of those that wait."""
+        """The present state of every worker, and Ray Serve's hints about those that wait."""
 
 
 def make_display(console: Console) -> Display:
@@ -50,14 +51,14 @@ class LineDisplay:
         self.line(text)
 
     def line(self, text: str) -> None:
-        """As it is."""
+        """The text, unchanged."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def workers(self, workers: Mapping[str, WorkerReadiness], hints: Mapping[str, str]) -> None:
         """A line for each worker that has changed."""
         for worker in workers.values():
             text = describe(worker, hints.get(worker.id, ""))
-            load = worker.load
+            load = load_of(worker)
             progress = f"{load.stage} {4 * load.done // load.total}" if load and load.total else text
             if self._shown.get(worker.id) != (key := text if worker.ready or worker.failed else progress):
                 self._shown[worker.id] = key
@@ -87,7 +88,7 @@ class BarDisplay:
         self._progress.stop()
 
     def step(self, text: str) -> None:
-        """The row of the supervisor; it goes when the workers have rows of their own."""
+        """The row of the supervisor, until the workers have rows of their own."""
         self._row("rbee-serve", text, 0, 0)
 
     def line(self, text: str) -> None:
@@ -99,7 +100,7 @@ class BarDisplay:
         if "rbee-serve" in self._rows:
             self._progress.remove_task(self._rows.pop("rbee-serve"))
         for worker in workers.values():
-            load = worker.load or Load("")
+            load = load_of(worker) or Load("")
             done, total = (1, 1) if worker.ready or worker.failed else (load.done, load.total)
             self._row(worker.id, describe(worker, hints.get(worker.id, "")), done, total)
 
@@ -110,11 +111,16 @@ class BarDisplay:
 
 
 def describe(worker: WorkerReadiness, hint: str = "") -> str:
-    """What a worker is doing, in a few words."""
+    """The state of a worker in a few words."""
     if worker.ready:
         return "ready"
     if worker.failed:
         return f"failed: {worker.reason}"
-    if worker.load:
-        return " ".join(part for part in (worker.load.stage, worker.load.amount) if part)
+    if load := load_of(worker):
+        return " ".join(part for part in (load.stage, load.amount) if part)
     return hint or "starting"
+
+
+def load_of(worker: WorkerReadiness) -> Load | None:
+    """How far the worker's load is, if it reports that."""
+    return Load.of(worker.progress) if worker.progress else None

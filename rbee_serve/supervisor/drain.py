@@ -1,4 +1,4 @@
-"""The stop: not ready at once, no new work, running requests finish or are told why not."""
+"""The stop: the server is not ready at once and refuses new requests; running ones finish, or are aborted."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ from typing import Protocol
 
 from rbee_serve.state import Snapshot
 
-LONGEST_S = 18.0
-"""How long running requests may take to finish. Who stops us expects the end within 30 s."""
-CUT_S = 2.0
-"""How long the streams that are cut may take to say so."""
+MAX_DRAIN_S = 18.0
+"""How long running requests may take to finish. An init system expects the end of the process within 30 s."""
+ABORT_S = 2.0
+"""How long aborted streams may take to send their error."""
 QUIET_S = 1.2
-"""How long there must have been no request: replicas tell of theirs twice a second."""
+"""How long there must have been no request: replicas report theirs twice a second."""
 POLL_S = 0.2
 
 
 class Hub(Protocol):
-    """What is asked of the hub: `HubClient`."""
+    """The methods of `HubClient` that a drain needs."""
 
     def snapshot(self) -> Snapshot:
         """All workers."""
 
-    def stop(self) -> None:
-        """Take no new work."""
+    def drain(self) -> None:
+        """Refuse new requests."""
 
-    def cut(self) -> None:
-        """End the work that runs."""
+    def abort(self) -> None:
+        """End running requests with an error."""
 
 
-def drain(hub: Hub, say: Callable[[str], None], longest_s: float = LONGEST_S) -> int:
-    """Refuse new work, wait for what runs, and cut what still runs after `longest_s`; returns how many requests.
+def drain(hub: Hub, show: Callable[[str], None], max_drain_s: float = MAX_DRAIN_S) -> int:
+    """Refuse new requests, wait for running ones, and abort those left after `max_drain_s`; returns their number.
 
-    If the hub does not answer there is none, and nothing is known that could be waited for.
+    If the hub does not respond, the number is 0: nothing is known that could be waited for.
     """
     try:
-        hub.stop()
+        hub.drain()
         if busy := requests_in(hub.snapshot()):
-            say(f"{count(busy)} still running; waiting up to {longest_s:.0f} s (a second signal stops at once)")
-        left = _wait_for_quiet(hub, longest_s)
+            show(f"{count(busy)} still running; waiting up to {max_drain_s:.0f} s (a second signal stops at once)")
+        left = _wait_for_quiet(hub, max_drain_s)
         if left:
-            say(f"{count(left)} did not finish in {longest_s:.0f} s and will be cut")
-            hub.cut()
-            _wait_for_quiet(hub, CUT_S)
+            show(f"{count(left)} did not finish in {max_drain_s:.0f} s and will be cut")
+            hub.abort()
+            _wait_for_quiet(hub, ABORT_S)
     except Exception as exc:
-        say(f"the hub does not answer ({type(exc).__name__}), so requests that still run are cut")
+        show(f"the hub does not respond ({type(exc).__name__}), so running requests are cut")
         return 0
     return left
 
@@ -60,13 +60,13 @@ def count(requests: int) -> str:
     return "1 request" if requests == 1 else f"{requests} requests"
 
 
-def _wait_for_quiet(hub: Hub, longest_s: float) -> int:
-    """The number of requests at the end: 0 after `QUIET_S` without any, else what there is after `longest_s`."""
+def _wait_for_quiet(hub: Hub, timeout_s: float) -> int:
+    """The number of requests at the end: 0 after `QUIET_S` without any, else those left after `timeout_s`."""
     began = quiet_since = time.monotonic()
     while True:
         time.sleep(POLL_S)
         now = time.monotonic()
         if busy := requests_in(hub.snapshot()):
             quiet_since = now
-        if now - quiet_since >= QUIET_S or now - began >= longest_s:
+        if now - quiet_since >= QUIET_S or now - began >= timeout_s:
             return busy

@@ -1,4 +1,4 @@
-"""Our line to the hub, the deployment that knows the state of all workers."""
+"""The client of the hub, the deployment that holds the state of all workers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from rbee_serve.state import Snapshot
 
-ANSWER_S = 3.0
+TIMEOUT_S = 3.0
 """How long a call may take."""
 
 
 class HubClient:
-    """Calls the hub's methods. Every one raises when there is no hub or it does not answer in `ANSWER_S`."""
+    """Calls the hub's methods. Each raises where there is no hub, or it does not respond within `TIMEOUT_S`."""
 
     def __init__(self, app_name: str) -> None:
         self._app_name = app_name
@@ -22,7 +22,7 @@ class HubClient:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self) -> None:
-        """Make the first call, which takes a second, so that a stop need not. Failure is no harm."""
+        """Make the first call, which takes a second, so that a stop is quick. A failure is ignored."""
         with suppress(Exception):
             self.snapshot()
 
@@ -32,12 +32,12 @@ class HubClient:
         assert isinstance(snapshot, Snapshot)
         return snapshot
 
-    def stop(self) -> None:
-        """Nothing is ready from now on and new work is refused."""
+    def drain(self) -> None:
+        """Report not ready, and refuse new requests, from now on."""
         self._call("stop")
 
-    def cut(self) -> None:
-        """End the streams that are still open, each with an error that says why."""
+    def abort(self) -> None:
+        """End the open streams, each with an error and its reason."""
         self._call("cut")
 
     def _call(self, method: str) -> Any:
@@ -48,9 +48,9 @@ class HubClient:
                 self._handle = serve.get_deployment_handle("hub", self._app_name)
             return await getattr(self._handle, method).remote()
 
-        # With the throughput setting a handle lives in an event loop. It waits without end for a deployment that is not
-        # there yet and for a Ray that is not there any more, and may do so without letting go of the loop.
+        # With the throughput setting a handle needs an event loop. It waits without end for a deployment that has not
+        # started and for a Ray that has gone, and may block the loop meanwhile.
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="rbee-serve-hub", daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(ANSWER_S)
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(TIMEOUT_S)

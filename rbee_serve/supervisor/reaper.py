@@ -1,9 +1,10 @@
-"""Ends what Ray leaves behind when the supervisor dies without a word.
+"""Kills the processes that outlive a supervisor which was killed.
 
-The kernel ends Ray's main processes with us, and they their workers; but Ray's agents stay a minute longer, and
-processes that a worker has started (vLLM's engines) may stay for ever. So a small process of its own notes all our
-descendants and waits at a pipe that only we hold. When the pipe is closed, however we ended, it kills those that are
-left. (They cannot be found afterwards: their parent is init then, and many write over their own environment.)
+The kernel ends Ray's main processes with the supervisor, and they end their workers; but Ray's agents stay a minute
+longer, and child processes of a worker (vLLM's engines) may stay for ever. So a small process records all descendants
+of the supervisor and waits on a pipe that only the supervisor holds. When the pipe closes, for whatever reason, it
+kills those that are left. (Later they could not be found: their parent is then init, and many overwrite their own
+environment.)
 
     python -m rbee_serve.supervisor.reaper      started by `start_reaper`
 """
@@ -18,21 +19,21 @@ import sys
 import psutil
 
 POLL_S = 2.0
-"""How often the descendants are noted."""
+"""How often the descendants are recorded."""
 GRACE_S = 2.0
-"""How long they may take to leave by themselves."""
+"""How long they may take to end by themselves."""
 
 
 def start_reaper() -> subprocess.Popen[bytes]:
-    """Start the process that outlives us. Its `stdin` is the pipe: who holds the result holds that open."""
+    """Start the reaper. Its `stdin` is the pipe, which the result keeps open."""
     command = [sys.executable, "-m", "rbee_serve.supervisor.reaper"]
-    # A session of its own: a Ctrl+C on the terminal is for us, not for it.
+    # A session of its own, so that a Ctrl+C on the terminal does not reach it.
     return subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True)  # noqa: S603
 
 
 def wait_and_reap(supervisor: psutil.Process) -> None:
-    """Note the descendants of `supervisor`, now and then and at each byte, until standard input ends; then end those
-    that are left."""
+    """Record the descendants of `supervisor`, every `POLL_S` and at each byte, until standard input ends; then kill
+    those that are left."""
     known: set[psutil.Process] = set()
     while not select.select([sys.stdin], [], [], POLL_S)[0] or os.read(sys.stdin.fileno(), 1):
         known = {process for process in known if process.is_running()} | descendants(supervisor)
@@ -47,7 +48,7 @@ def wait_and_reap(supervisor: psutil.Process) -> None:
 
 
 def descendants(process: psutil.Process) -> set[psutil.Process]:
-    """What it has started, directly or not; nothing if it is gone."""
+    """All child processes, direct and indirect; none if the process is gone."""
     try:
         return set(process.children(recursive=True))
     except psutil.Error:

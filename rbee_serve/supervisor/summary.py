@@ -1,4 +1,4 @@
-"""What is said when the start is over: what is served where, what failed and why, and a line to try it with."""
+"""The summary after the start: what is served where, what failed and why, and a request to try."""
 
 from __future__ import annotations
 
@@ -8,40 +8,41 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+from rbee_serve.client import WorkerDescription, WorkerReadiness
 from rbee_serve.config import ApplicationConfig, WorkerConfig
 from rbee_serve.content import content_fields
 from rbee_serve.request import InferenceRequest
-from rbee_serve.supervisor.readiness import WorkerInfo, WorkerReadiness
 from rbee_serve.worker.registry import import_path, load_spec
 
 
 def summary(
-    infos: Sequence[WorkerInfo],
+    descriptions: Sequence[WorkerDescription],
     readiness: Mapping[str, WorkerReadiness],
     config: ApplicationConfig,
     worker_types: Mapping[str, str],
 ) -> list[str]:
-    """A line per worker, and a request that can be pasted."""
-    served = [info for info in infos if readiness[info.id].ready]
-    failed = [info for info in infos if not readiness[info.id].ready]
-    lines = [f"  {row}" for row in columns((info.id, info.type, info.model, info.device, info.url) for info in served)]
-    for info in failed:
-        lines += [f"  {info.id}  {info.type}  {info.model}  FAILED: {readiness[info.id].reason}"]
+    """A line for each worker, and a request to paste."""
+    served = [worker for worker in descriptions if readiness[worker.id].ready]
+    failed = [worker for worker in descriptions if not readiness[worker.id].ready]
+    rows = [(worker.id, worker.type, worker.model_id, worker.device, worker.url) for worker in served]
+    lines = [f"  {row}" for row in columns(rows)]
+    for worker in failed:
+        lines += [f"  {worker.id}  {worker.type}  {worker.model_id}  FAILED: {readiness[worker.id].reason}"]
     if served:
-        worker = config.worker(served[0].id)
-        assert worker is not None
-        lines += ["", f"  {request_line(served[0].url, example(worker, worker_types), config.auth.token_file)}"]
+        first = config.worker(served[0].id)
+        assert first is not None
+        lines += ["", f"  {request_line(served[0].url, example(first, worker_types), config.auth.token_file)}"]
     return lines
 
 
 def example(worker: WorkerConfig, worker_types: Mapping[str, str]) -> InferenceRequest:
-    """A small request that the worker understands: the one that it was warmed up with."""
+    """A small valid request of the worker: its warm-up request."""
     request: InferenceRequest = load_spec(import_path(worker.type, worker.task, worker_types)).warm_up()
     return request
 
 
 def request_line(url: str, request: InferenceRequest, token_file: Path | None) -> str:
-    """A curl command. The token itself is not in it, nor is the content of a file, which is to be the reader's own."""
+    """A curl command. It contains neither the token nor the content of a file, for which the user has their own."""
     token = f' -H "Authorization: Bearer $(head -n 1 {shlex.quote(str(token_file))})"' if token_file else ""
     fields = request.model_dump(mode="json", exclude_unset=True)
     if files := content_fields(type(request)).keys() & fields.keys():

@@ -1,6 +1,6 @@
-"""What Ray's processes write, on our terminal: by default only the warnings of rbee-serve itself.
+"""The output of Ray's processes on the terminal: by default only the warnings of rbee-serve itself.
 
-Everything is in Ray's log folder anyway. vLLM alone writes a hundred lines while it starts.
+Ray's log folder has all of it. vLLM alone writes a hundred lines while it starts.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ _OURS = re.compile(r"\S+ \S+ (?:WARNING|ERROR|CRITICAL) rbee_serve[\w.]* \[(?P<i
 
 
 def show_worker_output(show: Callable[[str], None], verbose: bool, logs: Path) -> LogReader:
-    """From now on give `show` the lines that are worth it: of this machine from its folder `logs`, until the result is
-    closed; of machines that have joined by Ray, in place of its own printing. Needs a started Ray."""
+    """Call `show` with the lines for a person: of this machine from its folder `logs`, until the result is closed; of
+    other machines in the cluster through Ray, whose own printing is switched off. Ray must have started."""
     import ray
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
-    def take(source: str, lines: Sequence[str]) -> None:
+    def on_lines(source: str, lines: Sequence[str]) -> None:
         for line in worth_showing(source, lines, verbose):
             show(line)
 
-    def take_batch(batch: Mapping[str, Any]) -> None:
-        """Of the log monitor that Ray has on every other machine."""
-        take(str(batch.get("actor_name") or batch.get("pid") or "ray"), batch.get("lines", ()))
+    def on_batch(batch: Mapping[str, Any]) -> None:
+        """Lines of Ray's log monitor on another machine."""
+        on_lines(str(batch.get("actor_name") or batch.get("pid") or "ray"), batch.get("lines", ()))
 
-    ray._private.worker._worker_logs_enabled = verbose  # what Ray says of its own, such as retries while it is stopped
+    ray._private.worker._worker_logs_enabled = verbose  # Ray's own messages, such as retries while it is stopped
     dispatcher.remove_handler("ray_print_logs")
-    dispatcher.add_handler("rbee_serve", take_batch)
-    return LogReader(logs, take)
+    dispatcher.add_handler("rbee_serve", on_batch)
+    return LogReader(logs, on_lines)
 
 
 def worth_showing(source: str, lines: Sequence[str], verbose: bool) -> Iterator[str]:
-    """Of what an actor or process has written, the lines for a person, each with the name of its worker in front."""
+    """The lines of an actor or process that a person should see, each prefixed with the name of its worker."""
     worker = re.sub(r"^ServeReplica:[^:]*:", "", source)
     for line in lines:
         if verbose:

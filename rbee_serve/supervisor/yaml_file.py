@@ -1,4 +1,4 @@
-"""A YAML file as data, with the line of every key, so that a mistake can be pointed at."""
+"""A YAML file as data, with the line number of every key for error messages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rbee_serve.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class YamlFile:
-    """What the file says, and on which line each path (`applications[0].args`) stands."""
+    """The content of the file, and the line of each path such as `applications[0].args`."""
 
     path: Path
     data: dict[str, Any]
     lines: dict[str, int]
 
     def error(self, where: str, sentence: str) -> ConfigurationError:
-        """An error about the key at path `where`, or, where that is missing, about what should hold it."""
+        """An error about the key at path `where`. A missing key has the line of its nearest parent."""
         return ConfigurationError(f"{self.path}:{self._line(where)}: {where}: {sentence}")
 
     def _line(self, where: str) -> int:
@@ -33,8 +33,8 @@ class YamlFile:
 def read_yaml(path: Path) -> YamlFile:
     """Read a YAML file whose top is a mapping.
 
-    Raises `ConfigurationError` with the line on what is not YAML, on a key given twice (which YAML readers take as the
-    last one without a word), and on a file that cannot be read.
+    Raises `ConfigurationError` with the line on invalid YAML, on a duplicate key (of which YAML parsers silently take
+    the last), and on a file that cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -54,15 +54,15 @@ def read_yaml(path: Path) -> YamlFile:
     if root is None or not isinstance(data, dict):
         raise ConfigurationError(f"{path}: holds no mapping; it must at least have the key applications")
     lines: dict[str, int] = {}
-    for where, line, doubled in _positions(root, ""):
-        if doubled:
+    for where, line, duplicate in _positions(root, ""):
+        if duplicate:
             raise ConfigurationError(f"{path}:{line}: {where}: the key is given twice")
         lines[where] = line
     return YamlFile(path, data, lines)
 
 
 def _positions(node: yaml.Node, where: str) -> Iterator[tuple[str, int, bool]]:
-    """Path and line of everything below a node, and whether the key was there before."""
+    """Path and line of every key and item below a node, and whether the key is a duplicate."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:

@@ -73,8 +73,8 @@ class WorkerSpec(Generic[RequestT]):
     `rbee_serve.testing.check_worker_type`."""
     accelerators: frozenset[str] = frozenset({"cuda", "cpu", "metal"})
     """Where it can run."""
-    default_capacity: int = 64
-    """Requests at once in a replica, unless the configuration says otherwise."""
+    default_max_ongoing_requests: int = 64
+    """Requests that run at once in a replica where the configuration does not set `max_ongoing_requests`."""
     needs_model: bool = True
     """Whether `model_ref` must be given."""
     task: str | None = None

@@ -1,4 +1,4 @@
-"""Both clients against a small real server: each test runs with the blocking and with the asynchronous one."""
+"""Both clients against a small real server: each test runs with the blocking and with the async one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pytest
 
-from rbee_serve.client.client import AsyncClient, Client, Unauthorized
+from rbee_serve.client import AsyncClient, Client, Health, Readiness, ReplicaInfo, Unauthorized
 from rbee_serve.errors import (
     InferenceTimeout,
     InternalError,
@@ -75,8 +75,8 @@ def client_type(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def client(server: Server, client_type: Any) -> Iterator[Any]:
-    server.body, server.asked = {}, 0
-    server.left.clear()
+    server.body, server.ready_requests = {}, 0
+    server.disconnected.clear()
     with client_type(server.url, outputs=(PatchOutput,)) as made:
         yield made
 
@@ -87,11 +87,11 @@ def events_of(client: Any, worker: str | None, *arguments: Any, **fields: Any) -
 
 
 @pytest.mark.parametrize("worker", ["good", "bytewise", "crlf", "unknown", "zipped", "behind"])
-def test_a_stream_gives_its_events_however_it_is_cut(client: Any, worker: str) -> None:
+def test_a_stream_has_its_events_in_any_chunks(client: Any, worker: str) -> None:
     assert events_of(client, worker, prompt="a") == [STARTED, *TOKENS, END]
 
 
-def test_outputs_of_other_types_are_understood_where_they_are_named(client: Any) -> None:
+def test_outputs_of_other_types_are_parsed_where_they_are_given(client: Any) -> None:
     assert events_of(client, "patch", prompt="a") == [STARTED, PATCH, END]
 
 
@@ -101,30 +101,30 @@ def test_an_error_event_is_yielded(client: Any) -> None:
 
 
 def test_a_stream_without_its_marker_is_a_lost_worker(client: Any) -> None:
-    seen = []
+    events_read = []
     with pytest.raises(WorkerLost, match="cut before its end"), client.stream("cut", prompt="a") as events:  # noqa: PT012
         for event in events:
-            seen.append(event)  # noqa: PERF402
-    assert seen == [STARTED, *TOKENS, END]
+            events_read.append(event)  # noqa: PERF402
+    assert events_read == [STARTED, *TOKENS, END]
 
 
-def test_what_is_no_event_is_an_internal_error(client: Any) -> None:
+def test_data_that_is_no_event_is_an_internal_error(client: Any) -> None:
     with pytest.raises(InternalError, match="not an event"):
         events_of(client, "garbage", prompt="a")
 
 
-def test_leaving_the_stream_closes_the_connection(client: Any, server: Server) -> None:
+def test_an_early_exit_from_the_stream_closes_the_connection(client: Any, server: Server) -> None:
     with client.stream("endless", prompt="a") as events:
         assert next(events) == STARTED
         assert next(events) == TOKENS[0]
-    assert server.left.wait(2)
+    assert server.disconnected.wait(2)
 
 
-def test_an_exception_within_the_stream_closes_the_connection_and_stays_itself(client: Any, server: Server) -> None:
+def test_an_exception_within_the_stream_closes_the_connection_and_is_not_replaced(client: Any, server: Server) -> None:
     with pytest.raises(KeyError), client.stream("endless", prompt="a") as events:  # noqa: PT012
         next(events)
         raise KeyError
-    assert server.left.wait(2)
+    assert server.disconnected.wait(2)
 
 
 def test_a_request_is_a_dict_or_a_model_or_fields_or_several_of_them(client: Any, server: Server) -> None:
@@ -140,11 +140,11 @@ def test_a_request_is_a_dict_or_a_model_or_fields_or_several_of_them(client: Any
     assert server.body == {"prompt": "c", "model": "m", "worker": "w", "request": "r", "stream": False}
 
 
-def test_infer_gives_the_result(client: Any) -> None:
+def test_infer_returns_the_result(client: Any) -> None:
     assert client.infer("good", prompt="a") == {"text": "Hello", "stop_reason": "EOS"}
 
 
-def test_a_document_is_its_bytes_and_their_type(client: Any, server: Server) -> None:
+def test_infer_file_returns_the_bytes_and_their_type(client: Any, server: Server) -> None:
     assert client.infer_file("speaks", prompt="a", format="wav") == EncodedResult(FILE, "audio/wav")
     assert server.body == {"prompt": "a", "format": "wav", "stream": False}
     assert client.infer_file("good", prompt="a").media_type == "application/json"
@@ -152,8 +152,8 @@ def test_a_document_is_its_bytes_and_their_type(client: Any, server: Server) -> 
         client.infer_file("loading", prompt="a")
 
 
-def test_a_file_where_an_object_was_asked_for_says_how_to_ask(client: Any) -> None:
-    with pytest.raises(InternalError, match=r"ask with infer_file\(\)"):
+def test_infer_on_a_file_names_infer_file(client: Any) -> None:
+    with pytest.raises(InternalError, match=r"use infer_file\(\)"):
         client.infer("speaks", prompt="a")
 
 
@@ -166,7 +166,7 @@ def test_a_refusal_is_raised_with_every_violation(client: Any) -> None:
     )
 
 
-def test_a_loading_worker_is_raised_with_the_place_to_look(client: Any) -> None:
+def test_a_loading_worker_is_raised_with_its_progress_url(client: Any) -> None:
     with pytest.raises(WorkerLoading) as caught:
         events_of(client, "loading", prompt="a")
     assert caught.value.progress_url == "/p"
@@ -175,42 +175,55 @@ def test_a_loading_worker_is_raised_with_the_place_to_look(client: Any) -> None:
 @pytest.mark.parametrize(
     ("worker", "error", "message"),
     [
-        ("proxy", WorkerLost, "answered 502"),
-        ("not-up", WorkerLost, "answered 404"),
-        ("strange", InternalError, "answered 418"),
+        ("proxy", WorkerLost, "responded with 502"),
+        ("not-up", WorkerLost, "responded with 404"),
+        ("strange", InternalError, "responded with 418"),
         ("unknown-code", InternalError, "news"),
     ],
 )
-def test_an_answer_from_somebody_else_is_an_error_too(
+def test_a_response_of_another_program_is_an_error_too(
     client: Any, worker: str, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         events_of(client, worker, prompt="a")
 
 
-def test_not_being_ready_and_healthy_are_answers(client: Any) -> None:
-    assert client.ready()["ready"] is False
-    assert client.ready("never") == {"ready": False, "state": "loading"}
-    assert client.health()["status"] == "unhealthy"
+def test_not_being_ready_and_healthy_are_results(client: Any) -> None:
+    readiness = client.ready()
+    assert (readiness.ready, [worker.id for worker in readiness.workers]) == (False, ["llm"])
+    assert readiness.workers[0].reason == "the model is being loaded"
+    assert client.ready("never") == Readiness(ready=False, state="loading")
+    assert client.health() == Health(status="unhealthy", vram_bytes=0)
 
 
 def test_workers_are_listed(client: Any) -> None:
-    assert [worker["id"] for worker in client.workers()] == ["llm", "echo"]
+    llm, echo = client.workers()
+    assert (llm.id, echo.id) == ("llm", "echo")
+    assert (llm.type, llm.task, llm.outputs, llm.capacity) == ("llm", None, ("token",), 64)
+    assert llm.replicas == (ReplicaInfo(phase="ready", healthy=True, devices=(0,), running=2, queued=1, capacity=64),)
+    assert llm.limits == {"max_tokens": {"maximum": 2048}}
 
 
-def test_a_missing_and_a_wrong_token_are_told_apart(server: Server, client_type: Any) -> None:
+def test_a_result_of_another_server_is_an_internal_error(client: Any) -> None:
+    with pytest.raises(InternalError, match="/workers/strange/v1/ready is not one of rbee-serve"):
+        client.ready("strange")
+
+
+def test_a_missing_and_a_wrong_token_have_different_codes(server: Server, client_type: Any) -> None:
     for token, code in [(None, "MISSING_API_KEY"), ("wrong", "INVALID_API_KEY")]:
         with client_type(server.url, token) as client, pytest.raises(Unauthorized) as caught:
             client.info("llm")
         assert caught.value.code == code
     with client_type(server.url, TOKEN) as client:
-        assert client.info("llm") == {"id": "llm"}
-        assert client.info("a b?") == {"id": "a b?"}
+        assert client.info("llm").devices == ("GPU-0", "GPU-1")
+        assert client.info("a b?").id == "a b?"
+    with client_type(server.url, TOKEN.encode()) as client:
+        assert client.info("llm").id == "llm"
 
 
 def test_waiting_ends_when_the_server_is_ready(client: Any, server: Server) -> None:
     client.wait_until_ready(5)
-    assert server.asked == 3
+    assert server.ready_requests == 3
 
 
 def test_waiting_ends_with_the_reason_when_time_is_up(client: Any) -> None:
@@ -233,12 +246,12 @@ def test_a_server_that_is_not_there_is_lost_and_can_be_waited_for(client_type: A
             client.wait_until_ready(0.1)
 
 
-def test_a_silent_server_is_given_up(server: Server, client_type: Any) -> None:
+def test_a_silent_server_is_a_timeout(server: Server, client_type: Any) -> None:
     with client_type(server.url, timeout=0.2) as client, pytest.raises(InferenceTimeout):
         events_of(client, "silent", prompt="a")
 
 
-def test_loading_progress_is_followed_to_its_end(client: Any) -> None:
+def test_loading_progress_is_read_to_its_end(client: Any) -> None:
     with client.loading_progress("llm") as progress:
         assert list(progress) == [
             LoadProgress(stage="downloading", bytes_done=1, bytes_total=2),

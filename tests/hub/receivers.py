@@ -1,4 +1,4 @@
-"""Receivers on real sockets: the stand-in hive, and servers of ten lines that misbehave."""
+"""Receivers on real sockets: the fake hive, and servers of ten lines that misbehave."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def closed_port() -> int:
-    """A port on which nobody listens."""
+    """A port on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def quiet_hive(**misbehaviour: Any) -> FakeHive:
-    """A stand-in that prints nothing."""
-    return FakeHive(say=lambda line: None, **misbehaviour)
+    """A fake hive that prints nothing."""
+    return FakeHive(log=lambda line: None, **misbehaviour)
 
 
 @contextmanager
 def running(hive: FakeHive) -> Iterator[str]:
-    """The URL of a stand-in that runs while the block does."""
+    """The URL of a fake hive that runs while the block does."""
     config = uvicorn.Config(build_hive(hive), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
@@ -45,12 +45,12 @@ def running(hive: FakeHive) -> Iterator[str]:
 
 
 def received(hive: FakeHive, path: str) -> list[dict[str, Any]]:
-    """The messages that came to a path."""
+    """The messages to a path."""
     return [json.loads(message.body) for message in hive.messages if message.path == path]
 
 
 class Listener:
-    """A server that lets `talk` do what it likes with each connection."""
+    """A server that calls `talk` with each connection once the request has arrived."""
 
     def __init__(self, talk: Callable[[socket.socket], None]) -> None:
         self._talk = talk
@@ -62,7 +62,7 @@ class Listener:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         for connection in [self._socket, *self._open]:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
@@ -87,7 +87,7 @@ class Listener:
 
 @contextmanager
 def listening(talk: Callable[[socket.socket], None]) -> Iterator[Listener]:
-    """A `Listener` that is there while the block runs."""
+    """A `Listener` that runs while the block does."""
     listener = Listener(talk)
     try:
         yield listener
@@ -96,7 +96,7 @@ def listening(talk: Callable[[socket.socket], None]) -> Iterator[Listener]:
 
 
 def answering(answer: bytes) -> Callable[[socket.socket], None]:
-    """Sends `answer` and hangs up."""
+    """Sends `answer` and closes the connection."""
 
     def talk(connection: socket.socket) -> None:
         connection.sendall(answer)
@@ -106,11 +106,11 @@ def answering(answer: bytes) -> Callable[[socket.socket], None]:
 
 
 def hang(connection: socket.socket) -> None:
-    """Takes the request and says nothing."""
+    """Never responds."""
 
 
 def trickling(head: bytes) -> Callable[[socket.socket], None]:
-    """Sends `head`, and then a byte every 20 ms, for ever."""
+    """Sends `head`, and then a byte every 20 ms without end."""
 
     def talk(connection: socket.socket) -> None:
         connection.sendall(head)

@@ -1,7 +1,8 @@
-"""The announcer's threads against receivers on real sockets."""
+"""The announcer against receivers on real sockets."""
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ import pytest
 
 from rbee_serve.config import ApplicationConfig, parse_application
 from rbee_serve.hub.announcer import Announcer
+from rbee_serve.hub.orchestrator import callback_loop
 from rbee_serve.hub.orchestrator.fake_hive import FakeHive
 from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier
 from rbee_serve.hub.replica_registry import ReplicaRegistry
 from tests.hub.examples import application, replica
+from tests.hub.lookups import Lookups, lookup_threads
 from tests.hub.receivers import (
     OK,
     Listener,
@@ -36,7 +39,7 @@ READY, BEAT = "/v1/workers/ready", "/v1/heartbeat"
 
 @contextmanager
 def announcing(config: ApplicationConfig) -> Iterator[ReplicaRegistry]:
-    """The roster of an announcer that speaks while the block runs."""
+    """The registry of an announcer that runs while the block does."""
     registry = ReplicaRegistry(config.workers)
     implementations = {worker.id: "llm" for worker in config.workers}
     announcer = Announcer(config, implementations, registry, "http://box:8000", 8000)
@@ -55,7 +58,7 @@ def kinds(hive: FakeHive) -> list[str]:
 
 
 @pytest.mark.parametrize("protocol", ["hive", "queen"])
-def test_a_strict_hive_finds_nothing_wrong_with_any_message(protocol: str) -> None:
+def test_a_strict_hive_finds_no_fault_in_any_message(protocol: str) -> None:
     hive = quiet_hive()
     with running(hive) as url:
         config = application(f"{url}{READY}", protocol=protocol, on_error_url=f"{url}/v1/workers/error")
@@ -73,7 +76,7 @@ def test_a_strict_hive_finds_nothing_wrong_with_any_message(protocol: str) -> No
     assert [*kinds(hive)[:3], kinds(hive)[-1]] == ["/v1/workers/error", READY, beat, beat]
 
 
-def test_ready_is_sent_at_once_and_once_and_beats_come_no_faster_than_configured() -> None:
+def test_ready_is_sent_once_and_at_once_and_heartbeats_no_faster_than_configured() -> None:
     hive = quiet_hive()
     with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
         pushed_at = time.monotonic()
@@ -85,7 +88,7 @@ def test_ready_is_sent_at_once_and_once_and_beats_come_no_faster_than_configured
     assert beats[-1] - beats[0] > 0.1 * (len(beats) - 1) - 0.05
 
 
-def test_each_worker_has_a_voice_of_its_own() -> None:
+def test_each_worker_sends_its_own_messages() -> None:
     hive = quiet_hive()
     names = ("llm-1", "llm-2", "llm-3")
     with running(hive) as url, announcing(application(f"{url}{READY}", names)) as registry:
@@ -95,7 +98,7 @@ def test_each_worker_has_a_voice_of_its_own() -> None:
     assert {message["worker_id"] for message in received(hive, READY)} == set(names)
 
 
-def test_ready_is_sent_again_until_an_orchestrator_that_comes_late_acknowledges_it() -> None:
+def test_ready_is_retried_until_an_orchestrator_that_starts_late_acknowledges_it() -> None:
     hive = quiet_hive(status=503)
     with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
         registry.push(replica())
@@ -106,7 +109,7 @@ def test_ready_is_sent_again_until_an_orchestrator_that_comes_late_acknowledges_
     assert hive.messages[-1].status == 200
 
 
-def test_a_new_boot_is_announced_and_the_beats_between_say_degraded() -> None:
+def test_ready_is_sent_for_a_new_boot_and_heartbeats_before_it_are_degraded() -> None:
     hive = quiet_hive()
     with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
         registry.push(replica())
@@ -119,7 +122,7 @@ def test_a_new_boot_is_announced_and_the_beats_between_say_degraded() -> None:
     assert [message["boot_id"] for message in received(hive, READY)] == ["boot-a", "boot-b"]
 
 
-def test_a_hive_that_forgets_is_told_again() -> None:
+def test_ready_is_sent_again_to_a_hive_that_forgets() -> None:
     hive = quiet_hive(forget_after=2)
     with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
         registry.push(replica())
@@ -130,7 +133,7 @@ def test_a_hive_that_forgets_is_told_again() -> None:
 
 @contextmanager
 def bad_receiver(name: str) -> Iterator[tuple[str, Listener]]:
-    """The URL of a receiver that does no good, and a listener to which nobody may come."""
+    """The URL of a receiver that misbehaves, and a listener that must get no connection."""
     with listening(answering(OK)) as elsewhere:
         if name == "refusing":
             yield f"http://127.0.0.1:{closed_port()}", elsewhere
@@ -148,21 +151,23 @@ def bad_receiver(name: str) -> Iterator[tuple[str, Listener]]:
 
 
 @pytest.mark.parametrize("name", ["refusing", "hanging", "trickling", "redirecting", "babbling", "flooding"])
-def test_a_bad_receiver_is_tried_again_and_never_believed(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bad_receiver_is_retried_and_never_counts_as_acknowledged(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with bad_receiver(name) as (url, elsewhere):
         config = application(f"{url}{READY}", timeout_s=0.1)
         threads = threading.active_count()
         with announcing(config) as registry:
             registry.push(replica())
             eventually(lambda: len(caplog.records) >= 4)
-            # The announcer's own thread, a lookup, and those of the test's server.
-            assert threading.active_count() <= threads + 2 + len(caplog.records) + 1
+            # The announcer's thread, and those of the test's server.
+            assert threading.active_count() <= threads + 1 + len(caplog.records) + 1
         assert elsewhere.connections == 0
-    assert all("did not take the ready callback" in record.getMessage() for record in caplog.records)
+    assert all("did not accept the ready callback" in record.getMessage() for record in caplog.records)
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_beats_keep_their_rhythm_with_a_hive_that_answers_late() -> None:
+def test_heartbeats_keep_their_schedule_with_a_hive_that_responds_late() -> None:
     hive = quiet_hive(delay_s=0.15)
     with running(hive) as url, announcing(application(f"{url}{READY}")) as registry:
         registry.push(replica())
@@ -171,7 +176,7 @@ def test_beats_keep_their_rhythm_with_a_hive_that_answers_late() -> None:
     assert min(later - earlier for earlier, later in pairwise(beats)) > 0.15
 
 
-def test_no_more_is_said_once_it_is_stopped_even_while_a_call_hangs() -> None:
+def test_after_a_stop_nothing_is_sent_even_while_a_call_hangs() -> None:
     with listening(hang) as receiver:
         with announcing(application(f"{receiver.url}{READY}", timeout_s=0.5)) as registry:
             registry.push(replica())
@@ -180,37 +185,37 @@ def test_no_more_is_said_once_it_is_stopped_even_while_a_call_hangs() -> None:
         assert receiver.connections == 1
 
 
-def test_without_an_orchestrator_nobody_speaks() -> None:
+def test_without_an_orchestrator_there_is_no_thread() -> None:
     threads = threading.active_count()
     with announcing(parse_application({"workers": [{"id": "llm-1", "type": "llm"}]})) as registry:
         registry.push(replica())
         assert threading.active_count() == threads
 
 
-def test_an_announcer_that_has_nothing_to_say_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, real = [0], OrchestratorNotifier.next_due_at
+def test_an_announcer_with_nothing_due_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [0], OrchestratorNotifier.next_due_at
 
     def counted(self: OrchestratorNotifier, state: Any) -> float:
-        asked[0] += 1
+        calls[0] += 1
         return real(self, state)
 
     monkeypatch.setattr(OrchestratorNotifier, "next_due_at", counted)
     with announcing(application(f"http://127.0.0.1:{closed_port()}{READY}")):
         time.sleep(0.5)
-        assert asked[0] <= 3
+        assert calls[0] <= 3
 
 
-def test_an_unforeseen_fault_does_not_silence_a_worker(
+def test_an_unexpected_exception_does_not_silence_a_worker(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("rbee_serve.hub.announcer._AFTER_A_BUG_S", 0.05)
+    monkeypatch.setattr("rbee_serve.hub.announcer.AFTER_FAULT_S", 0.05)
     real, faults = OrchestratorNotifier.send_due, [0]
 
-    def faulty(self: OrchestratorNotifier, state: Any) -> None:
+    async def faulty(self: OrchestratorNotifier, state: Any) -> None:
         faults[0] += 1
         if faults[0] <= 2:
             raise RuntimeError("a bug")
-        real(self, state)
+        await real(self, state)
 
     monkeypatch.setattr(OrchestratorNotifier, "send_due", faulty)
     hive = quiet_hive()
@@ -218,3 +223,71 @@ def test_an_unforeseen_fault_does_not_silence_a_worker(
         registry.push(replica())
         eventually(lambda: received(hive, BEAT))
     assert len(caplog.records) == 2
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lookups]:
+    lookups = Lookups()
+    monkeypatch.setattr(socket, "getaddrinfo", lookups.getaddrinfo)
+    yield lookups
+    lookups.release()
+    eventually(lambda: not lookup_threads())
+
+
+def by_name(url: str, name: str = "hive.example") -> str:
+    return url.replace("127.0.0.1", name)
+
+
+def test_dns_that_hangs_grows_no_threads_and_does_not_delay_the_stop(
+    lookups: Lookups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callback_loop, "FRESH_S", 0.2)
+    lookups.hang()
+    names = tuple(f"llm-{number}" for number in range(20))
+    threads = threading.active_count()
+    began = time.monotonic()
+    config = application(f"http://hive.example{READY}", names, timeout_s=0.1)
+    with announcing(config) as registry:  # asserts that the stop returns at once and the thread ends within a second
+        for name in names:
+            registry.push(replica(worker_id=name))
+        while time.monotonic() < began + 2:
+            assert threading.active_count() <= threads + 1 + callback_loop.MAX_LOOKUPS
+            time.sleep(0.05)
+    assert lookups.started == callback_loop.MAX_LOOKUPS
+
+
+def test_dns_that_hangs_for_one_receiver_does_not_delay_the_heartbeats_to_another(lookups: Lookups) -> None:
+    hive = quiet_hive()
+    lookups.hang("errors.example")
+    with running(hive) as url:
+        config = application(by_name(f"{url}{READY}"), ("llm-1", "llm-2"), on_error_url="http://errors.example/")
+        with announcing(config) as registry:
+            registry.push(replica(worker_id="llm-2"))
+            eventually(lambda: received(hive, BEAT))
+            registry.push(replica(phase="error"))
+            eventually(lambda: lookups.started >= 3)
+            time.sleep(1)
+    beats = [message.at for message in hive.messages if message.path == BEAT]
+    assert max(later - earlier for earlier, later in pairwise(beats)) < 0.5
+
+
+def test_after_dns_has_recovered_the_heartbeat_in_time_does_not_wait_for_a_lookup_that_still_hangs(
+    lookups: Lookups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All times are a fiftieth of the real ones: 30 s between heartbeats, 5 s for a call, a lookup that hangs for 60 s.
+    scale = 50
+    monkeypatch.setattr(callback_loop, "FRESH_S", callback_loop.FRESH_S / scale)
+    hive = quiet_hive()
+    with running(hive) as url:
+        config = application(by_name(f"{url}{READY}"), heartbeat_interval_s=30 / scale, timeout_s=5 / scale)
+        with announcing(config) as registry:
+            registry.push(replica())
+            eventually(lambda: len(received(hive, BEAT)) >= 2)
+            beats, lookups_before = len(received(hive, BEAT)), lookups.started
+            lookups.hang()
+            eventually(lambda: lookups.started > lookups_before)
+            lookups.recover()  # the lookup in progress goes on hanging
+            recovered_at = time.monotonic()
+            eventually(lambda: len(received(hive, BEAT)) > beats)
+            assert lookup_threads() == 1
+            assert time.monotonic() - recovered_at < 35 / scale + 0.2

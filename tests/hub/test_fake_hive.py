@@ -1,4 +1,4 @@
-"""The stand-in hive: strict, readable, and able to misbehave."""
+"""The fake hive: its validation, its log, and how it misbehaves."""
 
 from __future__ import annotations
 
@@ -54,49 +54,49 @@ PATHS = {
 }
 
 
-def tell(hive: FakeHive, kind: str, **changes: Any) -> int:
+def send(hive: FakeHive, kind: str, **changes: Any) -> int:
     path, message = PATHS[kind]
     return hive.receive(path, json.dumps({**message, **changes}).encode()).status
 
 
-def test_it_says_a_line_for_each_message_with_the_time_since_the_last_beat() -> None:
+def test_each_message_is_a_line_with_the_time_since_the_last_one() -> None:
     lines: list[str] = []
-    hive = FakeHive(say=lines.append, clock=(clock := Clock()))
-    tell(hive, "ready")
+    hive = FakeHive(log=lines.append, clock=(clock := Clock()))
+    send(hive, "ready")
     clock.now += 30
-    tell(hive, "beat", health_status="degraded")
+    send(hive, "beat", health_status="degraded")
     clock.now += 29.5
-    tell(hive, "queen")
-    tell(hive, "failure")
-    tell(hive, "beat", worker_id="somebody")
+    send(hive, "queen")
+    send(hive, "failure")
+    send(hive, "beat", worker_id="somebody")
     assert lines == [
         "llm-1  ready on cuda:0 with 3.1 GB at http://box:8000/workers/llm-1",
-        "llm-1  degraded, 30.0 s after the last",
-        "llm-1  busy, 29.5 s after the last",
+        "llm-1  degraded, 30.0 s after the last message",
+        "llm-1  busy, 29.5 s after the last message",
         "llm-1  LOAD FAILED  INTERNAL: 'no weights'",
-        "somebody  healthy, but UNKNOWN here: answering 404",
+        "somebody  healthy, but UNKNOWN here: responding with 404",
     ]
 
 
-def test_it_says_once_that_a_worker_has_been_silent_for_90_seconds() -> None:
+def test_a_worker_that_is_silent_for_90_seconds_is_logged_once() -> None:
     lines: list[str] = []
-    hive = FakeHive(say=lines.append, clock=(clock := Clock()))
-    tell(hive, "ready")
+    hive = FakeHive(log=lines.append, clock=(clock := Clock()))
+    send(hive, "ready")
     for seconds in (90, 1, 60):
         clock.now += seconds
-        hive.watch()
-    assert lines[1:] == ["llm-1  SILENT for 91 s: a hive would give it up now"]
-    tell(hive, "beat")
+        hive.check_silence()
+    assert lines[1:] == ["llm-1  SILENT for 91 s: a hive would drop it now"]
+    send(hive, "beat")
     clock.now += 91
-    hive.watch()
-    assert lines[-1] == "llm-1  SILENT for 91 s: a hive would give it up now"
+    hive.check_silence()
+    assert lines[-1] == "llm-1  SILENT for 91 s: a hive would drop it now"
 
 
 @pytest.mark.parametrize("kind", PATHS)
-def test_a_right_message_is_taken(kind: str) -> None:
+def test_a_valid_message_is_accepted(kind: str) -> None:
     hive = quiet_hive()
-    tell(hive, "ready")
-    assert tell(hive, kind, something_new=1) == 200
+    send(hive, "ready")
+    assert send(hive, kind, something_new=1) == 200
 
 
 @pytest.mark.parametrize(
@@ -125,33 +125,33 @@ def test_a_right_message_is_taken(kind: str) -> None:
         ("failure", "message", ""),
     ],
 )
-def test_a_wrong_field_is_named_and_answered_with_400(kind: str, field: str, value: object) -> None:
+def test_an_invalid_field_is_named_and_is_a_400(kind: str, field: str, value: object) -> None:
     lines: list[str] = []
-    hive = FakeHive(say=lines.append)
-    assert tell(hive, kind, **{field: value}) == 400
+    hive = FakeHive(log=lines.append)
+    assert send(hive, kind, **{field: value}) == 400
     assert lines[0].startswith(f"WRONG  {PATHS[kind][0]}  ")
     assert field in lines[0]
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'{"worker_id": NaN}'])
-def test_what_is_no_message_at_all_is_answered_with_400(body: bytes) -> None:
+def test_a_body_that_is_no_message_is_a_400(body: bytes) -> None:
     assert quiet_hive().receive("/v1/heartbeat", body).status == 400
 
 
-def test_it_forgets_a_worker_when_asked_to_and_knows_it_again_after_ready() -> None:
+def test_forget_after_drops_a_worker_until_its_next_ready() -> None:
     hive = quiet_hive(forget_after=2)
-    assert [tell(hive, kind) for kind in ("ready", "beat", "beat", "beat", "ready", "beat")] == [
+    assert [send(hive, kind) for kind in ("ready", "beat", "beat", "beat", "ready", "beat")] == [
         *[200, 200, 200, 404],
         *[200, 200],
     ]
 
 
-def test_it_answers_everything_with_one_status_when_asked_to() -> None:
+def test_status_is_the_response_to_every_message() -> None:
     hive = quiet_hive(status=503)
-    assert [tell(hive, "ready"), tell(hive, "beat")] == [503, 503]
+    assert [send(hive, "ready"), send(hive, "beat")] == [503, 503]
 
 
-def test_over_http_it_answers_late_when_asked_to_and_says_what_was_wrong() -> None:
+def test_over_http_a_response_is_delayed_and_lists_the_faults() -> None:
     hive = quiet_hive(delay_s=0.2)
     with running(hive) as url, httpx.Client(base_url=url) as client:
         answer = client.post("/v1/heartbeat", json={**BEAT, "worker_id": ""})
@@ -166,20 +166,20 @@ def test_it_runs_from_the_command_line() -> None:
     command = [sys.executable, "-m", "rbee_serve.hub.orchestrator.fake_hive", "--port", str(port), "--status", "503"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            eventually(answers_503(f"http://127.0.0.1:{port}/v1/workers/ready"), 30)
+            eventually(responds_with_503(f"http://127.0.0.1:{port}/v1/workers/ready"), 30)
         finally:
             process.terminate()
-        redacted, _ = process.communicate()
-    first, second = redacted.splitlines()[:2]
+        output, _ = process.communicate()
+    first, second = output.splitlines()[:2]
     assert first.endswith(f"callback_url: http://127.0.0.1:{port}/v1/workers/ready")
     assert second.endswith("llm-1  ready on cuda:0 with 3.1 GB at http://box:8000/workers/llm-1")
 
 
-def answers_503(url: str) -> Callable[[], bool]:
-    def ask() -> bool:
+def responds_with_503(url: str) -> Callable[[], bool]:
+    def post() -> bool:
         try:
             return httpx.post(url, json=READY).status_code == 503
         except httpx.TransportError:
             return False
 
-    return ask
+    return post

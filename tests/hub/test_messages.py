@@ -1,4 +1,4 @@
-"""Every message, as JSON that can be read here."""
+"""Every message as JSON."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rbee_serve.hub.orchestrator.heartbeat import (
     rfc3339,
 )
 from rbee_serve.hub.orchestrator.load_failure import load_failure_message
+from rbee_serve.hub.orchestrator.message_schemas import MAX_TEXT, Message
 from rbee_serve.hub.orchestrator.ready import ready_message
 from rbee_serve.worker_info import VERSION, worker_info
 from tests.hub.examples import WORKER, replica, worker_state
@@ -26,8 +27,13 @@ NOON = datetime(2026, 1, 31, 12, 0, 0, 250_000, tzinfo=UTC)
 PAIR = worker_state(replica(devices=(3, 2)), replica("b", "boot-b", devices=(1,)), desired_replicas=2)
 
 
+def pretty(message: Message) -> str:
+    """The message as it is sent, with spaces."""
+    return json.dumps(json.loads(message.model_dump_json()))
+
+
 def test_the_ready_callback() -> None:
-    assert json.dumps(ready_message(WORKER, PAIR, "http://box:8000/", 8000, "llm")) == (
+    assert pretty(ready_message(WORKER, PAIR, "http://box:8000/", 8000, "llm")) == (
         '{"worker_id": "llm-1", "url": "http://box:8000/workers/llm-1", "model_ref": "hf:org/model", '
         '"backend": "cuda", "device": 1, "devices": [1, 2, 3], "vram_bytes": 2000, "port": 8000, '
         '"worker_type": "llm", "boot_id": "boot-a"}'
@@ -35,13 +41,13 @@ def test_the_ready_callback() -> None:
 
 
 def test_the_heartbeat_for_a_hive() -> None:
-    assert json.dumps(hive_heartbeat(PAIR, NOON)) == (
+    assert pretty(hive_heartbeat(PAIR, NOON)) == (
         '{"worker_id": "llm-1", "timestamp": "2026-01-31T12:00:00.250Z", "health_status": "healthy"}'
     )
 
 
 def test_the_heartbeat_for_a_queen() -> None:
-    assert json.dumps(queen_heartbeat(worker_info(WORKER, PAIR, 8000, "llm"), NOON)) == (
+    assert pretty(queen_heartbeat(worker_info(WORKER, PAIR, 8000, "llm"), NOON)) == (
         '{"worker": {"id": "llm-1", "model_id": "model", "device": "GPU-1", "devices": ["GPU-1", "GPU-2", "GPU-3"], '
         f'"port": 8000, "status": "ready", "implementation": "rbee-serve/llm", "version": "{VERSION}"}}, '
         '"timestamp": "2026-01-31T12:00:00.250Z"}'
@@ -50,17 +56,22 @@ def test_the_heartbeat_for_a_queen() -> None:
 
 def test_the_report_of_a_failed_load() -> None:
     failed = replica(phase="error", error_code="INSUFFICIENT_VRAM", error="the model needs 9 GB; 8 are free")
-    assert json.dumps(load_failure_message(WORKER, failed, "llm", NOON)) == (
+    assert pretty(load_failure_message(WORKER, failed, "llm", NOON)) == (
         '{"worker_id": "llm-1", "worker_type": "llm", "model_ref": "hf:org/model", "boot_id": "boot-a", '
         '"code": "INSUFFICIENT_VRAM", "message": "the model needs 9 GB; 8 are free", '
         '"timestamp": "2026-01-31T12:00:00.250Z"}'
     )
 
 
-def test_a_worker_without_a_model_names_what_it_serves() -> None:
+def test_the_reason_of_a_failed_load_is_cut_to_what_a_receiver_accepts() -> None:
+    failed = replica(phase="error", error="x" * (MAX_TEXT + 1))
+    assert load_failure_message(WORKER, failed, "llm", NOON).message == "x" * MAX_TEXT
+
+
+def test_a_worker_without_a_model_has_its_served_name_as_model_ref() -> None:
     worker = WorkerConfig(id="echo", type="echo")
     message = ready_message(worker, worker_state(replica(backend="cpu")), "http://box:8000", 8000, "echo")
-    assert (message["model_ref"], message["backend"], message["device"]) == ("echo", "cpu", 0)
+    assert (message.model_ref, message.backend, message.device) == ("echo", "cpu", 0)
 
 
 @pytest.mark.parametrize(
@@ -72,22 +83,22 @@ def test_a_worker_without_a_model_names_what_it_serves() -> None:
         ({"backend": "metal"}, "METAL-0"),
     ],
 )
-def test_before_a_replica_has_spoken_the_configuration_says_which_device(worker: dict[str, Any], device: str) -> None:
+def test_before_the_first_push_the_device_follows_from_the_configuration(worker: dict[str, Any], device: str) -> None:
     info = worker_info(WorkerConfig(id="llm-1", type="pkg.module:SPEC", **worker), worker_state(), 8000, "llm")
     assert (info["device"], info["status"], info["implementation"]) == (device, "starting", "rbee-serve/llm")
 
 
-def test_the_type_is_shown_by_its_name_and_not_by_its_import_string() -> None:
+def test_the_worker_type_is_its_name_and_not_its_import_string() -> None:
     worker = WorkerConfig(id="mine", type="pkg.module:SPEC", model_ref="file:model")
     assert worker_info(worker, PAIR, 8000, "mine")["implementation"] == "rbee-serve/mine"
-    assert ready_message(worker, PAIR, "http://box:8000", 8000, "mine")["worker_type"] == "mine"
+    assert ready_message(worker, PAIR, "http://box:8000", 8000, "mine").worker_type == "mine"
 
 
-def test_times_are_told_in_utc() -> None:
+def test_timestamps_are_in_utc() -> None:
     assert rfc3339(NOON.astimezone(timezone(timedelta(hours=5)))) == "2026-01-31T12:00:00.250Z"
 
 
-def test_fewer_replicas_than_wanted_is_degraded_and_so_is_a_shutdown() -> None:
+def test_fewer_replicas_than_desired_is_degraded_and_so_is_a_shutdown() -> None:
     assert health_status(worker_state(replica(), desired_replicas=2)) == "degraded"
     assert health_status(worker_state(replica(healthy=False))) == "degraded"
     assert health_status(worker_state()) == "degraded"
@@ -106,14 +117,14 @@ def test_heartbeats_go_to_the_origin_of_the_callback(protocol: Any, callback_url
     assert heartbeat_url(OrchestratorConfig(callback_url=callback_url, protocol=protocol)) == url
 
 
-def test_a_missed_beat_is_left_out_and_the_rhythm_is_kept() -> None:
-    beat = HeartbeatSchedule(30)
-    beat.start(100)
-    beat.done(100.2)
-    assert beat.next_due_at == 130
-    beat.done(135)  # late
-    assert beat.next_due_at == 160
-    beat.done(251)  # three were missed
-    assert beat.next_due_at == 280
-    beat.start(260)
-    assert beat.next_due_at == 280
+def test_a_missed_heartbeat_is_skipped_and_the_schedule_kept() -> None:
+    schedule = HeartbeatSchedule(30)
+    schedule.start(100)
+    schedule.sent(100.2)
+    assert schedule.next_due_at == 130
+    schedule.sent(135)  # late
+    assert schedule.next_due_at == 160
+    schedule.sent(251)  # three were missed
+    assert schedule.next_due_at == 280
+    schedule.start(260)
+    assert schedule.next_due_at == 280

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 
 import pytest
 
@@ -132,39 +131,16 @@ def test_silence_is_counted_from_the_latest_push_of_a_replica_that_lives() -> No
     assert registry.seconds_since_last_push("llm-1") == math.inf
 
 
-def test_waiting_ends_with_the_push_that_was_waited_for() -> None:
-    registry = ReplicaRegistry([WORKER])
-    later = threading.Timer(0.1, registry.push, [replica()])
-    later.start()
-    began = time.monotonic()
-    assert registry.wait_for(lambda snapshot: snapshot.workers[0].ready, 5).workers[0].ready
-    assert time.monotonic() - began < 1
-    later.join()
-
-
-def test_waiting_ends_when_a_replica_has_been_silent_for_too_long() -> None:
-    moved_s = [0.0]
-    registry = ReplicaRegistry([WORKER], clock=lambda: time.monotonic() + moved_s[0])
+def test_subscribers_are_called_after_a_change_and_only_then() -> None:
+    registry = ReplicaRegistry([WORKER], clock=(clock := Clock()))
+    versions: list[int] = []
+    registry.subscribe(lambda: versions.append(registry.snapshot().version))
     registry.push(replica())
-    moved_s[0] = 3.3
-    began = time.monotonic()
-    assert not registry.wait_for(lambda snapshot: not snapshot.workers[0].ready, 5).workers[0].ready
-    assert 0.1 < time.monotonic() - began < 1
-
-
-def test_waiting_ends_by_itself_and_by_a_wake_up() -> None:
-    registry = ReplicaRegistry([WORKER])
-    assert registry.wait_for(lambda snapshot: False, 0.05).version == 1
-    woken = threading.Event()
-
-    def wake() -> None:
-        woken.set()
-        registry.wake()
-
-    later = threading.Timer(0.05, wake)
-    later.start()
-    registry.wait_for(lambda snapshot: woken.is_set(), 5)
-    later.join()
+    registry.push(replica())
+    assert versions == [2]
+    clock.now += 4
+    assert not registry.snapshot().workers[0].ready
+    assert versions == [2, 3]
 
 
 def test_pushes_from_many_threads_are_all_counted() -> None:

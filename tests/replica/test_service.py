@@ -40,7 +40,7 @@ async def test_a_request_that_finds_room_is_not_told_of_any_queue() -> None:
 
 
 async def test_a_waiting_request_is_told_that_it_is_known_and_where_it_stands() -> None:
-    worker = service(capacity=1)
+    worker = service(max_ongoing_requests=1)
     tasks = [asyncio.create_task(read(worker, delay_s=0.1)) for _ in range(3)]
     _, second, third = await asyncio.gather(*tasks)
     assert isinstance(second[0], Started)
@@ -51,7 +51,7 @@ async def test_a_waiting_request_is_told_that_it_is_known_and_where_it_stands() 
 
 
 async def test_a_full_worker_refuses_before_it_works() -> None:
-    worker = service(capacity=1, queue=0)
+    worker = service(max_ongoing_requests=1, max_queued_requests=0)
     running = asyncio.create_task(read(worker, delay_s=0.2))
     await asyncio.sleep(0.05)
     with pytest.raises(InsufficientResources):
@@ -94,7 +94,7 @@ async def test_a_deadline_before_the_first_event_is_raised() -> None:
 
 
 async def test_a_deadline_counts_while_waiting_too() -> None:
-    worker = service(capacity=1)
+    worker = service(max_ongoing_requests=1)
     running = asyncio.create_task(read(worker, delay_s=0.5))
     await asyncio.sleep(0.05)
     events = await read(worker, timeout_s=0.1)
@@ -111,7 +111,7 @@ async def test_a_request_can_only_lower_the_worker_s_own_limit() -> None:
 
 
 async def test_a_worker_that_is_given_up_ends_what_it_holds_as_lost() -> None:
-    worker = service(capacity=2)
+    worker = service(max_ongoing_requests=2)
     hanging = [asyncio.create_task(read(worker, fail="hang", fail_at=1)) for _ in range(3)]
     silent = asyncio.create_task(read(worker, delay_s=60))
     await asyncio.sleep(0.05)
@@ -138,7 +138,7 @@ async def test_a_worker_whose_engine_makes_no_step_is_unhealthy_and_one_that_is_
 
 
 async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind() -> None:
-    worker = service(capacity=20, queue=1000)
+    worker = service(max_ongoing_requests=20, max_queued_requests=1000)
 
     async def leave(after: int) -> None:
         task = asyncio.create_task(read(worker, repeat=50, tokens_per_sec=1000))

@@ -32,8 +32,8 @@ PROXIES: dict[Mode, list[str]] = {
 
 TOKEN = "a-token-for-haproxy"
 WORKERS: list[dict[str, Any]] = [
-    {"id": "echo-small", **ECHO, "capacity": 1, "queue": 1},
-    {"id": "echo-eight", **ECHO, "capacity": 8},
+    {"id": "echo-small", **ECHO, "max_ongoing_requests": 1, "max_queued_requests": 1},
+    {"id": "echo-eight", **ECHO, "max_ongoing_requests": 8},
 ]
 """What every door leads to; behind some there are more."""
 LIMITS = {"max_body_bytes": 1024 * 1024, "body_timeout_s": 3}

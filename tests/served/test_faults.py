@@ -193,7 +193,7 @@ def manners(served: Served) -> Iterator[None]:
     """An orchestrator that behaves again when the test is over, and knows everybody."""
     eventually(lambda: served.hive.heartbeats("echo-0"), 60)
     yield
-    served.hive.manners = "good"
+    served.hive.behaviour = "good"
     since = time.monotonic()
     eventually(lambda: len(served.hive.beats_at("echo-0", since)) >= 2)
 
@@ -201,7 +201,7 @@ def manners(served: Served) -> Iterator[None]:
 @pytest.mark.parametrize("how", ["refuse", "redirect", "forget", "nonsense", "trickle", "hang"])
 def test_an_orchestrator_that_misbehaves_is_not_felt(served: Served, manners: None, how: Behaviour) -> None:
     times = []
-    served.hive.manners = how
+    served.hive.behaviour = how
     began = time.monotonic()
     while time.monotonic() - began < 3.2:
         asked = time.monotonic()

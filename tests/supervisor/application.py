@@ -1,4 +1,4 @@
-"""A small real HTTP server that answers as a running application does, from a script."""
+"""A small real HTTP server that responds as a running application does, from a script."""
 
 from __future__ import annotations
 
@@ -20,31 +20,47 @@ def loading(worker_id: str, **progress: Any) -> dict[str, Any]:
 
 
 def up(worker_id: str) -> dict[str, Any]:
-    """One that is ready."""
+    """A worker that is ready."""
     return {"id": worker_id, "ready": True, "state": "idle"}
 
 
 def broken(worker_id: str, reason: str) -> dict[str, Any]:
-    """One that could not be loaded."""
+    """A worker that could not be loaded."""
     return {"id": worker_id, "ready": False, "state": "error", "reason": reason}
 
 
 def info(worker_id: str) -> dict[str, Any]:
     """A worker of `GET /v1/workers`."""
     url = f"http://127.0.0.1:8000/workers/{worker_id}"
-    return {"id": worker_id, "type": "echo", "model_id": "echo", "device": "CPU-0", "url": url, "status": "ready"}
+    return {
+        "id": worker_id,
+        "model_id": "echo",
+        "device": "CPU-0",
+        "devices": ["CPU-0"],
+        "port": 8000,
+        "status": "ready",
+        "implementation": "rbee-serve/echo",
+        "version": "0.1.0",
+        "url": url,
+        "type": "echo",
+        "task": None,
+        "outputs": ["token"],
+        "capacity": 64,
+        "replicas": [],
+        "limits": {},
+    }
 
 
 class Application:
-    """Answers `GET /v1/ready` with one step of the script after the other, and stays at the last one. A step that is
-    None is answered with Serve's own 404, as before the application is there."""
+    """Responds to `GET /v1/ready` with one step of the script after the other, and repeats the last one. A step that is
+    None is Serve's own 404, as before the application has started."""
 
     def __init__(self, script: Sequence[list[dict[str, Any]] | None]) -> None:
         self.script = list(script)
         self.tokens: list[str | None] = []
-        self.plan: CheckedConfig
+        self.checked: CheckedConfig
 
-    def answer(self, path: str) -> tuple[int, bytes]:
+    def respond(self, path: str) -> tuple[int, bytes]:
         """Status and body."""
         if path == "/v1/workers":
             return 200, json.dumps({"workers": [info(worker["id"]) for worker in self.script[-1] or ()]}).encode()
@@ -57,13 +73,13 @@ class Application:
 
 @contextmanager
 def running(script: Sequence[list[dict[str, Any]] | None], token_file: Path | None = None) -> Iterator[Application]:
-    """The server, running; its `plan` leads to it."""
+    """The server, running; its `checked` configuration has its URL."""
     application = Application(script)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             application.tokens.append(self.headers.get("Authorization"))
-            status, body = application.answer(self.path)
+            status, body = application.respond(self.path)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -76,7 +92,7 @@ def running(script: Sequence[list[dict[str, Any]] | None], token_file: Path | No
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     port = server.server_address[1]
-    application.plan = plan_for(f"http://127.0.0.1:{port}", port, token_file)
+    application.checked = checked_for(f"http://127.0.0.1:{port}", port, token_file)
     try:
         yield application
     finally:
@@ -85,8 +101,8 @@ def running(script: Sequence[list[dict[str, Any]] | None], token_file: Path | No
         thread.join()
 
 
-def plan_for(url: str, port: int, token_file: Path | None = None) -> CheckedConfig:
-    """A plan of one echo worker that answers at `url`."""
+def checked_for(url: str, port: int, token_file: Path | None = None) -> CheckedConfig:
+    """The configuration of two echo workers that are served at `url`."""
     arguments: dict[str, Any] = {"workers": [{"id": "echo-0", "type": "echo"}, {"id": "echo-1", "type": "echo"}]}
     if token_file:
         arguments["auth"] = {"token_file": token_file}

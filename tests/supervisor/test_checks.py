@@ -1,4 +1,4 @@
-"""What a person is told about a mistake in `serve_config.yaml`, before anything starts."""
+"""The messages about faults in `serve_config.yaml`, before anything starts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from rbee_serve.supervisor import checks
 from rbee_serve.supervisor.cli import main
 from tests.supervisor.configurations import ECHO, changed, written
 
-Told = Callable[[Path], list[str]]
+Check = Callable[[Path], list[str]]
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
-    """Runs `rbee-serve check` and returns what it says without the file's folder; it must exit with 2."""
+def check(capsys: pytest.CaptureFixture[str]) -> Check:
+    """Runs `rbee-serve check` and returns its errors, with file names without their folder; it must exit with 2."""
 
     def run(path: Path) -> list[str]:
         assert main(["check", str(path)]) == 2
@@ -31,16 +31,19 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
     return run
 
 
-MISTAKES = {
+FAULTS = {
     "a wrong key of a worker": (
         "cpus: 0",
         "cpus: 0\n          modell_ref: x",
-        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].modell_ref: unknown key",
+        (
+            "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].modell_ref: "
+            "unknown key; did you mean model_ref?"
+        ),
     ),
     "a wrong key of the application's arguments": (
         "      workers:",
         "      autth: {}\n      workers:",
-        "rbee-serve: serve_config.yaml:9: applications[0].args.autth: unknown key",
+        "rbee-serve: serve_config.yaml:9: applications[0].args.autth: unknown key; did you mean auth?",
     ),
     "a wrong key of an application": (
         "route_prefix",
@@ -57,6 +60,51 @@ MISTAKES = {
         "http_option",
         "rbee-serve: serve_config.yaml:1: http_option: unknown key; did you mean http_options?",
     ),
+    "a wrong key of a nested model": (
+        "      workers:",
+        "      orchestrator: {callback_url: 'http://hive', timeout: 3}\n      workers:",
+        (
+            "rbee-serve: serve_config.yaml:9: applications[0].args.orchestrator.timeout: "
+            "unknown key; did you mean timeout_s?"
+        ),
+    ),
+    "a wrong key with no key near it": (
+        "cpus: 0",
+        "zzz: 0",
+        "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].zzz: unknown key",
+    ),
+    "the former key for running requests": (
+        "cpus: 0",
+        "capacity: 8",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].capacity: "
+            "is called max_ongoing_requests now; rename the key"
+        ),
+    ),
+    "the former key for waiting requests": (
+        "cpus: 0",
+        "queue: 8",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].queue: "
+            "is called max_queued_requests now; rename the key"
+        ),
+    ),
+    "an override of a worker's limit on requests": (
+        "    args:",
+        "    deployments: [{name: echo-0, max_ongoing_requests: 2}]\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].deployments[0].max_ongoing_requests: is derived by "
+            "rbee-serve and cannot be overridden; set max_ongoing_requests of the worker echo-0 under args.workers"
+        ),
+    ),
+    "an override of the ingress's limit on requests": (
+        "    args:",
+        "    deployments: [{name: ingress, max_queued_requests: 2}]\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].deployments[0].max_queued_requests: is derived by "
+            "rbee-serve and cannot be overridden; remove the key"
+        ),
+    ),
     "a value of the wrong type": (
         "cpus: 0",
         "cpus: many",
@@ -68,7 +116,7 @@ MISTAKES = {
     "a missing key": (
         "- id: echo-0\n          type: echo",
         "- id: echo-0",
-        "rbee-serve: serve_config.yaml:10: applications[0].args.workers[0].type: Field required",
+        "rbee-serve: serve_config.yaml:10: applications[0].args.workers[0].type: is missing",
     ),
     "an unknown worker type": (
         "type: echo",
@@ -133,17 +181,17 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_with_its_place(mistake: str, tmp_path: Path, told: Told) -> None:
-    old, new, sentence = MISTAKES[mistake]
-    assert told(changed(tmp_path, old, new)) == [sentence]
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_sentence_with_its_line_and_path(fault: str, tmp_path: Path, check: Check) -> None:
+    old, new, sentence = FAULTS[fault]
+    assert check(changed(tmp_path, old, new)) == [sentence]
 
 
-def test_every_wrong_key_has_a_line_of_its_own(tmp_path: Path, told: Told) -> None:
+def test_every_wrong_key_has_a_line_of_its_own(tmp_path: Path, check: Check) -> None:
     path = changed(tmp_path, "cpus: 0", "cpu: 0\n          gpu: 1")
-    assert told(path) == [
-        "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpu: unknown key",
-        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].gpu: unknown key",
+    assert check(path) == [
+        "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpu: unknown key; did you mean cpus?",
+        "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].gpu: unknown key; did you mean gpus?",
     ]
 
 
@@ -159,36 +207,49 @@ def test_every_wrong_key_has_a_line_of_its_own(tmp_path: Path, told: Told) -> No
         ("a: " + "[" * 5000, "rbee-serve: serve_config.yaml: is not valid YAML"),
     ],
 )
-def test_a_file_that_is_something_else_is_told_in_one_sentence(
-    text: str, sentence: str, tmp_path: Path, told: Told
+def test_a_file_that_is_no_configuration_is_one_sentence(
+    text: str, sentence: str, tmp_path: Path, check: Check
 ) -> None:
-    [line] = told(written(tmp_path, text))
+    [line] = check(written(tmp_path, text))
     assert line.startswith(sentence)
 
 
-def test_a_file_that_cannot_be_read_is_told_in_one_sentence(tmp_path: Path, told: Told) -> None:
-    assert told(tmp_path / "none.yaml") == ["rbee-serve: none.yaml: cannot be read: No such file or directory"]
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, check: Check) -> None:
+    assert check(tmp_path / "none.yaml") == ["rbee-serve: none.yaml: cannot be read: No such file or directory"]
     (tmp_path / "serve_config.yaml").write_bytes(b"\xff\xfe")
-    assert told(tmp_path / "serve_config.yaml") == ["rbee-serve: serve_config.yaml: is not a text file"]
+    assert check(tmp_path / "serve_config.yaml") == ["rbee-serve: serve_config.yaml: is not a text file"]
 
 
-def test_a_module_that_fails_inside_is_told_with_its_place(
-    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+def test_an_exception_in_the_builders_module_has_its_location(
+    tmp_path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "their_app.py").write_text("import json\n\njson.nothing\n")
     monkeypatch.syspath_prepend(tmp_path)
-    [line] = told(changed(tmp_path, "deployments.app:build_app", "their_app:build"))
+    [line] = check(changed(tmp_path, "deployments.app:build_app", "their_app:build"))
     assert line == (
         "rbee-serve: serve_config.yaml:7: applications[0].import_path: their_app cannot be imported: "
         "AttributeError: module 'json' has no attribute 'nothing' (their_app.py:3)"
     )
 
 
+def test_a_package_that_shadows_another_one_is_named(
+    tmp_path: Path, check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_deployments").mkdir()
+    (tmp_path / "their_deployments" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    [line] = check(changed(tmp_path, "deployments.app:build_app", "their_deployments.app:build_app"))
+    assert line.endswith(
+        "there is no module their_deployments.app here or in the environment; "
+        "the package their_deployments was found in their_deployments"
+    )
+
+
 def test_a_good_file_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path, ECHO)
     assert main(["check", str(path)]) == 0
-    said = f"{path}: nothing wrong was found; it serves echo-0 (echo) on http://127.0.0.1:8000\n"
-    assert capsys.readouterr().out == said
+    message = f"{path}: the configuration is valid; it serves echo-0 (echo) on http://127.0.0.1:8000\n"
+    assert capsys.readouterr().out == message
 
 
 def test_the_files_of_this_repository_are_accepted() -> None:
@@ -212,21 +273,24 @@ def test_the_workers_for_each_size_of_gpu_are_accepted_and_fit_on_one(tmp_path: 
         assert round(sum(worker.gpus for worker in workers), 6) <= 1
 
 
-def test_without_http_options_only_this_machine_is_served(tmp_path: Path) -> None:
-    plan = checks.check_file(written(tmp_path, ECHO[ECHO.index("applications") :]))
-    assert plan.document["http_options"] == {"host": "127.0.0.1", "port": 8000}  # Ray Serve itself would take 0.0.0.0
+def test_without_http_options_the_host_is_the_loopback_address(tmp_path: Path) -> None:
+    checked = checks.check_file(written(tmp_path, ECHO[ECHO.index("applications") :]))
+    assert checked.document["http_options"] == {
+        "host": "127.0.0.1",
+        "port": 8000,
+    }  # Ray Serve itself would take 0.0.0.0
 
 
-def test_with_a_token_the_host_may_be_any_and_the_supervisor_asks_the_loopback_address(tmp_path: Path) -> None:
+def test_with_a_token_the_host_may_be_any_and_the_supervisor_uses_the_loopback_address(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     text = ECHO.replace("127.0.0.1", "0.0.0.0").replace(
         "workers:", f"auth: {{token_file: {tmp_path}/token}}\n      workers:"
     )
-    plan = checks.check_file(written(tmp_path, text))
-    assert (plan.host, plan.base_url) == ("0.0.0.0", "http://127.0.0.1:8000")
+    checked = checks.check_file(written(tmp_path, text))
+    assert (checked.host, checked.base_url) == ("0.0.0.0", "http://127.0.0.1:8000")
 
 
-def test_a_check_takes_no_ray_and_no_model_library(tmp_path: Path) -> None:
+def test_a_check_imports_neither_ray_nor_a_model_library(tmp_path: Path) -> None:
     program = (
         "import sys\nfrom rbee_serve.supervisor.cli import main\n"
         f"assert main(['check', {str(written(tmp_path, ECHO))!r}]) == 0\n"
@@ -235,7 +299,7 @@ def test_a_check_takes_no_ray_and_no_model_library(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
-def test_a_taken_port_is_told_in_one_sentence() -> None:
+def test_a_taken_port_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(
@@ -246,7 +310,7 @@ def test_a_taken_port_is_told_in_one_sentence() -> None:
 
 
 @pytest.mark.parametrize("host", ["203.0.113.1", "no such host"])
-def test_a_host_that_is_not_this_machine_is_told_in_one_sentence(host: str) -> None:
+def test_a_host_of_another_machine_is_one_sentence(host: str) -> None:
     with pytest.raises(ConfigurationError, match=r"^http_options\.host: "):
         checks.check_port_is_free(host, 8000)
 

@@ -9,17 +9,17 @@ from rbee_serve.supervisor.drain import POLL_S, QUIET_S, drain
 
 
 class Hub:
-    """Tells of one request after the other, then of none; of none at once when they are cut."""
+    """Reports the given numbers of requests one after the other, then none; none at once after an abort."""
 
     def __init__(self, *busy: int) -> None:
         self.busy = list(busy)
         self.calls: list[str] = []
 
-    def stop(self) -> None:
-        self.calls.append("stop")
+    def drain(self) -> None:
+        self.calls.append("drain")
 
-    def cut(self) -> None:
-        self.calls.append("cut")
+    def abort(self) -> None:
+        self.calls.append("abort")
         self.busy.clear()
 
     def snapshot(self) -> Snapshot:
@@ -38,18 +38,18 @@ class Hub:
 
 
 def test_running_and_queued_requests_are_waited_for() -> None:
-    hub, said, began = Hub(3, 3, 1, 0), list[str](), time.monotonic()
-    assert drain(hub, said.append) == 0
-    assert hub.calls == ["stop"]
+    hub, shown, began = Hub(3, 3, 1, 0), list[str](), time.monotonic()
+    assert drain(hub, shown.append) == 0
+    assert hub.calls == ["drain"]
     assert QUIET_S < time.monotonic() - began < QUIET_S + 2
-    assert said == ["3 requests still running; waiting up to 18 s (a second signal stops at once)"]
+    assert shown == ["3 requests still running; waiting up to 18 s (a second signal stops at once)"]
 
 
-def test_what_does_not_finish_in_time_is_cut() -> None:
-    hub, said = Hub(*[1] * 100), list[str]()
-    assert drain(hub, said.append, longest_s=0.5) == 1
-    assert hub.calls == ["stop", "cut"]
-    assert said[-1] == "1 request did not finish in 0 s and will be cut"
+def test_requests_that_do_not_finish_in_time_are_aborted() -> None:
+    hub, shown = Hub(*[1] * 100), list[str]()
+    assert drain(hub, shown.append, max_drain_s=0.5) == 1
+    assert hub.calls == ["drain", "abort"]
+    assert shown[-1] == "1 request did not finish in 0 s and will be cut"
 
 
 def test_a_request_between_two_reports_is_waited_for_too() -> None:
@@ -58,11 +58,11 @@ def test_a_request_between_two_reports_is_waited_for_too() -> None:
     assert time.monotonic() - began > QUIET_S + 2 * POLL_S
 
 
-def test_a_hub_that_is_gone_is_not_waited_for() -> None:
+def test_a_hub_that_has_gone_is_not_waited_for() -> None:
     class Gone(Hub):
-        def stop(self) -> None:
+        def drain(self) -> None:
             raise TimeoutError
 
-    said: list[str] = []
-    assert drain(Gone(5), said.append) == 0
-    assert said == ["the hub does not answer (TimeoutError), so requests that still run are cut"]
+    shown: list[str] = []
+    assert drain(Gone(5), shown.append) == 0
+    assert shown == ["the hub does not respond (TimeoutError), so running requests are cut"]

@@ -1,4 +1,4 @@
-"""What is set for Ray before it starts, and what of it may not be undone."""
+"""The settings of the environment that are checked or derived before Ray starts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.ray_settings import SETTINGS
+from rbee_serve.ray_settings import SETTINGS, set_missing
 from rbee_serve.supervisor import checks
-from rbee_serve.supervisor.environment import check_environment, prepare, with_proxy_location
+from rbee_serve.supervisor.environment import check_environment, with_proxy_location
 from tests.supervisor.configurations import ECHO, changed, written
 
 
@@ -19,16 +19,9 @@ def configured(token_file: Path | None = None) -> ApplicationConfig:
     return ApplicationConfig.model_validate({"workers": [{"id": "a", "type": "echo"}], "auth": auth})
 
 
-def test_what_is_set_already_stays() -> None:
-    environ = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-    prepare(environ)
-    assert environ["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "0"
-    assert set(environ) == {setting.name for setting in SETTINGS}
-
-
-def test_our_own_settings_pass_the_check() -> None:
+def test_the_settings_of_rbee_serve_pass_the_check() -> None:
     environ: dict[str, str] = {}
-    prepare(environ)
+    set_missing(environ)
     check_environment(environ, configured())
 
 
@@ -41,7 +34,7 @@ def test_without_a_token_nothing_may_open_a_port_to_the_network(name: str, value
     check_environment({name: value}, configured(tmp_path / "token"))
 
 
-def test_the_draining_period_of_ray_serve_can_be_set_by_its_variable() -> None:
+def test_ray_serve_knows_the_variables_of_the_table() -> None:
     from ray.serve._private import constants
 
     names = Path(constants.__file__).read_text()
@@ -53,7 +46,7 @@ def test_the_draining_period_of_ray_serve_can_be_set_by_its_variable() -> None:
 HAPROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
 
 
-def test_without_proxies_unless_they_are_needed_or_asked_for(tmp_path: Path) -> None:
+def test_there_are_no_proxies_unless_they_are_needed_or_configured(tmp_path: Path) -> None:
     def location(path: Path, environ: dict[str, str]) -> str:
         return str(with_proxy_location(checks.check_file(path), environ).document["proxy_location"])
 

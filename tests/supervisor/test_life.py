@@ -1,4 +1,4 @@
-"""The whole life of `rbee-serve serve` on Ray, as a person and as an init system see it."""
+"""The life of `rbee-serve serve` on Ray, from its start to its stop."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from tests.supervised import START_S, supervisor
 pytestmark = pytest.mark.ray
 
 
-def test_it_says_what_is_served_and_drains_on_sigterm(tmp_path: Path) -> None:
+def test_the_summary_lists_the_workers_and_sigterm_drains(tmp_path: Path) -> None:
     broken = {"id": "echo-1", **ECHO, "engine": {"load_error": "there are no weights"}}
     with supervisor(tmp_path, [{"id": "echo-0", **ECHO}, broken]) as running:
         running.until("Ctrl+C stops it")
-        said = running.said().splitlines()
-        assert f"  echo-0  echo  echo  CPU-0  {running.url}/workers/echo-0" in said
-        [failed] = [line for line in said if line.startswith("  echo-1")]
+        output = running.output().splitlines()
+        assert f"  echo-0  echo  echo  CPU-0  {running.url}/workers/echo-0" in output
+        [failed] = [line for line in output if line.startswith("  echo-1")]
         assert failed.startswith("  echo-1  echo  echo  FAILED: ")
         assert "there are no weights" in failed
-        assert f"serving on {running.url} — Ctrl+C stops it" in said
+        assert f"serving on {running.url} — Ctrl+C stops it" in output
         started = running.started()
         programs = {Path(word).name for process in started for word in process.cmdline()}
-        assert programs.isdisjoint({"dashboard.py", "monitor.py"})  # of Ray's, with nothing to do here
+        assert programs.isdisjoint({"dashboard.py", "monitor.py"})  # unused daemons of Ray
 
         ends: list[str] = []
 
@@ -52,13 +52,13 @@ def test_it_says_what_is_served_and_drains_on_sigterm(tmp_path: Path) -> None:
         assert ends == ["data: [DONE]"]
         assert running.process.wait(30) == 0
         assert time.monotonic() - stopped_at < 30
-        assert "1 request still running" in running.said()
-        assert "Traceback" not in running.said()
+        assert "1 request still running" in running.output()
+        assert "Traceback" not in running.output()
         assert psutil.wait_procs(started, timeout=10)[1] == []
     check_port_is_free("127.0.0.1", running.port)
 
 
-def test_when_it_is_killed_nothing_stays(tmp_path: Path) -> None:
+def test_no_process_outlives_a_killed_supervisor(tmp_path: Path) -> None:
     with supervisor(tmp_path, [{"id": "echo-0", **ECHO}]) as running:
         running.until("Ctrl+C stops it")
         started = running.started()
@@ -68,28 +68,28 @@ def test_when_it_is_killed_nothing_stays(tmp_path: Path) -> None:
     check_port_is_free("127.0.0.1", running.port)
 
 
-def test_without_any_worker_it_ends_and_says_why(tmp_path: Path) -> None:
+def test_without_any_worker_it_ends_with_the_reasons(tmp_path: Path) -> None:
     broken = {"id": "echo-0", **ECHO, "engine": {"load_error": "there are no weights"}}
     with supervisor(tmp_path, [broken]) as running:
         assert running.process.wait(START_S) == 1
-        assert "rbee-serve: no worker could be started\n  echo-0: " in running.said()
-        assert "there are no weights" in running.said()
+        assert "rbee-serve: no worker could be started\n  echo-0: " in running.output()
+        assert "there are no weights" in running.output()
 
 
-def test_more_cores_than_there_are_is_a_mistake_in_the_configuration(tmp_path: Path) -> None:
+def test_a_request_for_more_cores_than_the_machine_has_is_a_configuration_error(tmp_path: Path) -> None:
     with supervisor(tmp_path, [{"id": "echo-0", "type": "echo", "cpus": 1000}]) as running:
         assert running.process.wait(START_S) == 2
-        asked = "the workers ask for 1000 CPU cores (echo-0 1000), this machine has"
-        assert f"rbee-serve: {tmp_path}/serve_config.yaml: {asked}" in running.said()
+        shortage = "the workers request 1000 CPU cores (echo-0 1000), this machine has"
+        assert f"rbee-serve: {tmp_path}/serve_config.yaml: {shortage}" in running.output()
 
 
 @pytest.mark.parametrize(("step", "later_s"), [("starting Ray", 2.0), ("starting Ray Serve", 0.5)])
-def test_a_signal_during_the_start_ends_it(tmp_path: Path, step: str, later_s: float) -> None:
+def test_a_signal_during_the_start_stops_it(tmp_path: Path, step: str, later_s: float) -> None:
     with supervisor(tmp_path, [{"id": "echo-0", **ECHO}]) as running:
         running.until(f"{step}\n")
         time.sleep(later_s)
         started = running.started()
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(30) == 0
-        assert running.said().splitlines()[-1] == "stopped before anything was served"
+        assert running.output().splitlines()[-1] == "stopped before anything was served"
         assert psutil.wait_procs(started, timeout=15)[1] == []

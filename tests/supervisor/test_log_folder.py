@@ -1,4 +1,4 @@
-"""What is read of Ray's log folder, and whose it is."""
+"""The lines of Ray's log folder, and their sources."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def new(folder: LogFolder) -> dict[str, list[str]]:
     return {source: list(lines) for source, lines in folder.new_lines()}
 
 
-def test_each_line_is_given_once_under_its_actors_name_or_its_process(tmp_path: Path) -> None:
+def test_each_line_is_read_once_with_its_actor_or_process_as_source(tmp_path: Path) -> None:
     folder = LogFolder(tmp_path)
     assert new(folder) == {}
     for name, source in NAMES.items():
@@ -43,18 +43,20 @@ def test_each_line_is_given_once_under_its_actors_name_or_its_process(tmp_path: 
     assert new(folder) == {"raylet": ["three"]}
 
 
-def test_a_line_waits_for_its_end_and_a_progress_bar_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_line_waits_for_its_end_and_a_progress_bar_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, path = LogFolder(tmp_path), tmp_path / "worker-4-01-7.err"
     add(path, "one, then")
     assert new(folder) == {}
     add(path, " more\n")
     assert new(folder) == {"7": ["one, then more"]}
-    monkeypatch.setattr(log_folder, "LONGEST_LINE", 10)
+    monkeypatch.setattr(log_folder, "MAX_LINE_BYTES", 10)
     add(path, "\r 10 %" * 3)
     assert new(folder) == {"7": ["\r 10 %" * 3]}
 
 
-def test_a_file_that_is_begun_anew_is_read_from_its_beginning(tmp_path: Path) -> None:
+def test_a_truncated_file_is_read_from_its_beginning(tmp_path: Path) -> None:
     folder, path = LogFolder(tmp_path), tmp_path / "worker-4-01-7.err"
     add(path, "one\ntwo\nthr")
     assert new(folder) == {"7": ["one", "two"]}
@@ -62,31 +64,31 @@ def test_a_file_that_is_begun_anew_is_read_from_its_beginning(tmp_path: Path) ->
     assert new(folder) == {"7": ["four"]}
 
 
-def test_letters_that_are_none_and_much_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_folder, "MOST_BYTES", 8)
+def test_invalid_utf_8_and_more_than_one_scan_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_folder, "MAX_READ_BYTES", 8)
     folder, path = LogFolder(tmp_path), tmp_path / "worker-4-01-7.err"
     add(path, b"\xff one\ntwo\nthree\n")
     assert new(folder) == {"7": ["\ufffd one"]}
     assert new(folder) == {"7": ["two", "three"]}
 
 
-def test_the_reader_gives_what_comes_and_the_last_words_when_it_is_closed(tmp_path: Path) -> None:
-    seen: Queue[tuple[str, list[str]]] = Queue()
-    reader = LogReader(tmp_path, lambda source, lines: seen.put((source, list(lines))))
+def test_the_reader_passes_on_new_lines_and_the_last_ones_when_it_is_closed(tmp_path: Path) -> None:
+    received: Queue[tuple[str, list[str]]] = Queue()
+    reader = LogReader(tmp_path, lambda source, lines: received.put((source, list(lines))))
     add(tmp_path / "raylet.err", "one\n")
-    assert seen.get(timeout=10) == ("raylet", ["one"])
+    assert received.get(timeout=10) == ("raylet", ["one"])
     add(tmp_path / "raylet.err", "two\n")
     reader.close()
-    assert seen.get(timeout=10) == ("raylet", ["two"])
+    assert received.get(timeout=10) == ("raylet", ["two"])
     add(tmp_path / "raylet.err", "three\n")
     assert not reader._thread.is_alive()
-    assert seen.empty()
+    assert received.empty()
 
 
-def test_a_folder_that_is_gone_for_a_moment_does_not_end_the_reader(tmp_path: Path) -> None:
-    seen: Queue[str] = Queue()
-    reader = LogReader(tmp_path / "later", lambda source, lines: seen.put(source))
+def test_a_missing_folder_does_not_end_the_reader(tmp_path: Path) -> None:
+    received: Queue[str] = Queue()
+    reader = LogReader(tmp_path / "later", lambda source, lines: received.put(source))
     (tmp_path / "later").mkdir()
     add(tmp_path / "later" / "raylet.err", "one\n")
-    assert seen.get(timeout=10) == "raylet"
+    assert received.get(timeout=10) == "raylet"
     reader.close()

@@ -1,4 +1,4 @@
-"""What is shown while workers load, and when one of them is lost."""
+"""The output while workers load, and when one of them is lost."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from rich.console import Console
 
-from rbee_serve.supervisor import monitor as following
-from rbee_serve.supervisor.cluster import DeployStatus, first_sentence, last_line
+from rbee_serve.state import LoadProgress
+from rbee_serve.supervisor import monitor as monitor_module
+from rbee_serve.supervisor.application_client import open_client
+from rbee_serve.supervisor.deploy_status import DeployStatus, first_sentence, last_line
 from rbee_serve.supervisor.display import make_display
-from rbee_serve.supervisor.monitor import StartFailed, Workers, follow, watch
-from rbee_serve.supervisor.readiness import ApplicationClient, Load
-from tests.supervisor.application import broken, loading, plan_for, running, up
+from rbee_serve.supervisor.load_progress import Load
+from rbee_serve.supervisor.monitor import StartFailed, Workers, monitor, wait_for_load
+from tests.supervisor.application import broken, checked_for, loading, running, up
 
 Script = Sequence[list[dict[str, Any]] | None]
 
@@ -24,25 +27,25 @@ def at_once(seconds: float) -> bool:
     return False
 
 
-def followed(
+def waited(
     script: Script,
     status: Callable[[], DeployStatus] = DeployStatus,
     terminal: bool = False,
     wait: Callable[[float], bool] = at_once,
 ) -> tuple[Workers | None, str]:
-    """What `follow` returns, and what is on the screen."""
+    """The result of `wait_for_load`, and the output."""
     screen = StringIO()
     console = Console(file=screen, force_terminal=terminal, width=100, color_system=None)
-    with running(script) as application, make_display(console) as display:
-        client = ApplicationClient(application.plan)
-        try:
-            return follow(client, status, display, wait), screen.getvalue()
-        finally:
-            client.close()
+    with (
+        running(script) as application,
+        make_display(console) as display,
+        open_client(application.checked) as client,
+    ):
+        return wait_for_load(client, status, display, wait), screen.getvalue()
 
 
 def test_without_a_terminal_each_change_is_a_line() -> None:
-    workers, screen = followed(
+    workers, screen = waited(
         [
             None,
             [loading("llm-0", stage="converting", bytes_done=0, bytes_total=2_000_000_000)],
@@ -71,7 +74,6 @@ def test_on_a_terminal_every_worker_has_a_bar() -> None:
     screen = StringIO()
     console = Console(file=screen, force_terminal=True, width=100, color_system=None)
     with make_display(console) as display, running([[up("a")]]) as application:
-        client = ApplicationClient(application.plan)
         application.script = [
             [
                 loading("a", stage="downloading", bytes_done=30_000_000, bytes_total=120_000_000),
@@ -79,18 +81,18 @@ def test_on_a_terminal_every_worker_has_a_bar() -> None:
             ],
             [up("a"), up("bee-1")],
         ]
-        workers = client.ready()
+        with open_client(application.checked) as client:
+            workers = client.ready().workers
         display.step("starting Ray")
         display.workers({worker.id: worker for worker in workers}, {})
-        client.close()
     last = screen.getvalue().rpartition("\x1b[?25h")[0]
     assert "a     ━━━━━━" in last
     assert "downloading 30.0 of 120.0 MB" in last
     assert "bee-1" in last
 
 
-def test_a_worker_that_cannot_load_is_told_with_its_reason_and_the_others_go_on() -> None:
-    workers, screen = followed(
+def test_a_failed_load_is_shown_with_its_reason_and_the_others_go_on() -> None:
+    workers, screen = waited(
         [[broken("a", "no such file"), loading("b", stage="warming_up")], [broken("a", "x"), up("b")]]
     )
     assert [(worker.ready, worker.failed) for worker in workers or ()] == [(False, True), (True, False)]
@@ -100,77 +102,72 @@ def test_a_worker_that_cannot_load_is_told_with_its_reason_and_the_others_go_on(
 def test_an_application_that_ray_serve_cannot_build_ends_the_start() -> None:
     failed = DeployStatus(failed=True, message="the model is gone")
     with pytest.raises(StartFailed, match="the model is gone"):
-        followed([None], lambda: failed)
+        waited([None], lambda: failed)
 
 
 def test_where_only_workers_have_failed_the_ingress_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     failed = DeployStatus(failed=True, failures={"a": "see its log"})
-    workers, _ = followed([None, None, [broken("a", "no such file")]], lambda: failed)
+    workers, _ = waited([None, None, [broken("a", "no such file")]], lambda: failed)
     assert workers is not None
     assert workers[0].reason == "no such file"
-    monkeypatch.setattr(following, "INGRESS_S", 0.0)
+    monkeypatch.setattr(monitor_module, "INGRESS_S", 0.0)
     with pytest.raises(StartFailed, match="see its log"):
-        followed([None], lambda: failed)
+        waited([None], lambda: failed)
     with pytest.raises(StartFailed, match="it was killed"):
-        followed([None], lambda: DeployStatus(failed=True, failures={"ingress": "it was killed"}))
+        waited([None], lambda: DeployStatus(failed=True, failures={"ingress": "it was killed"}))
 
 
-def test_a_worker_that_says_nothing_of_its_failure_has_ray_serves_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(following, "STATUS_S", 0.0)
+def test_a_worker_that_does_not_report_its_failure_has_ray_serves_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "STATUS_S", 0.0)
     failed = DeployStatus(failed=True, failures={"a": "it was killed"})
-    workers, _ = followed([[loading("a", stage="x"), up("b")]], lambda: failed)
+    workers, _ = waited([[loading("a", stage="x"), up("b")]], lambda: failed)
     assert workers is not None
     assert (workers[0].failed, workers[0].reason) == (True, "it was killed")
 
 
-def test_what_ray_serve_waits_for_is_told_while_the_worker_says_nothing() -> None:
+def test_ray_serves_hint_is_shown_while_the_worker_reports_no_progress() -> None:
     waiting = DeployStatus(hints={"a": "it waits for 4 CPUs"})
-    _, screen = followed([[{"id": "a", "ready": False, "state": "loading"}], [up("a")]], lambda: waiting)
+    _, screen = waited([[{"id": "a", "ready": False, "state": "loading"}], [up("a")]], lambda: waiting)
     assert screen.splitlines() == ["a: it waits for 4 CPUs", "a: ready"]
 
 
-def test_a_signal_ends_the_following() -> None:
-    assert followed([[loading("a", stage="x")]], wait=lambda seconds: True)[0] is None
+def test_a_signal_ends_the_wait() -> None:
+    assert waited([[loading("a", stage="x")]], wait=lambda seconds: True)[0] is None
 
 
 def test_the_token_of_the_configuration_is_sent(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
-    with running([[up("a")]], tmp_path / "token") as application:
-        client = ApplicationClient(application.plan)
-        assert client.ready()[0].ready
-        client.close()
+    with running([[up("a")]], tmp_path / "token") as application, open_client(application.checked) as client:
+        assert client.ready().workers[0].ready
     assert application.tokens == ["Bearer s3cret"]
 
 
-def watched(script: Script, rounds: int, alive: bool = True) -> tuple[bool, list[str]]:
-    said: list[str] = []
+def monitored(script: Script, rounds: int, alive: bool = True) -> tuple[bool, list[str]]:
+    shown: list[str] = []
     waits = iter([False] * rounds + [True])
-    with running([[up("a")], *script]) as application:
-        client = ApplicationClient(application.plan)
-        lived = watch(client, lambda: alive, client.ready(), said.append, lambda seconds: next(waits))
-        client.close()
-    return lived, [line.partition(" ")[2] for line in said]
+    with running([[up("a")], *script]) as application, open_client(application.checked) as client:
+        lived = monitor(client, lambda: alive, client.ready().workers, shown.append, lambda seconds: next(waits))
+    return lived, [line.partition(" ")[2] for line in shown]
 
 
-def test_a_worker_that_is_lost_and_comes_back_is_told_once_each() -> None:
+def test_a_lost_worker_and_its_return_are_shown_once_each() -> None:
     lost = {"id": "a", "ready": False, "state": "loading", "reason": "worker a was lost and is being replaced"}
-    assert watched([[up("a")], [lost], [lost], None, [up("a")], [up("a")]], rounds=6) == (
+    assert monitored([[up("a")], [lost], [lost], None, [up("a")], [up("a")]], rounds=6) == (
         True,
         ["a: worker a was lost and is being replaced", "a: ready"],
     )
 
 
-def test_the_end_of_ray_ends_the_watch() -> None:
-    assert watched([[up("a")]], rounds=3, alive=False) == (False, [])
+def test_the_end_of_ray_ends_the_monitoring() -> None:
+    assert monitored([[up("a")]], rounds=3, alive=False) == (False, [])
 
 
-def test_an_application_that_does_not_answer_is_not_ready() -> None:
-    client = ApplicationClient(plan_for("http://127.0.0.1:9", 9))
-    said: list[str] = []
+def test_an_application_that_does_not_respond_shows_no_change() -> None:
+    shown: list[str] = []
     waits = iter([False, True])
-    assert watch(client, lambda: True, (), said.append, lambda seconds: next(waits))
-    assert said == []
-    client.close()
+    with open_client(checked_for("http://127.0.0.1:9", 9)) as client:
+        assert monitor(client, lambda: True, (), shown.append, lambda seconds: next(waits))
+    assert shown == []
 
 
 @pytest.mark.parametrize(
@@ -183,11 +180,11 @@ def test_an_application_that_does_not_answer_is_not_ready() -> None:
         ({"stage": "x", "layers_loaded": 1, "layers_total": 2, "bytes_done": 5}, "1 of 2 layers"),
     ],
 )
-def test_an_amount_is_told_in_its_unit(progress: dict[str, Any], amount: str) -> None:
-    assert Load.of(progress).amount == amount
+def test_an_amount_has_its_unit(progress: dict[str, Any], amount: str) -> None:
+    assert Load.of(msgspec.convert(progress, LoadProgress)).amount == amount
 
 
-def test_ray_serves_explanations_are_cut_to_what_matters() -> None:
+def test_ray_serves_messages_are_shortened() -> None:
     message = (
         "The deployment failed to start 1 times.\nTraceback:\n  File x\nrbee_serve.errors.ConfigurationError: no file\n"
     )

@@ -1,4 +1,4 @@
-"""Signals, and what outlives us."""
+"""Signals, and processes that outlive the supervisor."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from contextlib import suppress
 import psutil
 import pytest
 
-from rbee_serve.supervisor.cluster import within
+from rbee_serve.supervisor.call_timeout import call_with_timeout
 from rbee_serve.supervisor.stop_signal import SIGNALS, STOPPED_AT_ONCE, Stopped, StopSignal
 
 
 @pytest.fixture
 def stop() -> Iterator[StopSignal]:
-    """A signal handler of ours, and the old ones back afterwards."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    """A signal handler; the old ones are restored afterwards."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield StopSignal()
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_asks_to_stop(number: signal.Signals, stop: StopSignal) -> None:
-    signal.signal(number, signal.SIG_DFL)
+@pytest.mark.parametrize("signum", SIGNALS)
+def test_a_signal_is_recorded(signum: signal.Signals, stop: StopSignal) -> None:
+    signal.signal(signum, signal.SIG_DFL)
     stop.install()
-    assert not stop.asked
-    signal.raise_signal(number)
-    assert stop.asked
+    assert not stop.received
+    signal.raise_signal(signum)
+    assert stop.received
     assert stop.wait(0)
 
 
-def test_a_signal_breaks_off_what_cannot_be_waited_for(stop: StopSignal) -> None:
+def test_a_signal_interrupts_the_start(stop: StopSignal) -> None:
     stop.install()
     with pytest.raises(Stopped), stop.interrupting():
         signal.raise_signal(signal.SIGTERM)
@@ -43,7 +43,7 @@ def test_a_signal_breaks_off_what_cannot_be_waited_for(stop: StopSignal) -> None
         pytest.fail("it must not be begun")
 
 
-def test_a_signal_whose_exception_python_has_dropped_is_found_between_the_steps(stop: StopSignal) -> None:
+def test_a_signal_whose_exception_python_dropped_is_found_between_the_steps(stop: StopSignal) -> None:
     stop.install()
     stop.check()
     with stop.interrupting():
@@ -53,17 +53,17 @@ def test_a_signal_whose_exception_python_has_dropped_is_found_between_the_steps(
             stop.check()
 
 
-def test_rays_own_way_to_take_sigterm_is_a_stop_too(stop: StopSignal) -> None:
+def test_rays_own_reaction_to_sigterm_is_a_stop_too(stop: StopSignal) -> None:
     with pytest.raises(Stopped), stop.interrupting():
         sys.exit(15)
-    assert stop.asked
+    assert stop.received
 
 
 def test_a_signal_that_is_ignored_stays_ignored(stop: StopSignal) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop.install()
     signal.raise_signal(signal.SIGHUP)
-    assert not stop.asked
+    assert not stop.received
 
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
@@ -79,7 +79,7 @@ signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
-def test_whatever_ends_the_supervisor_nothing_that_it_started_stays(end: signal.Signals | None) -> None:
+def test_no_child_process_outlives_the_supervisor(end: signal.Signals | None) -> None:
     program = """
 import subprocess, sys, time
 from rbee_serve.supervisor.reaper import start_reaper
@@ -97,7 +97,7 @@ sys.stdin.read()
     assert supervisor.stdin is not None
     grandchild = psutil.Process(int(supervisor.stdout.readline()))
     started = [*psutil.Process(supervisor.pid).children(recursive=True), grandchild]
-    time.sleep(1.5)  # the reaper has been told to look
+    time.sleep(1.5)  # the reaper records the descendants
     if end is None:
         supervisor.stdin.close()
     else:
@@ -108,9 +108,9 @@ sys.stdin.read()
     assert psutil.wait_procs(started, timeout=10)[1] == []
 
 
-def test_work_that_hangs_is_left_after_its_time() -> None:
-    assert within(1, lambda: 5) == 5
+def test_a_call_that_hangs_is_abandoned_after_its_timeout() -> None:
+    assert call_with_timeout(1, lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        within(1, lambda: 1 // 0)
+        call_with_timeout(1, lambda: 1 // 0)
     with pytest.raises(TimeoutError):
-        within(0.05, lambda: time.sleep(1))
+        call_with_timeout(0.05, lambda: time.sleep(1))

@@ -25,16 +25,16 @@ def workers(*settings: dict[str, Any]) -> list[WorkerConfig]:
         ([{"gpus": 0.1, "replicas": 10}], 1),
     ],
 )
-def test_what_fits_exactly_is_no_shortage_and_one_gpu_less_is(settings: list[dict[str, Any]], gpus: int) -> None:
+def test_an_exact_fit_is_no_shortage_and_one_gpu_less_is(settings: list[dict[str, Any]], gpus: int) -> None:
     assert shortage(workers(*settings), {"CPU": 2, "GPU": gpus}) is None
     if gpus:
         assert "GPU" in str(shortage(workers(*settings), {"CPU": 2, "GPU": gpus - 1}))
 
 
-def test_the_sentence_says_who_asks_for_what_and_what_to_do() -> None:
+def test_the_sentence_lists_the_requests_and_what_to_do() -> None:
     assert shortage(workers({"gpus": 1}, {"gpus": 0.5, "replicas": 2}), {"CPU": 2}) == (
-        "the workers ask for 2 GPUs (a 1, b 1), this machine has 0: lower `gpus` or `replicas`"
+        "the workers request 2 GPUs (a 1, b 1), this machine has 0: lower `gpus` or `replicas`"
     )
     assert shortage(workers({"cpus": 3}), {"CPU": 2}) == (
-        "the workers ask for 3 CPU cores (a 3), this machine has 2: lower `cpus` or `replicas`"
+        "the workers request 3 CPU cores (a 3), this machine has 2: lower `cpus` or `replicas`"
     )

@@ -1,4 +1,4 @@
-"""Which lines of the workers a person sees."""
+"""The lines of the workers that are shown."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ LINES = [
         (True, [f"llm-0: {line}" for line in LINES]),
     ],
 )
-def test_warnings_of_ours_or_everything_are_shown_with_the_workers_name(verbose: bool, shown: list[str]) -> None:
+def test_warnings_of_rbee_serve_or_all_lines_are_shown_with_the_workers_name(verbose: bool, shown: list[str]) -> None:
     assert list(worth_showing("ServeReplica:rbee:llm-0", LINES, verbose)) == shown

@@ -1,11 +1,11 @@
-"""A stand-in for rbee-hive, for people who integrate.
+"""A fake rbee-hive, for integration tests and for trying out callbacks.
 
     python -m rbee_serve.hub.orchestrator.fake_hive --port 9200
 
-It takes the messages of rbee-serve, checks every field and prints a line for each:
+It receives the messages of rbee-serve, validates every field and prints a line for each:
 
     14:02:11  llm-1  ready on cuda:0 with 3.1 GB at http://box:8000/workers/llm-1
-    14:02:41  llm-1  healthy, 30.0 s after the last
+    14:02:41  llm-1  healthy, 30.0 s after the last message
 
 Flags make it misbehave: `--forget-after`, `--delay`, `--status`.
 """
@@ -37,20 +37,20 @@ from rbee_serve.hub.orchestrator.message_schemas import (
 )
 
 SILENCE_S = 90.0
-"""An orchestrator gives a worker up after this long without a heartbeat."""
+"""An orchestrator drops a worker after this long without a heartbeat."""
 
-FORMS: dict[str, type[Message]] = {
+MESSAGE_TYPES: dict[str, type[Message]] = {
     "/v1/workers/ready": Ready,
     "/v1/heartbeat": Heartbeat,
     "/v1/worker-heartbeat": WorkerHeartbeat,
     "/v1/workers/error": LoadFailure,
 }
-"""Each route and the message that it takes. The last one is a target for `on_error_url`."""
+"""Each route and its message. The last one is a target for `on_error_url`."""
 
 
 @dataclass(frozen=True)
 class Received:
-    """A message as it came (`at` on a monotonic clock), how it was answered, and what was wrong with it."""
+    """A message (`at` on a monotonic clock), the status of the response, and its faults."""
 
     at: float
     path: str
@@ -61,117 +61,119 @@ class Received:
 
 @dataclass
 class _Known:
-    """A worker that has announced itself."""
+    """A worker that has sent its ready callback."""
 
-    heard_at: float
-    beats: int = 0
-    missed: bool = False
+    last_seen_at: float
+    heartbeats: int = 0
+    reported_silent: bool = False
 
 
-def _say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)  # noqa: T201 - it talks to a person
+def _print(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')}  {line}", flush=True)  # noqa: T201 - its output
 
 
 @dataclass
 class FakeHive:
-    """What the stand-in knows and how it misbehaves: it forgets a worker after `forget_after` heartbeats, answers
-    after `delay_s` seconds, and with `status` whatever comes."""
+    """The state of the fake and how it misbehaves: it forgets a worker after `forget_after` heartbeats, responds
+    after `delay_s` seconds, and with `status` to every message."""
 
     forget_after: int | None = None
     delay_s: float = 0.0
     status: int | None = None
-    say: Callable[[str], None] = _say
+    log: Callable[[str], None] = _print
     clock: Callable[[], float] = time.monotonic
     messages: list[Received] = field(default_factory=list)
-    """Everything that has come, in order."""
+    """All messages, in order."""
     known: dict[str, _Known] = field(default_factory=dict)
 
     def receive(self, path: str, body: bytes) -> Received:
-        """Check a message, remember it, say so, and decide on the answer."""
+        """Validate a message, record and log it, and choose the status of the response."""
         wrong: tuple[str, ...] = ()
         try:
-            status = self._take(FORMS[path].model_validate_json(body))
+            status = self._accept(MESSAGE_TYPES[path].model_validate_json(body))
         except ValidationError as exc:
             wrong, status = tuple(faults(exc)), 400
-            self.say(f"WRONG  {path}  " + "; ".join(wrong))
+            self.log(f"WRONG  {path}  " + "; ".join(wrong))
         received = Received(self.clock(), path, body, self.status or status, wrong)
         self.messages.append(received)
         return received
 
-    def watch(self) -> None:
-        """Say once of every worker that it has been silent for too long."""
+    def check_silence(self) -> None:
+        """Log, once for each worker, that it has been silent for too long."""
         for worker_id, known in self.known.items():
-            seconds_since_last_push = self.clock() - known.heard_at
-            if seconds_since_last_push > SILENCE_S and not known.missed:
-                known.missed = True
-                self.say(f"{worker_id}  SILENT for {seconds_since_last_push:.0f} s: a hive would give it up now")
+            silent_s = self.clock() - known.last_seen_at
+            if silent_s > SILENCE_S and not known.reported_silent:
+                known.reported_silent = True
+                self.log(f"{worker_id}  SILENT for {silent_s:.0f} s: a hive would drop it now")
 
-    def _take(self, message: Message) -> int:
+    def _accept(self, message: Message) -> int:
         match message:
             case Ready():
                 if not self.status:
                     self.known[message.worker_id] = _Known(self.clock())
                 where = f"{message.backend}:{message.device} with {message.vram_bytes / 1e9:.1f} GB at {message.url}"
-                self.say(f"{message.worker_id}  ready on {where}")
+                self.log(f"{message.worker_id}  ready on {where}")
                 return 200
             case Heartbeat():
-                return self._beat(message.worker_id, message.health_status)
+                return self._heartbeat(message.worker_id, message.health_status)
             case WorkerHeartbeat():
-                return self._beat(message.worker.id, message.worker.status)
+                return self._heartbeat(message.worker.id, message.worker.status)
             case LoadFailure():
-                self.say(f"{message.worker_id}  LOAD FAILED  {message.code}: {message.message!r}")
+                self.log(f"{message.worker_id}  LOAD FAILED  {message.code}: {message.message!r}")
                 return 200
 
-    def _beat(self, worker_id: str, health: str) -> int:
+    def _heartbeat(self, worker_id: str, health: str) -> int:
         known = self.known.get(worker_id)
         if known is None:
-            self.say(f"{worker_id}  {health}, but UNKNOWN here: answering 404")
+            self.log(f"{worker_id}  {health}, but UNKNOWN here: responding with 404")
             return 404
         now = self.clock()
-        self.say(f"{worker_id}  {health}, {now - known.heard_at:.1f} s after the last")
-        known.heard_at, known.beats, known.missed = now, known.beats + 1, False
-        if known.beats == self.forget_after:
+        self.log(f"{worker_id}  {health}, {now - known.last_seen_at:.1f} s after the last message")
+        known.last_seen_at, known.heartbeats, known.reported_silent = now, known.heartbeats + 1, False
+        if known.heartbeats == self.forget_after:
             del self.known[worker_id]
-            self.say(f"{worker_id}  forgotten, as asked for")
+            self.log(f"{worker_id}  forgotten, as configured")
         return 200
 
 
 def build_hive(hive: FakeHive) -> Starlette:
-    """The stand-in as an application. What came is in `hive.messages`."""
+    """The fake as an ASGI application. Its messages are in `hive.messages`."""
 
     async def receive(request: Request) -> Response:
         received = hive.receive(request.url.path, await request.body())
         await asyncio.sleep(hive.delay_s)
         return JSONResponse({"errors": received.wrong} if received.wrong else {}, received.status)
 
-    async def watch() -> None:
+    async def monitor() -> None:
         while True:
-            hive.watch()
+            hive.check_silence()
             await asyncio.sleep(1)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        watching = asyncio.create_task(watch())
+        monitoring = asyncio.create_task(monitor())
         yield
-        watching.cancel()
+        monitoring.cancel()
         with suppress(asyncio.CancelledError):
-            await watching
+            await monitoring
 
-    routes = [Route(path, receive, methods=["POST"]) for path in FORMS]
+    routes = [Route(path, receive, methods=["POST"]) for path in MESSAGE_TYPES]
     return Starlette(routes=routes, lifespan=lifespan)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the stand-in until Ctrl+C."""
-    parser = argparse.ArgumentParser(prog="stand_in_hive", description="A stand-in for rbee-hive.")
-    parser.add_argument("--host", default="127.0.0.1", help="where to listen (%(default)s)")
-    parser.add_argument("--port", type=int, default=9200, help="where to listen (%(default)s)")
+    """Run the fake until Ctrl+C."""
+    parser = argparse.ArgumentParser(
+        prog="fake_hive", description="A fake rbee-hive that validates and prints messages."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=9200, help="port to listen on (%(default)s)")
     parser.add_argument("--forget-after", type=int, metavar="N", help="forget a worker after N of its heartbeats")
-    parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="answer S seconds late")
-    parser.add_argument("--status", type=int, metavar="N", help="answer everything with this status, such as 503")
+    parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="respond S seconds late")
+    parser.add_argument("--status", type=int, metavar="N", help="respond to everything with this status, such as 503")
     options: Any = parser.parse_args(arguments)
     hive = FakeHive(options.forget_after, options.delay, options.status)
-    _say(f"callback_url: http://{options.host}:{options.port}/v1/workers/ready")
+    _print(f"callback_url: http://{options.host}:{options.port}/v1/workers/ready")
     uvicorn.run(build_hive(hive), host=options.host, port=options.port, log_level="warning")
 
 

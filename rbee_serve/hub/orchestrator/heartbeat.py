@@ -1,22 +1,21 @@
-"""The heartbeat: its two forms, where each goes, and the beat that it keeps."""
+"""The heartbeat: its two forms, their URLs, and its schedule."""
 
 from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from rbee_serve.config import OrchestratorConfig
+from rbee_serve.hub.orchestrator.message_schemas import HealthStatus, Heartbeat, Info, WorkerHeartbeat
 from rbee_serve.state import WorkerState
-
-HealthStatus = Literal["healthy", "degraded"]
 
 _PATHS = {"hive": "/v1/heartbeat", "queen": "/v1/worker-heartbeat"}
 
 
 def heartbeat_url(orchestrator: OrchestratorConfig) -> str:
-    """Where heartbeats go: a path of the protocol's own at the origin of the callback URL."""
+    """The URL of heartbeats: the protocol's path at the origin of the callback URL."""
     origin = urlsplit(orchestrator.callback_url)
     return f"{origin.scheme}://{origin.netloc}{_PATHS[orchestrator.protocol]}"
 
@@ -27,34 +26,34 @@ def rfc3339(moment: datetime) -> str:
 
 
 def health_status(state: WorkerState) -> HealthStatus:
-    """`degraded` when fewer replicas take requests than are wanted, or none does because of a shutdown."""
+    """`degraded` while fewer replicas than desired accept requests, or during a shutdown."""
     return "degraded" if state.degraded or state.stopping else "healthy"
 
 
-def hive_heartbeat(state: WorkerState, moment: datetime) -> dict[str, Any]:
+def hive_heartbeat(state: WorkerState, moment: datetime) -> Heartbeat:
     """rbee-hive's form."""
-    return {"worker_id": state.worker_id, "timestamp": rfc3339(moment), "health_status": health_status(state)}
+    return Heartbeat(worker_id=state.worker_id, timestamp=rfc3339(moment), health_status=health_status(state))
 
 
-def queen_heartbeat(info: dict[str, Any], moment: datetime) -> dict[str, Any]:
+def queen_heartbeat(info: dict[str, Any], moment: datetime) -> WorkerHeartbeat:
     """queen-rbee's form: `info` is the worker's `/info` object."""
-    return {"worker": info, "timestamp": rfc3339(moment)}
+    return WorkerHeartbeat(worker=Info(**info), timestamp=rfc3339(moment))
 
 
 class HeartbeatSchedule:
-    """A fixed beat on a monotonic clock. A beat that is missed is left out, so none ever queues up."""
+    """A fixed interval on a monotonic clock. Missed heartbeats are skipped, so none ever queues up."""
 
     def __init__(self, interval_s: float) -> None:
         self._interval_s = interval_s
         self.next_due_at = math.inf
-        """When the next one is due; never, before the start."""
+        """When the next one is due; never, before `start`."""
 
     def start(self, now: float) -> None:
-        """The first one is due now. A beat that has begun goes on as it is."""
+        """The first one is due now. A schedule that runs already is kept."""
         if self.next_due_at == math.inf:
             self.next_due_at = now
 
-    def done(self, now: float) -> None:
-        """The one that was due has been sent: on to the first one after `now`."""
+    def sent(self, now: float) -> None:
+        """The one that was due has been sent: the next one is the first of the schedule after `now`."""
         missed = math.floor((now - self.next_due_at) / self._interval_s)
         self.next_due_at += (missed + 1) * self._interval_s

@@ -1,6 +1,7 @@
-"""The messages as a strict receiver wants them: every field's type, range and form.
+"""The messages to the orchestrator, with every field's type, range and form.
 
-For the stand-in hive and for tests. Keys that are not listed are allowed, as in rbee-hive.
+The hub builds its messages from these models, and the fake hive validates with them what it receives. Unknown keys are
+allowed, as in rbee-hive.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+MAX_TEXT = 4096
+"""Characters of the longest text."""
+
+HealthStatus = Literal["healthy", "degraded"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=256)]
 ShortName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=64)]
-Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
 Count = Annotated[int, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 DeviceName = Annotated[str, Field(pattern=r"^(GPU|CPU|METAL)-[0-9]+$")]
 
 
 def _real_moment(text: str) -> str:
-    datetime.fromisoformat(text)  # the pattern lets 31 February pass
+    datetime.fromisoformat(text)  # the pattern alone accepts 31 February
     return text
 
 
@@ -43,6 +48,7 @@ class Ready(_Message):
     model_ref: Text
     backend: ShortName
     device: Count
+    devices: list[Count] = Field(default_factory=list)
     vram_bytes: Count
     port: Port
     worker_type: Text
@@ -60,7 +66,7 @@ class Heartbeat(_Message):
 
     worker_id: Name
     timestamp: Timestamp
-    health_status: Literal["healthy", "degraded"]
+    health_status: HealthStatus
 
 
 class Info(_Message):
@@ -69,6 +75,7 @@ class Info(_Message):
     id: Name
     model_id: Text
     device: DeviceName
+    devices: list[DeviceName] = Field(default_factory=list)
     port: Port
     status: Literal["starting", "ready", "busy", "stopping", "stopped", "error"]
     implementation: Text
@@ -83,7 +90,7 @@ class WorkerHeartbeat(_Message):
 
 
 class LoadFailure(_Message):
-    """What goes to `on_error_url`."""
+    """`POST` to `on_error_url`."""
 
     worker_id: Name
     worker_type: Text
@@ -98,7 +105,7 @@ Message = Ready | Heartbeat | WorkerHeartbeat | LoadFailure
 
 
 def faults(error: ValidationError) -> list[str]:
-    """One sentence for each thing that is wrong, such as `vram_bytes: Input should be a valid integer`."""
+    """One sentence for each fault, such as `vram_bytes: Input should be a valid integer`."""
     return [
         f"{'.'.join(str(part) for part in fault['loc']) or 'the message'}: {fault['msg'].removeprefix('Value error, ')}"
         for fault in error.errors(include_url=False, include_input=False, include_context=False)

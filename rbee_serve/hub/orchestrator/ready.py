@@ -1,38 +1,35 @@
-"""The ready callback: a worker has loaded its model, has answered once, and takes requests."""
+"""The ready callback: a worker has loaded its model, has passed its warm-up, and accepts requests."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from rbee_serve.config import WorkerConfig
+from rbee_serve.hub.orchestrator.message_schemas import Ready
 from rbee_serve.state import WorkerState
 from rbee_serve.worker_info import backend_of
 
 
 def worker_url(base_url: str, worker_id: str) -> str:
-    """The URL that the routes of one worker begin with: `{base}` of the wire protocol."""
+    """The URL prefix of one worker's routes: `{base}` of the wire protocol."""
     return f"{base_url.rstrip('/')}/workers/{worker_id}"
 
 
-def ready_message(
-    worker: WorkerConfig, state: WorkerState, base_url: str, port: int, implementation: str
-) -> dict[str, Any]:
-    """What is POSTed to the callback URL.
+def ready_message(worker: WorkerConfig, state: WorkerState, base_url: str, port: int, implementation: str) -> Ready:
+    """The message for the callback URL.
 
-    rbee-hive reads `worker_id`, `url`, `model_ref`, `backend` and `device`; the rest stands beside them. `vram_bytes`
-    is the sum of all replicas (RAM on a CPU), `device` the lowest of `devices`, `boot_id` tells one start from the
-    next. A worker that needs no model gives its served name as `model_ref`.
+    rbee-hive reads `worker_id`, `url`, `model_ref`, `backend` and `device`; the other fields are additions.
+    `vram_bytes` is the sum over all replicas (RAM on a CPU), `device` the lowest of `devices`, `boot_id` identifies the
+    start of the process. For a worker that needs no model `model_ref` is its served name.
     """
     devices = list(state.devices or (0,))
-    return {
-        "worker_id": worker.id,
-        "url": worker_url(base_url, worker.id),
-        "model_ref": worker.model_ref or worker.served_name,
-        "backend": backend_of(worker, state),
-        "device": devices[0],
-        "devices": devices,
-        "vram_bytes": state.memory_bytes,
-        "port": port,
-        "worker_type": implementation,
-        "boot_id": state.boot_id,
-    }
+    return Ready(
+        worker_id=worker.id,
+        url=worker_url(base_url, worker.id),
+        model_ref=worker.model_ref or worker.served_name,
+        backend=backend_of(worker, state),
+        device=devices[0],
+        devices=devices,
+        vram_bytes=state.memory_bytes,
+        port=port,
+        worker_type=implementation,
+        boot_id=state.boot_id or "",
+    )

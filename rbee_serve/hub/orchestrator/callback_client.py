@@ -1,0 +1,95 @@
+"""One callback: a JSON message that is POSTed to a fixed URL, and its result."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+import httpx
+
+from rbee_serve.hub.orchestrator.message_schemas import Message
+
+MAX_RESPONSE_BYTES = 64 * 1024
+"""The largest response body. Only the status matters; a complete body shows that the receiver meant it."""
+
+Failure = Literal["unreachable", "timeout", "broken response", "response too large"]
+
+_HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "Connection": "close"}
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackResult:
+    """The HTTP `status` of the response, or else the `failure`."""
+
+    status: int | None = None
+    failure: Failure | None = None
+
+    @property
+    def acknowledged(self) -> bool:
+        """Whether the receiver has accepted the message, with 2xx. A redirect is no acknowledgement."""
+        return self.status is not None and 200 <= self.status < 300
+
+    def __str__(self) -> str:
+        return self.failure or f"status {self.status}"
+
+
+class CallbackClient:
+    """Sends callbacks. `timeout_s` covers a whole call, from the DNS lookup to the last byte; the loop should be a
+    `CallbackLoop`. No redirect is followed, no proxy is read from the environment, and no cookie or connection is kept.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
+    async def post(self, url: str, message: Message) -> CallbackResult:
+        """POST `message` as JSON. Every network or receiver fault is a `CallbackResult`; nothing is raised."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._exchange(url, message.model_dump_json())
+        except (TimeoutError, httpx.TimeoutException):
+            return CallbackResult(failure="timeout")
+        except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError):
+            return CallbackResult(failure="broken response")
+        except (httpx.TransportError, httpx.InvalidURL, OSError):
+            return CallbackResult(failure="unreachable")
+
+    async def _exchange(self, url: str, body: str) -> CallbackResult:
+        streams: list[Any] = []
+
+        async def trace(event: str, info: Mapping[str, Any]) -> None:
+            if event == "connection.connect_tcp.complete":
+                streams.append(info["return_value"])
+
+        try:
+            async with (
+                httpx.AsyncClient(verify=_certificates(), trust_env=False, timeout=None, headers=_HEADERS) as client,  # noqa: S113 - `post` has one for the whole call
+                client.stream("POST", url, content=body, extensions={"trace": trace}) as response,
+            ):
+                received = 0
+                async for chunk in response.aiter_raw():
+                    received += len(chunk)
+                    if received > MAX_RESPONSE_BYTES:
+                        return CallbackResult(failure="response too large")
+                return CallbackResult(status=response.status_code)
+        finally:
+            for stream in streams:  # the HTTP library forgets a connection whose TLS handshake is cancelled
+                await stream.aclose()
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Read once: it takes a tenth of a second."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def redacted(url: str) -> str:
+    """The URL for a log: without user, password and query."""
+    try:
+        parsed = httpx.URL(url)
+        return f"{parsed.scheme}://{parsed.netloc.decode()}{parsed.path}"
+    except httpx.InvalidURL:
+        return "an invalid URL"

@@ -1,0 +1,26 @@
+"""The options of Ray Serve that the application derives from its configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from deployments.app import CONTROL_RESERVE, _worker_options
+from deployments.echo import SPEC
+from rbee_serve.config import WorkerConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "running", "queued"),
+    [
+        ({}, SPEC.default_max_ongoing_requests, 1000),
+        ({"max_ongoing_requests": 3}, 3, 1000),
+        ({"max_ongoing_requests": 3, "max_queued_requests": 0}, 3, 0),
+    ],
+)
+def test_serves_limit_is_above_the_running_and_the_queued_requests(
+    settings: dict[str, Any], running: int, queued: int
+) -> None:
+    options = _worker_options(WorkerConfig(id="echo-0", type="echo", **settings), SPEC)
+    assert options["max_ongoing_requests"] == running + queued + CONTROL_RESERVE
