@@ -9,14 +9,13 @@ https://github.com/OpenNMT/CTranslate2/blob/master/python/ctranslate2/specs/mode
 from __future__ import annotations
 
 import math
-import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.model_files.bounded_reader import BoundedReader
 
 VERSIONS = range(4, 7)
 """The versions with a type for each variable."""
@@ -41,71 +40,49 @@ class CTranslate2Header:
 
 def read_ctranslate2_header(path: Path) -> CTranslate2Header:
     """Read the header and check it. Raises `ConfigurationError` with the reason in one sentence."""
-    try:
-        with path.open("rb") as file:
-            return _Reader(path, file).read()
-    except OSError as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
+    with _Reader.opened(path) as reader:
+        return reader.read()
 
 
-class _Reader:
-    """A cursor that never moves past the end of the file."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path, self._file = path, file
-        self._size = os.fstat(file.fileno()).st_size
+class _Reader(BoundedReader):
+    kind = "CTranslate2 model"
 
     def read(self) -> CTranslate2Header:
-        version = self._unsigned("I")
+        version = self.unsigned(4)
         layout = self._string() if version in VERSIONS else ""
         if not _LAYOUT_NAME.fullmatch(layout):
             raise ConfigurationError(
-                f"{self._path} is not a CTranslate2 model of version {VERSIONS[0]} to {VERSIONS[-1]}, so it may be a "
+                f"{self.path} is not a CTranslate2 model of version {VERSIONS[0]} to {VERSIONS[-1]}, so it may be a "
                 "pickle, which can run code when it is read; it is never loaded"
             )
-        revision = self._unsigned("I")
+        revision = self.unsigned(4)
         names = {self._variable() for _ in range(self._count())}
-        weights_bytes = self._file.tell()
+        weights_bytes = self.position
         for _ in range(self._count()):
             self._string()  # an alias of a variable
             if (variable := self._string()) not in names:
-                raise self._error(f"it has an alias of {variable!r}, which is missing")
-        if (extra := self._size - self._file.tell()) > 0:
-            raise self._error(f"{extra} bytes follow its end")
+                raise self.error(f"it has an alias of {variable!r}, which is missing")
+        if (extra := self.size - self.position) > 0:
+            raise self.error(f"{extra} bytes follow its end")
         return CTranslate2Header(version, layout, revision, len(names), weights_bytes)
 
     def _variable(self) -> str:
         name = self._string()
-        dimensions = self._unsigned("B")
+        dimensions = self.unsigned(1)
         if dimensions > MAX_DIMENSIONS:
-            raise self._error(f"{name!r} has {dimensions} dimensions; the maximum is {MAX_DIMENSIONS}")
-        shape = struct.unpack(f"<{dimensions}I", self._take(4 * dimensions))
-        kind, size = self._unsigned("B"), self._unsigned("I")
+            raise self.error(f"{name!r} has {dimensions} dimensions; the maximum is {MAX_DIMENSIONS}")
+        shape = struct.unpack(f"<{dimensions}I", self.take(4 * dimensions))
+        kind, size = self.unsigned(1), self.unsigned(4)
         if kind >= len(_ELEMENT_BYTES) or math.prod(shape) * _ELEMENT_BYTES[kind] != size:
-            raise self._error(f"{name!r} has a size that does not fit its shape and type")
-        self._check_remaining(size)
-        self._file.seek(size, os.SEEK_CUR)
+            raise self.error(f"{name!r} has a size that does not fit its shape and type")
+        self.skip(size)
         return name
 
     def _count(self) -> int:
-        count = self._unsigned("I")
+        count = self.unsigned(4)
         if count > MAX_VARIABLES:
-            raise self._error(f"it has {count} variables; the maximum is {MAX_VARIABLES}")
+            raise self.error(f"it has {count} variables; the maximum is {MAX_VARIABLES}")
         return count
 
-    def _unsigned(self, kind: str) -> int:
-        return int(struct.unpack(f"<{kind}", self._take(struct.calcsize(f"<{kind}")))[0])
-
     def _string(self) -> str:
-        return self._take(self._unsigned("H")).removesuffix(b"\0").decode("utf-8", errors="replace")
-
-    def _take(self, count: int) -> bytes:
-        self._check_remaining(count)
-        return self._file.read(count)
-
-    def _check_remaining(self, count: int) -> None:
-        if count > self._size - self._file.tell():
-            raise self._error(f"its content does not end before the file does at byte {self._size}; it is truncated")
-
-    def _error(self, what: str) -> ConfigurationError:
-        return ConfigurationError(f"{self._path} is not a CTranslate2 model that can be loaded: {what}")
+        return self.take(self.unsigned(2)).removesuffix(b"\0").decode("utf-8", errors="replace")

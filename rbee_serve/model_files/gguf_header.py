@@ -9,14 +9,13 @@ the tensor types are in `ggml_types`.
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.model_files.bounded_reader import BoundedReader
 from rbee_serve.model_files.ggml_types import GGML_TYPES, GgmlType
 
 MetadataValue = int | float | bool | str | tuple[int | float | bool | str, ...]
@@ -80,19 +79,15 @@ class GgufHeader:
 
 def read_gguf_header(path: Path) -> GgufHeader:
     """Read the header and check it. Raises `ConfigurationError` with the reason in one sentence."""
-    try:
-        with path.open("rb") as file:
-            return _Reader(path, file).read()
-    except OSError as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
+    with _Reader.opened(path) as reader:
+        return reader.read()
 
 
-class _Reader:
-    """A cursor that never moves past the end of the file or the maximum header size."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path, self._file, self._position, self._strings = path, file, 0, 0
-        self._size = os.fstat(file.fileno()).st_size
+class _Reader(BoundedReader):
+    kind = "GGUF file"
+    max_bytes = MAX_HEADER_BYTES
+    _strings = 0
+    """Strings in arrays so far."""
 
     def read(self) -> GgufHeader:
         version, tensor_count, metadata_count = self._preamble()
@@ -101,34 +96,33 @@ class _Reader:
         for _ in range(metadata_count):
             key = self._name("a metadata key")
             if key in keys:
-                raise self._error(f"the metadata key {key!r} is duplicated")
+                raise self.error(f"the metadata key {key!r} is duplicated")
             keys.add(key)
-            value = self._value(self._uint32(), key)
+            value = self._value(self.unsigned(4), key)
             if value is not None:
                 metadata[key] = value
         if not isinstance(metadata.get("general.architecture"), str):
-            raise self._error("it has no general.architecture")
+            raise self.error("it has no general.architecture")
         raw = [self._tensor_info() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or not 8 <= alignment <= 2**20 or alignment & (alignment - 1):
-            raise self._error(f"general.alignment {alignment!r} is not a power of two from 8 to 1048576")
-        data_offset = -(-self._position // alignment) * alignment
+            raise self.error(f"general.alignment {alignment!r} is not a power of two from 8 to 1048576")
+        data_offset = -(-self.position // alignment) * alignment
         tensors = tuple(self._tensor(tensor, data_offset, alignment) for tensor in raw)
         self._check_overlaps(tensors)
-        return GgufHeader(self._path, version, metadata, tensors, data_offset, self._size)
+        return GgufHeader(self.path, version, metadata, tensors, data_offset, self.size)
 
     def _preamble(self) -> tuple[int, int, int]:
-        if self._file.read(4) != b"GGUF":
-            raise ConfigurationError(f"{self._path} is not a GGUF file: it does not begin with GGUF")
-        self._position = 4
-        version = self._uint32()
+        if self.size < 4 or self.take(4) != b"GGUF":
+            raise ConfigurationError(f"{self.path} is not a GGUF file: it does not begin with GGUF")
+        version = self.unsigned(4)
         if version in (2 << 24, 3 << 24):
-            raise self._error("it is big-endian; convert it to little-endian")
+            raise self.error("it is big-endian; convert it to little-endian")
         if version not in (2, 3):
-            raise self._error(f"it has version {version}; supported are 2 and 3")
-        tensor_count, metadata_count = self._uint64(), self._uint64()
+            raise self.error(f"it has version {version}; supported are 2 and 3")
+        tensor_count, metadata_count = self.unsigned(8), self.unsigned(8)
         if tensor_count > MAX_TENSORS or metadata_count > MAX_METADATA_ENTRIES:
-            raise self._error(f"it claims {tensor_count} tensors and {metadata_count} metadata entries, too many")
+            raise self.error(f"it claims {tensor_count} tensors and {metadata_count} metadata entries, too many")
         return version, tensor_count, metadata_count
 
     def _value(self, kind: int, key: str) -> MetadataValue | None:
@@ -136,57 +130,57 @@ class _Reader:
         if kind == _STRING:
             return self._string().decode("utf-8", errors="replace")
         if kind == _ARRAY:
-            return self._array(self._uint32(), self._uint64(), key)
+            return self._array(self.unsigned(4), self.unsigned(8), key)
         return self._scalar(kind, key)
 
     def _array(self, kind: int, count: int, key: str) -> MetadataValue | None:
         if kind == _STRING:
             self._strings += count
             # Reading each length is the only slow part of a header.
-            if self._strings > MAX_STRINGS or count * 8 > self._size - self._position:
-                raise self._error(f"the array {key!r} claims {count} strings, more than the file can hold")
+            if self._strings > MAX_STRINGS or count * 8 > self.size - self.position:
+                raise self.error(f"the array {key!r} claims {count} strings, more than the file can hold")
             if count <= MAX_KEPT_ELEMENTS:
                 return tuple(self._string().decode("utf-8", errors="replace") for _ in range(count))
             for _ in range(count):
-                self._skip(self._uint64())
+                self.skip(self.unsigned(8))
             return None
         if kind not in _SCALARS:
-            raise self._error(f"the array {key!r} has elements of the unknown type {kind}")
+            raise self.error(f"the array {key!r} has elements of the unknown type {kind}")
         size = count * struct.calcsize(f"<{_SCALARS[kind]}")
         if count <= MAX_KEPT_ELEMENTS:
-            return struct.unpack(f"<{count}{_SCALARS[kind]}", self._take(size))
-        self._skip(size)
+            return struct.unpack(f"<{count}{_SCALARS[kind]}", self.take(size))
+        self.skip(size)
         return None
 
     def _scalar(self, kind: int, key: str) -> int | float | bool:
         layout = _SCALARS.get(kind)
         if layout is None:
-            raise self._error(f"the metadata {key!r} has the unknown type {kind}")
-        value: int | float | bool = struct.unpack(f"<{layout}", self._take(struct.calcsize(f"<{layout}")))[0]
+            raise self.error(f"the metadata {key!r} has the unknown type {kind}")
+        value: int | float | bool = struct.unpack(f"<{layout}", self.take(struct.calcsize(f"<{layout}")))[0]
         return value
 
     def _tensor_info(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._name("a tensor name")
-        dimensions = self._uint32()
+        dimensions = self.unsigned(4)
         if dimensions > MAX_DIMENSIONS:
-            raise self._error(f"the tensor {name!r} claims {dimensions} dimensions; the maximum is {MAX_DIMENSIONS}")
-        dims = struct.unpack(f"<{dimensions}Q", self._take(8 * dimensions))
-        return name, dims, self._uint32(), self._uint64()
+            raise self.error(f"the tensor {name!r} claims {dimensions} dimensions; the maximum is {MAX_DIMENSIONS}")
+        dims = struct.unpack(f"<{dimensions}Q", self.take(8 * dimensions))
+        return name, dims, self.unsigned(4), self.unsigned(8)
 
     def _tensor(self, raw: tuple[str, tuple[int, ...], int, int], data_offset: int, alignment: int) -> GgufTensor:
         name, dims, type_id, offset = raw
         kind = GGML_TYPES.get(type_id)
         if kind is None:
-            raise self._error(f"the tensor {name!r} has the unknown type {type_id}")
+            raise self.error(f"the tensor {name!r} has the unknown type {type_id}")
         row, elements = (dims[0] if dims else 1), math.prod(dims)
         if not elements or row % kind.block_elements:
-            raise self._error(f"the tensor {name!r} has dimensions {list(dims)}, which do not fit {kind.name}")
+            raise self.error(f"the tensor {name!r} has dimensions {list(dims)}, which do not fit {kind.name}")
         size = elements // kind.block_elements * kind.block_bytes
         if offset % alignment:
-            raise self._error(f"the tensor {name!r} begins at {offset}, which is not a multiple of {alignment}")
-        if data_offset + offset + size > self._size:
+            raise self.error(f"the tensor {name!r} begins at {offset}, which is not a multiple of {alignment}")
+        if data_offset + offset + size > self.size:
             end = data_offset + offset + size
-            raise self._error(f"the tensor {name!r} ends at byte {end} but the file has {self._size}; it is truncated")
+            raise self.error(f"the tensor {name!r} ends at byte {end} but the file has {self.size}; it is truncated")
         return GgufTensor(name, dims, kind, data_offset + offset, size)
 
     def _check_overlaps(self, tensors: tuple[GgufTensor, ...]) -> None:
@@ -194,47 +188,20 @@ class _Reader:
         end = 0
         for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
             if tensor.name in names:
-                raise self._error(f"the tensor {tensor.name!r} is duplicated")
+                raise self.error(f"the tensor {tensor.name!r} is duplicated")
             if tensor.offset < end:
-                raise self._error(f"the tensor {tensor.name!r} overlaps another one")
+                raise self.error(f"the tensor {tensor.name!r} overlaps another one")
             names.add(tensor.name)
             end = tensor.offset + tensor.size_bytes
 
-    def _uint32(self) -> int:
-        return int.from_bytes(self._take(4), "little")
-
-    def _uint64(self) -> int:
-        return int.from_bytes(self._take(8), "little")
-
     def _string(self) -> bytes:
-        return self._take(self._uint64())
+        return self.take(self.unsigned(8))
 
     def _name(self, what: str) -> str:
-        length = self._uint64()
+        length = self.unsigned(8)
         if not 0 < length <= MAX_NAME_BYTES:
-            raise self._error(f"{what} has an invalid length of {length} bytes")
+            raise self.error(f"{what} has an invalid length of {length} bytes")
         try:
-            return self._take(length).decode("utf-8")
+            return self.take(length).decode("utf-8")
         except UnicodeDecodeError as exc:
-            raise self._error(f"{what} is not UTF-8") from exc
-
-    def _take(self, count: int) -> bytes:
-        self._advance(count)
-        data = self._file.read(count)
-        if len(data) != count:
-            raise self._error("it was truncated while it was read")
-        return data
-
-    def _skip(self, count: int) -> None:
-        self._advance(count)
-        self._file.seek(count, os.SEEK_CUR)
-
-    def _advance(self, count: int) -> None:
-        if count > self._size - self._position:
-            raise self._error(f"its header does not end before the file does at byte {self._size}; it is truncated")
-        self._position += count
-        if self._position > MAX_HEADER_BYTES:
-            raise self._error(f"its header is larger than {MAX_HEADER_BYTES} bytes")
-
-    def _error(self, what: str) -> ConfigurationError:
-        return ConfigurationError(f"{self._path} is not a GGUF file that can be loaded: {what}")
+            raise self.error(f"{what} is not UTF-8") from exc

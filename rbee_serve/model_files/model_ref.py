@@ -110,7 +110,7 @@ def _hub(text: str, rest: str) -> HubModel:
 def _local(text: str, rest: str) -> LocalModel:
     try:
         return LocalModel(Path.cwd() / Path(rest).expanduser())
-    except RuntimeError as exc:  # `~somebody` without a home
+    except RuntimeError as exc:  # an unknown user in `~user`
         raise ConfigurationError(f"model_ref: {text!r} has an unknown home directory") from exc
 
 
