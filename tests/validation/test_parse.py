@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
@@ -219,9 +219,11 @@ anything = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=10,
 )
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # speed has its own test
 fields_of_any_value = st.dictionaries(st.sampled_from([*SampleRequest.model_fields, "x", ""]), anything, max_size=5)
 
 
+@untimed
 @given(st.binary(max_size=200) | fields_of_any_value.map(lambda fields: json.dumps(fields).encode()))
 def test_any_bytes_become_a_request_or_invalid_request(body: bytes) -> None:
     for violation in violations_of(lambda: parse(SampleRequest, body)):
@@ -239,6 +241,7 @@ def violations_of(check: Callable[[], object]) -> tuple[Violation, ...]:
     return ()
 
 
+@untimed
 @given(fields_of_any_value)
 def test_fields_from_python_get_the_same_violations(fields: dict[str, Any]) -> None:
     by_bytes = violations_of(lambda: parse(SampleRequest, json.dumps(fields).encode()))
