@@ -16,7 +16,7 @@ from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.upload import read_upload, typed
 from rbee_serve.request import InferenceRequest
 from rbee_serve.result import JSON
-from rbee_serve.validation.parse import check_form, parse, parse_object
+from rbee_serve.validation.parse import check_body, parse, parse_object
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ def _worker_of_upload(services: IngressServices, upload: dict[str, str | bytes])
 
 def _worker_of_body(services: IngressServices, body: bytes) -> tuple[Worker, bytes]:
     """The worker that the body names, and the body without the names. What else is in it stays as it is."""
-    check_form(body)
+    check_body(body)
     try:
         fields = _FIELDS.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

@@ -1,1 +1,1 @@
-"""Where models come from, and what their files say before they are loaded."""
+"""Model files: references, downloads, formats, and checks of their headers before anything is loaded."""

@@ -1,24 +1,24 @@
 """The header of a CTranslate2 model, `model.bin`, read within bounds.
 
-The name is that of a pickle and the content is not: a version, the name of the model's layout, and variables, each with
-name, shape, type and bytes. All of it is held against the file's real size before anything is allocated or skipped. The
-layout is that of `ModelSpec._serialize` in https://github.com/OpenNMT/CTranslate2/blob/master/python/ctranslate2/specs/model_spec.py.
+The file has a pickle's name but is none: it has a version, the name of the model's layout, and variables with name,
+shape, type and bytes. A model file is untrusted: every length is checked against the real size of the file before
+anything is allocated or skipped. The format is that of `ModelSpec._serialize` in
+https://github.com/OpenNMT/CTranslate2/blob/master/python/ctranslate2/specs/model_spec.py.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.model_files.bounded_reader import BoundedReader
 
 VERSIONS = range(4, 7)
-"""Those that name the type of each variable."""
+"""The versions with a type for each variable."""
 MAX_VARIABLES = 65_536
 MAX_DIMENSIONS = 8
 
@@ -29,7 +29,7 @@ _LAYOUT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class CTranslate2Header:
-    """What a file says about itself. `layout` is the kind of the model, such as `WhisperSpec`."""
+    """The header of a CTranslate2 model. `layout` is the kind of the model, such as `WhisperSpec`."""
 
     version: int
     layout: str
@@ -39,72 +39,50 @@ class CTranslate2Header:
 
 
 def read_ctranslate2_header(path: Path) -> CTranslate2Header:
-    """Read the header and check it. Raises `ConfigurationError` with one sentence that says what is wrong."""
-    try:
-        with path.open("rb") as file:
-            return _Reader(path, file).read()
-    except OSError as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
+    """Read the header and check it. Raises `ConfigurationError` with the reason in one sentence."""
+    with _Reader.opened(path) as reader:
+        return reader.read()
 
 
-class _Reader:
-    """A cursor that never moves past the end of the file."""
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path, self._file = path, file
-        self._size = os.fstat(file.fileno()).st_size
+class _Reader(BoundedReader):
+    kind = "CTranslate2 model"
 
     def read(self) -> CTranslate2Header:
-        version = self._number("I")
+        version = self.unsigned(4)
         layout = self._string() if version in VERSIONS else ""
         if not _LAYOUT_NAME.fullmatch(layout):
             raise ConfigurationError(
-                f"{self._path} is not a CTranslate2 model of version {VERSIONS[0]} to {VERSIONS[-1]}, so it may be a "
-                "pickle, which can run any code when it is read; it is never loaded"
+                f"{self.path} is not a CTranslate2 model of version {VERSIONS[0]} to {VERSIONS[-1]}, so it may be a "
+                "pickle, which can run code when it is read; it is never loaded"
             )
-        revision = self._number("I")
+        revision = self.unsigned(4)
         names = {self._variable() for _ in range(self._count())}
-        weights_bytes = self._file.tell()
+        weights_bytes = self.position
         for _ in range(self._count()):
-            self._string()  # another name for a variable
+            self._string()  # an alias of a variable
             if (variable := self._string()) not in names:
-                raise self._broken(f"it has another name for {variable!r}, which it lacks")
-        if (rest := self._size - self._file.tell()) > 0:
-            raise self._broken(f"{rest} bytes follow its end")
+                raise self.error(f"it has an alias of {variable!r}, which is missing")
+        if (extra := self.size - self.position) > 0:
+            raise self.error(f"{extra} bytes follow its end")
         return CTranslate2Header(version, layout, revision, len(names), weights_bytes)
 
     def _variable(self) -> str:
         name = self._string()
-        dimensions = self._number("B")
+        dimensions = self.unsigned(1)
         if dimensions > MAX_DIMENSIONS:
-            raise self._broken(f"{name!r} claims {dimensions} dimensions")
-        shape = struct.unpack(f"<{dimensions}I", self._take(4 * dimensions))
-        kind, size = self._number("B"), self._number("I")
+            raise self.error(f"{name!r} has {dimensions} dimensions; the maximum is {MAX_DIMENSIONS}")
+        shape = struct.unpack(f"<{dimensions}I", self.take(4 * dimensions))
+        kind, size = self.unsigned(1), self.unsigned(4)
         if kind >= len(_ELEMENT_BYTES) or math.prod(shape) * _ELEMENT_BYTES[kind] != size:
-            raise self._broken(f"{name!r} has a size that does not fit its shape and type")
-        self._need(size)
-        self._file.seek(size, os.SEEK_CUR)
+            raise self.error(f"{name!r} has a size that does not fit its shape and type")
+        self.skip(size)
         return name
 
     def _count(self) -> int:
-        count = self._number("I")
+        count = self.unsigned(4)
         if count > MAX_VARIABLES:
-            raise self._broken(f"it claims {count} variables, far too many")
+            raise self.error(f"it has {count} variables; the maximum is {MAX_VARIABLES}")
         return count
 
-    def _number(self, kind: str) -> int:
-        return int(struct.unpack(f"<{kind}", self._take(struct.calcsize(f"<{kind}")))[0])
-
     def _string(self) -> str:
-        return self._take(self._number("H")).removesuffix(b"\0").decode("utf-8", errors="replace")
-
-    def _take(self, count: int) -> bytes:
-        self._need(count)
-        return self._file.read(count)
-
-    def _need(self, count: int) -> None:
-        if count > self._size - self._file.tell():
-            raise self._broken(f"it goes on after its end at byte {self._size}; it is cut short")
-
-    def _broken(self, what: str) -> ConfigurationError:
-        return ConfigurationError(f"{self._path} is not a CTranslate2 model that can be loaded: {what}")
+        return self.take(self.unsigned(2)).removesuffix(b"\0").decode("utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""How ggml stores numbers: in blocks of so many elements, each of so many bytes."""
+"""ggml's storage types: their block sizes in elements and bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class GgmlType(NamedTuple):
-    """A storage type: `block_elements` numbers take `block_bytes` bytes."""
+    """A storage type: a block of `block_elements` elements takes `block_bytes` bytes."""
 
     name: str
     block_elements: int
@@ -47,5 +47,5 @@ GGML_TYPES: dict[int, GgmlType] = {
     35: GgmlType("TQ2_0", 256, 66),
     39: GgmlType("MXFP4", 32, 17),
 }
-"""By the number that a GGUF file gives. The sizes are those of ggml's block structs (ggml-common.h); a test holds them
-against the `gguf` package."""
+"""By the type's number in a GGUF file. The sizes are those of ggml's block structs (ggml-common.h); a test compares
+them with the `gguf` package."""

@@ -1,8 +1,7 @@
-"""Whether a model fits, told by its files' headers before any loader touches them."""
+"""Whether a model fits into memory, from the headers of its files, before a loader reads them."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,8 +16,9 @@ _ELEMENT_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float":
 
 
 def weights_memory_bytes(path: Path, dtype: str | None = None) -> int:
-    """Bytes that a safetensors file, or those of a folder and its subfolders, take in memory, with floats of `dtype`
-    (as torch calls it), or as they are stored where that is None or `auto`. Quantised numbers stay as they are.
+    """Bytes in memory of a safetensors file, or of all in a folder and its subfolders.
+
+    Floats count as `dtype` (torch's name), or as stored if that is None or `auto`. Quantised weights count as stored.
 
     Raises `ConfigurationError` for a broken file.
     """
@@ -31,35 +31,36 @@ def weights_memory_bytes(path: Path, dtype: str | None = None) -> int:
 
 
 def require_memory(device: Device, needs: Mapping[str, int], share: float = 1.0) -> None:
-    """Make sure that what a model `needs` (bytes by purpose, such as `weights`) is free on its devices together.
+    """Check that the bytes that a model `needs`, by purpose (such as `weights`), are free on its devices together.
 
-    `share` is the part of each GPU that it may use. Nothing is refused where the driver does not tell what is free.
+    `share` is the part of each GPU that the model may use. If the driver does not report free memory, all is accepted.
 
     Raises `InsufficientVram` on a GPU, else `InsufficientResources`, with the numbers.
     """
     needed = sum(needs.values())
-    parts = " and ".join(f"{_gb(count)} of {purpose}" for purpose, count in needs.items())
+    listed = " and ".join(f"{_gb(count)} of {purpose}" for purpose, count in needs.items())
     if device.accelerator == "cuda":
         free = _free_vram_bytes(device.indices, share)
         if free is not None and needed > free:
             where = ", ".join(f"GPU-{index}" for index in device.indices)
             raise InsufficientVram(
-                f"the model needs {parts}, but {_gb(free)} are free for it on {where}; choose a smaller or quantised "
-                "model, give it more of `gpus`, or end what else uses them"
+                f"the model needs {listed}, but {_gb(free)} are free for it on {where}; choose a smaller or quantised "
+                "model, raise `gpus`, or stop other processes there"
             )
     elif needed > (free := psutil.virtual_memory().available):
         raise InsufficientResources(
-            f"the model needs {parts}, but {_gb(free)} of memory are free; choose a smaller or quantised model, or end "
-            "what else uses it"
+            f"the model needs {listed}, but {_gb(free)} of memory are free; choose a smaller or quantised model, or "
+            "stop other processes"
         )
 
 
 def _free_vram_bytes(indices: tuple[int, ...], share: float) -> int | None:
     try:
-        nvml = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        memories = [nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByIndex(index)) for index in indices]
-    except Exception:  # the driver's library raises types of its own
+        import pynvml
+
+        pynvml.nvmlInit()
+        memories = [pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in indices]
+    except Exception:  # pynvml raises its own types
         return None
     return sum(min(int(memory.free), int(share * memory.total)) for memory in memories)
 

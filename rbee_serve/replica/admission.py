@@ -1,6 +1,7 @@
-"""Who may work now, who waits, who is refused.
+"""Admission of requests: run now, wait in a queue, or be refused.
 
-The replica decides this, not Ray Serve: Serve counts per handle, and what it holds back also holds back control calls.
+The replica decides this, not Ray Serve: Serve counts requests per handle, and a request that it queues also holds back
+control calls.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from rbee_serve.errors import InsufficientResources
 
 
 class Slot:
-    """A request's place: among the running ones, or in the queue. Leave it with the `with` block."""
+    """A running slot or a queue position. The end of the `with` block frees it."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -22,69 +23,72 @@ class Slot:
 
     @property
     def admitted(self) -> bool:
-        """Whether it may work."""
+        """Whether the request may run."""
         return self._turn.done()
 
     @property
     def position(self) -> int:
-        """How many come before it, itself counted; 0 once admitted."""
+        """The position in the queue: 1 is next, 0 is admitted."""
         return 0 if self.admitted else self._admission.position(self)
 
-    async def wait(self, longest_s: float) -> bool:
-        """Wait for the turn, at most `longest_s` seconds. Whether it has come."""
-        await asyncio.wait([self._turn], timeout=longest_s)
+    async def wait(self, timeout_s: float) -> bool:
+        """Wait at most `timeout_s` seconds for admission. Return whether the request is admitted."""
+        await asyncio.wait([self._turn], timeout=timeout_s)
         return self.admitted
 
     def admit(self) -> None:
-        """Its turn has come."""
+        """Let the request run."""
         self._turn.set_result(None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._admission.leave(self)
+        self._admission.release(self)
 
 
 class Admission:
-    """`capacity` requests run at once, up to `queue` more wait in the order of their arrival, the next is refused."""
+    """Runs `capacity` requests at once, queues up to `max_queued` more in order of arrival, and refuses the rest.
 
-    def __init__(self, capacity: int, queue: int, on_change: Callable[[], None] = lambda: None) -> None:
+    `on_change` is called after each change of `running` or `queued`.
+    """
+
+    def __init__(self, capacity: int, max_queued: int, on_change: Callable[[], None] = lambda: None) -> None:
         self.capacity = capacity
-        self.queue = queue
+        self.max_queued = max_queued
         self.running = 0
         self._waiting: deque[Slot] = deque()
         self._on_change = on_change
 
     @property
     def queued(self) -> int:
-        """How many wait."""
+        """The number of queued requests."""
         return len(self._waiting)
 
     def enter(self) -> Slot:
-        """A place, admitted or waiting. Raises `InsufficientResources` at once where the queue is full."""
-        place = Slot(self)
+        """A slot, admitted or queued. Raises `InsufficientResources` at once if the queue is full."""
+        slot = Slot(self)
         if self.running < self.capacity:
             self.running += 1
-            place.admit()
-        elif len(self._waiting) < self.queue:
-            self._waiting.append(place)
+            slot.admit()
+        elif len(self._waiting) < self.max_queued:
+            self._waiting.append(slot)
         else:
             raise InsufficientResources(
-                f"{self.running} requests run and {len(self._waiting)} wait, which is all that this worker takes; "
+                f"the worker is at its limit with {self.running} running and {len(self._waiting)} queued requests; "
                 "try again later"
             )
         self._on_change()
-        return place
+        return slot
 
-    def position(self, place: Slot) -> int:
-        """Where a waiting place stands: 1 is next."""
-        return self._waiting.index(place) + 1
+    def position(self, slot: Slot) -> int:
+        """The position of a queued slot: 1 is next."""
+        return self._waiting.index(slot) + 1
 
-    def leave(self, place: Slot) -> None:
-        """Give up a place. A running one goes to whoever has waited longest."""
-        if not place.admitted:
-            self._waiting.remove(place)
+    def release(self, slot: Slot) -> None:
+        """Free a slot. The longest-waiting request takes over a running one."""
+        if not slot.admitted:
+            self._waiting.remove(slot)
         elif self._waiting:
             self._waiting.popleft().admit()
         else:

@@ -1,6 +1,6 @@
-"""From a backend's events to what crosses the process border.
+"""From a backend's events to the chunks of a streamed response.
 
-`ordered` enforces the grammar and turns exceptions into a final `Error`. `frames` encodes each event, once.
+`ordered` enforces the grammar and turns exceptions into a final `Error`. `frames` encodes each event once.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ logger = logging.getLogger(__name__)
 
 
 async def ordered(
-    started: Started, work: AsyncIterator[Event[Any]], *, announced: bool = False
+    started: Started, source: AsyncIterator[Event[Any]], *, started_sent: bool = False
 ) -> AsyncGenerator[Event[Any], None]:
-    """`started`, then what `work` yields, then exactly one `End` or `Error`, whatever `work` does.
+    """`started`, then the events of `source`, then exactly one `End` or `Error`, whatever `source` does.
 
-    `started` goes out with the first event of `work`. What `work` raises before that is a refusal: it is raised here,
-    as a `WorkerError`, and can still become an HTTP status. A backend that breaks the order, or ends without an `End`,
-    is told off in the log and the client gets an `Error`. Closing this generator closes `work`.
+    `started` is sent with the first event of `source`. An exception before that is a refusal: it is raised here as a
+    `WorkerError` and can still become an HTTP status. A wrong order, or an end without `End`, is logged and becomes an
+    `Error`. Closing this generator closes `source`.
 
-    Where `started` has gone out already (`announced`), a refusal has become an `Error` event too.
+    With `started_sent` the client already has `started`, so a refusal becomes an `Error` event too.
     """
     grammar = StreamGrammar()
     grammar.accept(started)
     last: Event[Any]
-    async with aclosing(cast("AsyncGenerator[Event[Any], None]", work)) as events:
+    async with aclosing(cast("AsyncGenerator[Event[Any], None]", source)) as events:
         try:
             event = await anext(events, None)
         except Exception as exc:
-            if not announced:
+            if not started_sent:
                 raise error_from_backend(exc) from exc
             yield Error.from_exception(error_from_backend(exc))
             return
-        if not announced:
+        if not started_sent:
             yield started
         try:
             while event is not None:
@@ -52,30 +52,30 @@ async def ordered(
                 yield event
                 event = await anext(events, None)
             if event is None:
-                logger.error("the backend came to its end without an End event")
-            last = event or Error.from_exception(InternalError("the worker stopped in the middle of the answer"))
+                logger.error("the backend ended its stream without an End event")
+            last = event or Error.from_exception(InternalError("the worker stopped in the middle of the response"))
         except GrammarError as exc:
-            logger.error("the backend broke the order of events: %s", exc)
-            last = Error.from_exception(InternalError("the worker answered in a wrong order"))
+            logger.error("the backend sent events in a wrong order: %s", exc)
+            last = Error.from_exception(InternalError("the worker sent events in a wrong order"))
         except Exception as exc:
             last = Error.from_exception(error_from_backend(exc))
     yield last
 
 
 async def frames(events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[ResponseChunk, None]:
-    """A fragment for each event; the last one is terminal and holds the marker too. It comes when `events` is closed,
-    so whoever sees it finds the place free that the request had.
+    """One chunk for each event. The last one is terminal and includes the `[DONE]` marker; it is sent after `events` is
+    closed, so the request's slot is free when the client sees the end.
 
-    Raises what `events` raises before its first event.
+    Raises the exception of `events` if there is one before its first event.
     """
     data = b""
     async with aclosing(events):
         async for event in events:
             try:
                 data = frame(to_json(event))
-            except Exception:  # an event that cannot be encoded: the stream must still come to an end
-                logger.exception("an event could not be sent")
-                event = Error.from_exception(InternalError("the worker's answer could not be sent"))
+            except Exception:  # an event that cannot be encoded must still end the stream
+                logger.exception("an event could not be encoded")
+                event = Error.from_exception(InternalError("the worker's response could not be encoded"))
                 data = frame(to_json(event))
             if isinstance(event, End | Error):
                 break

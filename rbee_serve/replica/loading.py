@@ -1,11 +1,10 @@
-"""From a configuration to a backend that has answered once."""
+"""From a configuration to a backend that has served one request."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from functools import partial
 from typing import Any
 
 from rbee_serve.errors import ConfigurationError, WorkerError
@@ -22,44 +21,47 @@ logger = logging.getLogger(__name__)
 
 
 async def load(spec_path: str, spec: WorkerSpec[Any], context: LoadContext) -> InferenceBackend[Any, Any]:
-    """Load the model in a thread or a process, then let it work on one real request.
+    """Load the model in a thread or a process of its own, then serve the warm-up request.
 
-    Raises `ConfigurationError` or a `WorkerError` with a sentence for the operator, or whatever the engine raises.
+    Raises `ConfigurationError` or a `WorkerError` with a message for the operator, or the exception of the engine.
     """
     worker = context.worker
     if missing := missing_module(spec):
         remedy = f"pip install 'rbee-serve[{spec.extra}]'" if spec.extra else f"install {missing}"
         raise ConfigurationError(f"worker {worker.id}: the module {missing} is not installed; {remedy}")
-    make = partial(BackendProcess, spec_path) if spec.own_process else spec.load
-    began = time.monotonic()
+    started_at = time.monotonic()
     try:
         async with asyncio.timeout(worker.load_timeout_s):
-            backend = await asyncio.to_thread(make, context)
-            loaded = time.monotonic()
+            backend: InferenceBackend[Any, Any]
+            if spec.own_process:
+                backend = await BackendProcess.start(spec_path, context)
+            else:
+                backend = await asyncio.to_thread(spec.load, context)
+            loaded_at = time.monotonic()
             context.report(LoadProgress(stage="warming_up"))
             await warm_up(spec, backend)
     except TimeoutError as exc:
         raise ConfigurationError(
-            f"worker {worker.id}: the model was not loaded in {worker.load_timeout_s:.0f} s (load_timeout_s)"
+            f"worker {worker.id}: the model was not loaded within {worker.load_timeout_s:.0f} s; raise load_timeout_s"
         ) from exc
     logger.info(
         "worker %s: loaded in %.1f s, warmed up in %.1f s",
-        worker.id, loaded - began, time.monotonic() - loaded,
+        worker.id, loaded_at - started_at, time.monotonic() - loaded_at,
     )  # fmt: skip
     return backend
 
 
 async def warm_up(spec: WorkerSpec[Any], backend: InferenceBackend[Any, Any]) -> None:
-    """One real inference. Raises the error that it ended with."""
+    """Serve the warm-up request of the worker type. Raises the error that it ends with."""
     events = ordered(Started.now("warm-up", spec.name), backend.execute(spec.warm_up()))
     await collect(events, spec.outputs)
 
 
 def reason(error: Exception, worker_id: str) -> tuple[str, str]:
-    """`(code, sentence)` of a load that failed, for `/v1/ready`, the orchestrator and the supervisor's screen."""
+    """`(code, message)` of a failed load, for `/v1/ready`, the orchestrator and the supervisor's terminal."""
     if isinstance(error, WorkerError):
         return error.code, error.message
     if isinstance(error, ConfigurationError):
         return "WORKER_UNHEALTHY", str(error)
     kind = type(error).__name__
-    return "WORKER_UNHEALTHY", f"worker {worker_id}: the model could not be loaded ({kind}); the worker's log says why"
+    return "WORKER_UNHEALTHY", f"worker {worker_id}: the model could not be loaded ({kind}); see the worker's log"

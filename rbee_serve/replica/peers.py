@@ -1,4 +1,4 @@
-"""Calls from one worker to another, by Ray Serve's handles."""
+"""Calls from one worker to another over Ray Serve handles."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from rbee_serve.worker.spec import Peer
 
 
 def peer(worker_id: str, handle: DeploymentHandle[Any]) -> Peer:
-    """The worker behind `handle`, for others to call.
+    """The worker behind `handle` as a function that other workers call.
 
-    It tells within milliseconds that it has taken note of a request, also where that has to wait; so one that is silent
-    at first for longer than `SLOW_ACKNOWLEDGEMENT_S` is lost.
+    A worker sends its first event within milliseconds, even if the request is queued. No event within
+    `SLOW_ACKNOWLEDGEMENT_S` raises `WorkerLost`.
     """
     handle = handle.options(stream=True, method_name="stream_events")
 
     async def events(fields: dict[str, Any]) -> AsyncGenerator[Event[Any], None]:
-        messages = aiter(handle.remote(fields, correlation.current()))
-        first = asyncio.ensure_future(anext(messages))
+        response = aiter(handle.remote(fields, correlation.current()))
+        first = asyncio.ensure_future(anext(response))
         complete = False
         try:
             done, _ = await asyncio.wait([first], timeout=SLOW_ACKNOWLEDGEMENT_S)
             if not done:
-                raise WorkerLost(f"worker {worker_id} does not answer; try again in a moment")
+                raise WorkerLost(f"worker {worker_id} does not respond; try again in a moment")
             event: Event[Any] = first.result()
             while not isinstance(event, End | Error):
                 yield event
-                event = await anext(messages)
+                event = await anext(response)
             complete = True
             yield event
         except Exception as exc:
             raise error_from_ray(exc, worker_id) from exc
         finally:
             if not complete:
-                abandon(first, messages)
+                abandon(first, response)
 
     return events

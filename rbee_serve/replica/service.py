@@ -1,4 +1,4 @@
-"""A loaded model behind admission, deadlines and ordered events: everything of a replica that does not need Ray."""
+"""A loaded model behind admission, deadlines and ordered events: the parts of a replica that do not need Ray."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
+from weakref import WeakSet
 
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import WorkerLost
-from rbee_serve.events import Error, Event, Progress, Started
+from rbee_serve.events import Event, Progress, Started
 from rbee_serve.replica.admission import Admission
 from rbee_serve.replica.event_stream import ordered
-from rbee_serve.replica.time_limit import RequestTimer
+from rbee_serve.replica.request_timer import RequestTimer
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import EncodedResult, Result
 from rbee_serve.validation.limits import with_limits
@@ -20,12 +21,12 @@ from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.spec import WorkerSpec
 from rbee_serve.worker.watchdog import Watchdog
 
-POSITION_S = 1.0
-"""How often a waiting request is told its position, if that has changed."""
+POSITION_PERIOD_S = 1.0
+"""How often a queued request gets its position as an event, if that has changed."""
 
 
 class WorkerService:
-    """Answers requests with events."""
+    """Turns requests into events."""
 
     def __init__(
         self,
@@ -43,74 +44,50 @@ class WorkerService:
             worker.max_ongoing_requests or spec.default_max_ongoing_requests, worker.max_queued_requests, on_change
         )
         self._worker = worker
-        self._limits: set[RequestTimer] = set()
+        self._timers: WeakSet[RequestTimer] = WeakSet()  # a timer lives as long as its stream
 
     def events(self, request: InferenceRequest) -> AsyncGenerator[Event[Any], None]:
-        """Every event of a request: `started`, its position while it waits, then the backend's, and the end.
+        """All events of a request: `started`, queue positions, the backend's events, and the end.
 
-        What prevents the work is raised before the first event: `InsufficientResources`, `InferenceTimeout`, or the
-        backend's own refusal. Closing the generator stops the work.
+        A failure before the first event is raised: `InsufficientResources`, `InferenceTimeout`, or the backend's own
+        refusal. Closing the generator cancels the request.
         """
         timeout_s = min(request.timeout_s or self._worker.timeout_s, self._worker.timeout_s)
-        return self._bounded(timeout_s, self._admitted(request))
+        timer = RequestTimer(timeout_s)
+        self._timers.add(timer)
+        return timer.limit(self._admitted(request))
 
     async def encode_result(self, request: InferenceRequest, result: Result) -> EncodedResult:
-        """What a client gets that wants no stream: the worker type's own form, where the request asks for one, or
+        """The body of a response that is not a stream: the worker type's own format if the request selects one, else
         JSON."""
         if self.spec.encode_result is not None:
-            made = await asyncio.to_thread(self.spec.encode_result, request, result)
-            if made is not None:
-                return made
+            encoded = await asyncio.to_thread(self.spec.encode_result, request, result)
+            if encoded is not None:
+                return encoded
         return EncodedResult(result.to_json())
 
     def is_healthy(self) -> bool:
-        """Whether the backend is alive, and its engine makes steps while it has work."""
+        """Whether the backend is alive and its engine makes progress while it has work."""
         return self.backend.is_healthy() and not self.steps.is_stalled()
 
     def give_up(self) -> None:
-        """The worker is to be replaced: end every request that it still holds."""
-        for limit in list(self._limits):
-            limit.end_now(WorkerLost("the worker hangs with the request on it and is being replaced; try again later"))
+        """End every running and queued request with `WorkerLost`, because the worker is being replaced."""
+        for timer in list(self._timers):
+            timer.end(WorkerLost("the worker stopped making progress and is being replaced; try again later"))
 
     async def _admitted(self, request: InferenceRequest) -> AsyncGenerator[Event[Any], None]:
         request.job_id = request.job_id or new_id("job")
         started = Started.now(request.job_id, self._worker.served_name)
-        with self.admission.enter() as place:
-            told = 0
-            while not place.admitted:
-                if told == 0:
+        with self.admission.enter() as slot:
+            reported = 0
+            while not slot.admitted:
+                if reported == 0:
                     yield started
-                if place.position not in (0, told):
-                    told = place.position
-                    yield Progress(step=told, total=self.admission.queued, kind="queued")
-                await place.wait(POSITION_S)
-            work = ordered(started, self.backend.execute(request), announced=told > 0)
-            async with aclosing(work):
-                async for event in work:
-                    yield event
-
-    async def _bounded(
-        self, timeout_s: float, events: AsyncGenerator[Event[Any], None]
-    ) -> AsyncGenerator[Event[Any], None]:
-        """`events`, until `timeout_s` seconds from now, or until the worker is given up. What is late is stopped; the
-        client is told in the way that is left: by an exception before the first event, by an `Error` event after it."""
-        limit = RequestTimer(timeout_s)
-        self._limits.add(limit)
-        begun = False
-        try:
+                if slot.position not in (0, reported):
+                    reported = slot.position
+                    yield Progress(step=reported, total=self.admission.queued, kind="queued")
+                await slot.wait(POSITION_PERIOD_S)
+            events = ordered(started, self.backend.execute(request), started_sent=reported > 0)
             async with aclosing(events):
-                while True:
-                    # Around each event and not around all: no timeout may be in force while the reader is busy.
-                    with limit:
-                        event = await anext(events, None)
-                    if event is None:
-                        return
-                    begun = True
+                async for event in events:
                     yield event
-        except TimeoutError as exc:
-            if not begun:
-                raise limit.error from exc
-            yield Error.from_exception(limit.error)
-        finally:
-            limit.close()
-            self._limits.discard(limit)

@@ -119,6 +119,8 @@ class FramedConnection(asyncio.Protocol, Generic[MessageT]):
 
 def _notice_silence(connected: Any) -> None:
     """A machine that was switched off says nothing: have the kernel ask, and give the connection up after 25 s."""
+    if connected.family == socket.AF_UNIX:
+        return
     options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in options.items():

@@ -1,1 +1,1 @@
-"""The bounds of requests, and every violation of them."""
+"""Validation of requests: parsing, limits, and a report of every violation."""

@@ -1,7 +1,7 @@
-"""Where in a request an error lies: pydantic's `loc` told as a path that the client knows.
+"""The location of an error in a request: pydantic's `loc` as a path in the client's terms.
 
-A `loc` holds more than the client wrote: `("prompt", "list[str]", 3)` names the branch of a union that was tried. To
-leave such parts out, the location is followed through the types of the fields.
+A `loc` has parts that are not in the request: `("prompt", "list[str]", 3)` names the tried branch of a union. To leave
+them out, the `loc` is followed through the types of the fields.
 """
 
 from __future__ import annotations
@@ -16,66 +16,64 @@ from pydantic.fields import FieldInfo
 
 BODY = "body"
 """The path of the request as a whole."""
-MAX_NAME = 64
-"""Longer names are cut: the client chose them, and they come back in every answer."""
-
-Location = tuple[int | str, ...]
+MAX_NAME_CHARACTERS = 64
+"""Longer names are cut: the client chose them, and every error response repeats them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """One place in a request: its `path`, whether it lies within content (a field with `repr=False`), and the names
-    that the object at this place knows, where it is one."""
+class Location:
+    """A location in a request: its `path`, whether it is inside content (a field with `repr=False`), and the field
+    names of the object there, if it is one."""
 
     path: str
     is_content: bool
-    names: tuple[str, ...]
+    field_names: tuple[str, ...]
 
     def child(self, name: str) -> str:
         """The path of a field of this object."""
         return _name(name) if self.path == BODY else f"{self.path}.{_name(name)}"
 
 
-def locate(request_type: type[BaseModel], loc: Location) -> Place:
-    """The place that `loc` points to."""
+def locate(request_type: type[BaseModel], loc: tuple[int | str, ...]) -> Location:
+    """The location of a pydantic `loc` in a request of that type."""
     path, is_content = "", False
-    here = list(_members(request_type))
+    types = list(_members(request_type))
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-            here = [inner for member in here for inner in _items(member)]
+            types = [inner for member in types for inner in _items(member)]
             continue
-        if tagged := _tagged(here, part):
-            here = tagged
+        if tagged := _tagged(types, part):
+            types = tagged
             continue
-        fields = [field for field in (_fields(member).get(part) for member in here) if field is not None]
-        values = [value for member in here for value in _values(member)]
+        fields = [field for field in (_fields(member).get(part) for member in types) if field is not None]
+        values = [value for member in types for value in _values(member)]
         if fields:
             is_content = is_content or any(_is_content(field) for field in fields)
-            here = [inner for field in fields for inner in _members(field.annotation)]
+            types = [inner for field in fields for inner in _members(field.annotation)]
         elif values and part != "[key]":
-            here = values
+            types = values
         else:
-            # The name of a union's branch, or of a validator: the client did not write it.
-            here = [member for member in here if getattr(member, "__name__", None) == part] or here
+            # The name of a union's branch or of a validator, which is not in the request.
+            types = [member for member in types if getattr(member, "__name__", None) == part] or types
             continue
         path += f".{_name(part)}"
-    names = tuple(dict.fromkeys(name for member in here for name in _fields(member)))
-    return Place(path.removeprefix(".") or BODY, is_content, names)
+    field_names = tuple(dict.fromkeys(name for member in types for name in _fields(member)))
+    return Location(path.removeprefix(".") or BODY, is_content, field_names)
 
 
-def shorten(text: str, longest: int) -> str:
-    """`text` in at most `longest` characters that UTF-8 can encode."""
-    text = text[: longest + 1].encode(errors="replace").decode()
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+def shorten(text: str, max_characters: int) -> str:
+    """`text` cut to `max_characters` characters that UTF-8 can encode."""
+    text = text[: max_characters + 1].encode(errors="replace").decode()
+    return text if len(text) <= max_characters else text[: max_characters - 1] + "…"
 
 
 def _name(name: str) -> str:
-    return shorten(name, MAX_NAME) or '""'
+    return shorten(name, MAX_NAME_CHARACTERS) or '""'
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """The types that a value may have: unions and annotations are taken apart."""
+    """The possible types of a value: the members of a union, without annotations."""
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _members(get_args(annotation)[0])
@@ -87,8 +85,8 @@ def _members(annotation: Any) -> Iterator[Any]:
 
 
 def _tagged(members: list[Any], tag: str) -> list[Any]:
-    """Of several models those with a field that can be nothing but `tag`: the branch of a tagged union. A model may
-    have a field of that name as well."""
+    """The branch of a tagged union: of several models, those with a field whose only value is `tag`. A model may also
+    have a field of that name."""
     found = [
         member for member in members if any(get_args(field.annotation) == (tag,) for field in _fields(member).values())
     ]
@@ -96,7 +94,7 @@ def _tagged(members: list[Any], tag: str) -> list[Any]:
 
 
 def _fields(member: Any) -> dict[str, FieldInfo]:
-    """The fields of a model, by the names that a client uses."""
+    """The fields of a model by their names in the request."""
     if not (isinstance(member, type) and issubclass(member, BaseModel)):
         return {}
     return {alias: field for name, field in member.model_fields.items() for alias in _names(name, field)}
@@ -126,7 +124,7 @@ def _is_mapping(member: Any) -> bool:
 
 
 def _is_content(field: FieldInfo) -> bool:
-    """`repr=False`, also where it was written at a member of a union, where pydantic passes over it."""
+    """Whether the field has `repr=False`, also on a member of a union, where pydantic ignores it."""
     return not field.repr or any(
         isinstance(mark, FieldInfo) and not mark.repr
         for member in get_args(field.annotation)

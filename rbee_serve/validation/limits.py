@@ -1,4 +1,4 @@
-"""A request type with other maxima: what `limits:` of a worker's configuration does."""
+"""Request types with other maxima, for `limits:` of a worker's configuration."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ RequestT = TypeVar("RequestT", bound=InferenceRequest)
 _Number = int | float
 
 _MAXIMA = (Le, Lt, MaxLen)
-_originals: dict[type[InferenceRequest], type[InferenceRequest]] = {}
-"""By each class that was made here, the one that other processes know too."""
+_base_types: dict[type[InferenceRequest], type[InferenceRequest]] = {}
+"""From each class created here to the class that other processes can import."""
 
 
 def with_limits(request_type: type[RequestT], limits: Mapping[str, _Number]) -> type[RequestT]:
-    """`request_type` with the given maxima, by field, in place of its own; the type itself if there are none.
+    """`request_type` with the given maxima by field; the type itself if there are none.
 
-    A maximum is the upper bound of a number or the greatest length of a text or list. Where a default is above its
-    lowered maximum, the maximum is the default. The same arguments give the same class. Its instances pickle as
-    `request_type`: a class that exists in one process only must not cross to another.
+    A maximum is the upper bound of a number or the maximum length of a text or list. A default above its maximum is
+    lowered to it. The same arguments return the same class. Its instances pickle as `request_type`, because the new
+    class exists in this process only.
 
-    Raises `ConfigurationError`, one line for each limit that cannot be kept.
+    Raises `ConfigurationError` with one line for each limit that cannot be applied.
     """
     if not limits:
         return request_type
@@ -40,14 +40,14 @@ def with_limits(request_type: type[RequestT], limits: Mapping[str, _Number]) -> 
 @lru_cache(maxsize=256, typed=True)
 def _limited(request_type: type[InferenceRequest], limits: tuple[tuple[str, _Number], ...]) -> type[InferenceRequest]:
     fields: dict[str, Any] = {}
-    faults: list[str] = []
+    errors: list[str] = []
     for name, maximum in limits:
         try:
             fields[name] = _field(request_type.model_fields.get(name), maximum)
         except ConfigurationError as exc:
-            faults.append(f"limits.{name}: {exc}")
-    if faults:
-        raise ConfigurationError("\n".join(faults))
+            errors.append(f"limits.{name}: {exc}")
+    if errors:
+        raise ConfigurationError("\n".join(errors))
     limited = create_model(
         request_type.__name__,
         __base__=request_type,
@@ -55,13 +55,13 @@ def _limited(request_type: type[InferenceRequest], limits: tuple[tuple[str, _Num
         __doc__=request_type.__doc__,
         **fields,
     )
-    _originals[limited] = _originals.get(request_type, request_type)
+    _base_types[limited] = _base_types.get(request_type, request_type)
     limited.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
     return limited
 
 
 def _reduce(request: InferenceRequest) -> tuple[Any, ...]:
-    return _restore, (_originals[type(request)], request.__getstate__())
+    return _restore, (_base_types[type(request)], request.__getstate__())
 
 
 def _restore(request_type: type[InferenceRequest], state: dict[Any, Any]) -> InferenceRequest:
@@ -71,16 +71,16 @@ def _restore(request_type: type[InferenceRequest], state: dict[Any, Any]) -> Inf
 
 
 def _field(field: FieldInfo | None, maximum: _Number) -> Any:
-    """The field with another maximum, as `create_model` wants it."""
+    """The field with another maximum, as `create_model` takes it."""
     if field is None:
         raise ConfigurationError("the request has no such field")
     old = _maximum(field.annotation, field.metadata)
     if old is None:
-        raise ConfigurationError("the field has no maximum that could be replaced")
+        raise ConfigurationError("the field has no maximum to replace")
     if isinstance(maximum, bool) or not math.isfinite(maximum):
-        raise ConfigurationError("a maximum is a finite number")
-    if not isinstance(maximum, int) and (isinstance(old, MaxLen) or not _holds_float(field.annotation)):
-        raise ConfigurationError(f"must be a whole number, and {maximum} is not")
+        raise ConfigurationError("must be a finite number")
+    if not isinstance(maximum, int) and (isinstance(old, MaxLen) or not _accepts_float(field.annotation)):
+        raise ConfigurationError(f"must be an integer, not {maximum}")
     parts = field.asdict()
     attributes = dict(parts["attributes"])
     annotation, metadata = _replace(parts["annotation"], parts["metadata"], maximum)
@@ -94,11 +94,11 @@ def _field(field: FieldInfo | None, maximum: _Number) -> Any:
 
 
 def _check_default(bounded: Any, default: Any, maximum: _Number) -> None:
-    """Refuse a maximum below the field's minimum, and one that cuts a default to what the field does not allow."""
+    """Refuse a maximum that makes the default invalid."""
     try:
         TypeAdapter(bounded).validate_python(default)
     except ValidationError:
-        raise ConfigurationError(f"with {maximum} as maximum the default, {default!r}, is not allowed") from None
+        raise ConfigurationError(f"the default {default!r} is not valid with the maximum {maximum}") from None
 
 
 def _maximum(annotation: Any, metadata: list[Any]) -> Le | Lt | MaxLen | None:
@@ -143,7 +143,7 @@ def _flat(metadata: list[Any]) -> Iterator[Any]:
         yield from constraint.metadata if isinstance(constraint, FieldInfo) else (constraint,)
 
 
-def _holds_float(annotation: Any) -> bool:
+def _accepts_float(annotation: Any) -> bool:
     return annotation is float or any(member is float for member, _ in _members(annotation))
 
 
@@ -153,6 +153,6 @@ def _minimum(constraint: Any) -> _Number | None:
             return cast(_Number, ge)
         case Gt(gt):
             return cast(_Number, gt)
-        case MinLen(least):
-            return least
+        case MinLen(min_length):
+            return min_length
     return None

@@ -1,10 +1,10 @@
-"""A request's JSON as a checked request, or every violation in it. The ingress and the replica both call this.
+"""From the JSON of a request to a validated request, or to every violation in it. Ingress and replica both call this.
 
-    bytes ── is it JSON of bearable size? ──→ pydantic ──→ request
-                        └── no                   └── no ──→ InvalidRequest with one Violation for each fault
+    bytes ── check_body ──→ pydantic ──→ request
+                 └───────────────┴─────→ InvalidRequest with one Violation for each error
 
-The cost is bounded by the size of the body, whatever is in it: what would make many errors slowly is refused before,
-and only the first errors are told. Where a key is given twice, the last one counts, as in most parsers.
+The size of the body bounds the cost, whatever it contains: bodies that would produce many errors slowly are refused
+first, and only the first errors are listed. Of duplicate keys the last one counts, as in most parsers.
 """
 
 from __future__ import annotations
@@ -26,57 +26,57 @@ __all__ = ["parse", "parse_object", "violated", "with_limits"]
 RequestT = TypeVar("RequestT", bound=InferenceRequest)
 
 MAX_VIOLATIONS = 64
-"""So many are told; the rest is counted."""
+"""At most this many are listed; the rest is counted."""
 MAX_ERRORS = 1000
-"""Beyond this many they are only counted: to have pydantic list them costs 13 µs and half a kilobyte each."""
+"""More pydantic errors are only counted: listing one costs 13 µs and half a kilobyte."""
 MAX_VALUES = 100_000
-"""Values in a body, give or take its keys and brackets. A wrong one costs pydantic 3 µs."""
+"""Values in a body, counted by commas. An invalid one costs pydantic 3 µs."""
 
 _STRING = re.compile(rb'"[^"]*"')
 _POSITION = re.compile(r" at (line \d+ column \d+)$")
 _NOT_UTF8 = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff", b"\x00")
 
 
-def check_form(body: bytes) -> None:
-    """Raise `InvalidRequest` where `body` is not in UTF-8, or holds so many values that reading them would be slow."""
+def check_body(body: bytes) -> None:
+    """Raise `InvalidRequest` if `body` is not UTF-8 or has more than `MAX_VALUES` values."""
     if body.startswith(_NOT_UTF8) or body[1:2] == b"\x00":
         raise InvalidRequest.of_field(BODY, "json", "must be UTF-8 without a byte order mark")
     if _has_too_many_values(body):
-        raise InvalidRequest.of_field(BODY, f"values <= {MAX_VALUES}", f"must not hold more than {MAX_VALUES} values")
+        raise InvalidRequest.of_field(BODY, f"values <= {MAX_VALUES}", f"must have at most {MAX_VALUES} values")
 
 
 def parse(request_type: type[RequestT], body: bytes) -> RequestT:
-    """The request that `body` holds as JSON. Raises `InvalidRequest` with every violation."""
-    check_form(body)
-    return _checked(request_type, lambda: request_type.model_validate_json(body))
+    """The request in a JSON body. Raises `InvalidRequest` with every violation."""
+    check_body(body)
+    return _validated(request_type, lambda: request_type.model_validate_json(body))
 
 
 def parse_object(request_type: type[RequestT], fields: dict[str, Any]) -> RequestT:
-    """The request that has these fields, for callers in Python. Raises `InvalidRequest` as `parse` does."""
-    return _checked(request_type, lambda: request_type.model_validate(fields))
+    """The request with these fields, for callers in Python. Raises `InvalidRequest` as `parse` does."""
+    return _validated(request_type, lambda: request_type.model_validate(fields))
 
 
-def _checked(request_type: type[RequestT], validate: Callable[[], RequestT]) -> RequestT:
+def _validated(request_type: type[RequestT], validate: Callable[[], RequestT]) -> RequestT:
     try:
         return validate()
     except ValidationError as exc:
         violations = _violations(request_type, exc)
-    except ValueError:  # from within pydantic, about an integer of thousands of digits in a Python object
-        violations = [Violation(BODY, "finite", "holds a number that is too large")]
+    except ValueError:  # raised inside pydantic for an integer of thousands of digits in a Python object
+        violations = [Violation(BODY, "finite", "has a number that is too large")]
     raise InvalidRequest.because(violations)
 
 
 def _violations(request_type: type[InferenceRequest], exc: ValidationError) -> list[Violation]:
     count = exc.error_count()
     if count > MAX_ERRORS:
-        return [Violation(BODY, "valid", f"has {count} faults, which is too many to list")]
+        return [Violation(BODY, "valid", f"has {count} errors, too many to list")]
     errors = exc.errors(include_url=False)
     if errors[0]["type"] == "json_invalid":
         return [_bad_json(str(errors[0].get("ctx", {}).get("error", "")))]
     violations = merged([violation_of(request_type, error) for error in errors])
     rest = len(violations) - MAX_VIOLATIONS
     if rest > 0:
-        return [*violations[:MAX_VIOLATIONS], Violation(BODY, "valid", f"has {rest} more faults")]
+        return [*violations[:MAX_VIOLATIONS], Violation(BODY, "valid", f"has {rest} more errors")]
     return violations
 
 
@@ -85,17 +85,17 @@ def _bad_json(reason: str) -> Violation:
     if reason.startswith("EOF while parsing a value at line 1 column 0"):
         return Violation(BODY, "json", "is empty; send a JSON object")
     if reason.startswith("recursion limit"):
-        return Violation(BODY, "depth", f"is nested too deep at {position}")
+        return Violation(BODY, "depth", f"is nested too deeply at {position}")
     if reason.startswith("number out of range"):
-        return Violation(BODY, "json", f"holds a number with too many digits at {position}")
-    return Violation(BODY, "json", f"is not valid JSON in UTF-8; look at {position}")
+        return Violation(BODY, "json", f"has a number with too many digits at {position}")
+    return Violation(BODY, "json", f"is not valid UTF-8 JSON; see {position}")
 
 
 def _has_too_many_values(body: bytes) -> bool:
-    """Counts the commas outside of strings, in time that grows with the body and by a few passes in C only."""
+    """Counts commas outside strings in linear time, with a few passes in C."""
     if body.count(b",") < MAX_VALUES:
         return False
-    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    if bare.count(b'"') > 4 * MAX_VALUES:  # each value and each key is at most one string
+    unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    if unescaped.count(b'"') > 4 * MAX_VALUES:  # each value and each key is at most one string
         return True
-    return _STRING.sub(b"", bare).count(b",") >= MAX_VALUES
+    return _STRING.sub(b"", unescaped).count(b",") >= MAX_VALUES

@@ -1,7 +1,7 @@
-"""One violation for each pydantic error, in sentences of our own.
+"""One violation for each pydantic error, with messages of our own.
 
-A sentence of pydantic's may quote the input, and the input may be a prompt. So nothing that pydantic says is passed on:
-its error types are translated here, and a type that is not known here becomes "is not valid".
+A pydantic message may quote the input, which may be a prompt, so none is sent to the client: each error type has a
+message here, and an unknown type becomes "is not valid".
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rbee_serve.errors import Violation
-from rbee_serve.validation.field_path import BODY, Place, locate, shorten
+from rbee_serve.validation.field_path import BODY, Location, locate, shorten
 
-MAX_SENTENCE = 240
-MAX_VALUE = 64
-"""Longer texts are not shown: they might be content of a field that nobody thought of as one."""
+MAX_MESSAGE_CHARACTERS = 240
+MAX_VALUE_CHARACTERS = 64
+"""Longer texts are not returned: they may be content of a field that is not declared as such."""
 
 _RULES = {
     "missing": ("required", "is required"),
@@ -37,13 +37,13 @@ _RULES = {
     "bytes_too_long": ("length <= {max_length}", "must have at most {max_length} bytes"),
     "too_short": ("length >= {min_length}", "must have at least {min_length} items"),
     "too_long": ("length <= {max_length}", "must have at most {max_length} items"),
-    "base64": ("base64", "must be base64, or a data URL with base64"),
+    "base64": ("base64", "must be base64 or a base64 data URL"),
     "string_pattern_mismatch": ("pattern: {pattern}", "must match {pattern}"),
-    "string_unicode": ("unicode", "must be text without lone surrogates"),
+    "string_unicode": ("unicode", "must be valid Unicode without lone surrogates"),
     "literal_error": ("one of: {expected}", "must be one of {expected}"),
     "enum": ("one of: {expected}", "must be one of {expected}"),
-    "union_tag_invalid": ("one of: {expected_tags}", "its {discriminator} must be one of {expected_tags}"),
-    "union_tag_not_found": ("required: {discriminator}", "needs the field {discriminator}"),
+    "union_tag_invalid": ("one of: {expected_tags}", "must have one of {expected_tags} as {discriminator}"),
+    "union_tag_not_found": ("required: {discriminator}", "must have the field {discriminator}"),
     "invalid_key": ("type: string", "must have strings as keys"),
 }
 _TYPES = {
@@ -68,55 +68,56 @@ _TYPES = {
 _TYPE_ERROR = re.compile(r"(\w+?)_(?:type|parsing|parsing_size|from_float|required)")
 _ARTICLE = {"null": "", "integer": "an ", "array": "an ", "object": "a JSON "}
 _FIELD_FIRST = re.compile(r"([A-Za-z_]\w*)(?::\s*|\s+)(\S.*)", re.DOTALL)
-_BORDER = re.compile(r"[.\[]")
+_SEPARATOR = re.compile(r"[.\[]")
 _VIOLATED = "violated"
 
 
 def violated(field: str, constraint: str, message: str) -> PydanticCustomError:
-    """What a validator raises about one field: `raise violated("width", "width * height <= 1048576", "choose a …")`.
+    """The exception for a validator to raise about one field: `raise violated("width", "width * height <= 1048576",
+    "choose a …")`.
 
-    A plain `ValueError` will do too: its text is shown to the client, and where it begins with the name of a field
-    (`min_tokens must not be …`) the violation is that field's. The text of any other exception is never shown.
+    A plain `ValueError` also works: the client gets its message, and if that begins with the name of a field
+    (`min_tokens must not be …`) the violation belongs to that field. The message of any other exception is never sent.
     """
     return PydanticCustomError(_VIOLATED, "{message}", {"field": field, "constraint": constraint, "message": message})
 
 
 def violation_of(request_type: type[BaseModel], error: ErrorDetails) -> Violation:
-    """What `error` says about a request of that type."""
+    """The violation for a pydantic error about a request of that type."""
     kind, loc, context = error["type"], error["loc"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown_field(locate(request_type, loc[:-1]), str(loc[-1]))
-    place = locate(request_type, loc)
+    location = locate(request_type, loc)
     if kind == _VIOLATED:
-        return _violation(place.child(context["field"]), context["constraint"], context["message"])
+        return _violation(location.child(context["field"]), context["constraint"], context["message"])
     if kind == "value_error":
-        return _broken_rule(place, context["error"])
+        return _broken_rule(location, context["error"])
     if kind in _RULES:
-        words = {name: _plain(value) for name, value in context.items()}
-        constraint, message = (template.format_map(words) for template in _RULES[kind])
-        if words.get("min_length") == "1":
+        values = {name: _plain(value) for name, value in context.items()}
+        constraint, message = (template.format_map(values) for template in _RULES[kind])
+        if values.get("min_length") == "1":
             message = "must not be empty"
     elif (match := _TYPE_ERROR.fullmatch(kind)) and match[1] in _TYPES:
         constraint, message = _type_rule([_TYPES[match[1]]])
     else:
         constraint, message = kind, "is not valid"
-    violation = _violation(place.path, constraint, message)
+    violation = _violation(location.path, constraint, message)
     value = error["input"]
-    if kind == "missing" or place.is_content or place.path == BODY or not _is_showable(value):
+    if kind == "missing" or location.is_content or location.path == BODY or not _is_showable(value):
         return violation
     return replace(violation, value=value, has_value=True)
 
 
 def merged(violations: Sequence[Violation]) -> list[Violation]:
-    """One violation where a union made several.
+    """One violation per location for the several errors of a union.
 
-    Each branch of a union complains. One that got past the type knows best what is wrong, so complaints about the type
-    of the same place are dropped beside it; where all are about the type they become one: `type: string | array`.
+    Each branch of a union reports an error. One that is not about the type is the most specific, so type errors at the
+    same location are dropped beside it. If all are type errors they become one: `type: string | array`.
     """
     by_field: dict[str, list[Violation]] = {}
     for violation in violations:
         by_field.setdefault(violation.field, []).append(violation)
-    parents = {field[: border.start()] for field in by_field for border in _BORDER.finditer(field)}
+    parents = {field[: separator.start()] for field in by_field for separator in _SEPARATOR.finditer(field)}
     result: list[Violation] = []
     for field, found in by_field.items():
         others = [violation for violation in found if not violation.constraint.startswith("type: ")]
@@ -134,37 +135,37 @@ def _type_rule(names: list[str]) -> tuple[str, str]:
     return "type: " + " | ".join(names), f"must be {described}"
 
 
-def _unknown_field(parent: Place, name: str) -> Violation:
+def _unknown_field(parent: Location, name: str) -> Violation:
     message = "is not a field of this request" if parent.path == BODY else "is not a field of this object"
-    # A long name is nobody's slip, and likening is slow.
-    near = difflib.get_close_matches(name.lower(), parent.names, n=1) if len(name) <= MAX_VALUE else []
+    # A long name is no typing error, and matching it is slow.
+    near = difflib.get_close_matches(name.lower(), parent.field_names, n=1) if len(name) <= MAX_VALUE_CHARACTERS else []
     return _violation(parent.child(name), "unknown field", f"{message}; did you mean {near[0]}?" if near else message)
 
 
-def _broken_rule(place: Place, cause: Exception) -> Violation:
-    """What a validator's `ValueError` says. A subclass is somebody else's error, which may quote the input."""
-    sentence = str(cause) if type(cause) is ValueError else "is not valid"
-    match = _FIELD_FIRST.fullmatch(sentence)
-    if match and match[1] in place.names:
-        return _violation(place.child(match[1]), "rule", match[2])
-    return _violation(place.path, "rule", sentence)
+def _broken_rule(location: Location, cause: Exception) -> Violation:
+    """The message of a validator's `ValueError`. A subclass comes from another library and may quote the input."""
+    message = str(cause) if type(cause) is ValueError else "is not valid"
+    match = _FIELD_FIRST.fullmatch(message)
+    if match and match[1] in location.field_names:
+        return _violation(location.child(match[1]), "rule", match[2])
+    return _violation(location.path, "rule", message)
 
 
 def _violation(field: str, constraint: str, message: str) -> Violation:
-    return Violation(field, shorten(constraint, MAX_SENTENCE), shorten(message, MAX_SENTENCE))
+    return Violation(field, shorten(constraint, MAX_MESSAGE_CHARACTERS), shorten(message, MAX_MESSAGE_CHARACTERS))
 
 
 def _plain(value: Any) -> str:
-    """A bound as JSON would have it, a list of choices without its quotes: `'a', 'b' or 'c'` is `a, b, c`."""
+    """A bound as in JSON; a list of choices without quotes: `'a', 'b' or 'c'` is `a, b, c`."""
     if isinstance(value, str):
         return value.replace("' or '", "', '").replace("'", "")
     return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _is_showable(value: Any) -> bool:
-    """Whether the value is a scalar that JSON can hold, and short."""
+    """Whether the value is short and a JSON scalar."""
     if isinstance(value, str):
-        return len(value) <= MAX_VALUE and shorten(value, MAX_VALUE) == value
-    if isinstance(value, int):  # so is a boolean
+        return len(value) <= MAX_VALUE_CHARACTERS and shorten(value, MAX_VALUE_CHARACTERS) == value
+    if isinstance(value, int):  # includes booleans
         return -(2**63) <= value < 2**64
     return value is None or (isinstance(value, float) and math.isfinite(value))

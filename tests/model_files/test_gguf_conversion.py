@@ -1,3 +1,7 @@
+"""The conversion of a GGUF file and its cache, with a fast writer in place of the real one."""
+
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
@@ -19,7 +23,7 @@ WRITER = "rbee_serve.model_files.gguf_to_transformers.write_transformers_model"
 
 
 class TinyWriter:
-    """Writes a folder as the real one does, in milliseconds, and counts."""
+    """Writes a model folder in milliseconds and counts its calls."""
 
     def __init__(self, seconds: float = 0, error: Exception | None = None) -> None:
         self.calls, self.seconds, self.error = 0, seconds, error
@@ -46,52 +50,52 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> TinyWriter:
     return tiny
 
 
-def quiet(progress: LoadProgress) -> None:
-    """Nobody listens."""
+def ignored(progress: LoadProgress) -> None:
+    """Ignore the progress."""
 
 
 def test_a_file_is_converted_once(gguf: Path, tmp_path: Path, writer: TinyWriter) -> None:
-    first = converted_gguf(gguf, quiet, cache_dir=tmp_path / "cache")
-    assert first == converted_gguf(gguf, quiet, cache_dir=tmp_path / "cache")
+    first = converted_gguf(gguf, ignored, cache_dir=tmp_path / "cache")
+    assert first == converted_gguf(gguf, ignored, cache_dir=tmp_path / "cache")
     assert (first.parent, first.name.startswith("tiny-float32-"), writer.calls) == (tmp_path / "cache", True, 1)
 
 
-def test_another_type_another_time_and_another_content_are_converted_again(
+def test_another_dtype_modification_time_or_content_is_converted_again(
     gguf: Path, tmp_path: Path, writer: TinyWriter
 ) -> None:
     folders = {
-        converted_gguf(gguf, quiet, cache_dir=tmp_path),
-        converted_gguf(gguf, quiet, cache_dir=tmp_path, dtype="bfloat16"),
+        converted_gguf(gguf, ignored, cache_dir=tmp_path),
+        converted_gguf(gguf, ignored, cache_dir=tmp_path, dtype="bfloat16"),
     }
     os.utime(gguf, (1, 1))
-    folders.add(converted_gguf(gguf, quiet, cache_dir=tmp_path))
+    folders.add(converted_gguf(gguf, ignored, cache_dir=tmp_path))
     gguf.write_bytes(gguf_bytes([ARCHITECTURE, metadata("a", 0, b"\1")]))
     os.utime(gguf, (1, 1))
-    folders.add(converted_gguf(gguf, quiet, cache_dir=tmp_path))
+    folders.add(converted_gguf(gguf, ignored, cache_dir=tmp_path))
     assert (len(folders), writer.calls) == (4, 4)
 
 
-@pytest.mark.parametrize("harm", ["model.safetensors", "config.json"])
-def test_a_damaged_conversion_is_made_again(gguf: Path, tmp_path: Path, writer: TinyWriter, harm: str) -> None:
-    folder = converted_gguf(gguf, quiet, cache_dir=tmp_path)
-    if harm == "config.json":
-        (folder / harm).unlink()
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json"])
+def test_a_damaged_conversion_is_repeated(gguf: Path, tmp_path: Path, writer: TinyWriter, damaged: str) -> None:
+    folder = converted_gguf(gguf, ignored, cache_dir=tmp_path)
+    if damaged == "config.json":
+        (folder / damaged).unlink()
     else:
-        os.truncate(folder / harm, 90)
-    assert converted_gguf(gguf, quiet, cache_dir=tmp_path) == folder
+        os.truncate(folder / damaged, 90)
+    assert converted_gguf(gguf, ignored, cache_dir=tmp_path) == folder
     assert writer.calls == 2
-    assert converted_gguf(gguf, quiet, cache_dir=tmp_path) == folder
+    assert converted_gguf(gguf, ignored, cache_dir=tmp_path) == folder
     assert writer.calls == 2
 
 
-def test_those_that_want_the_same_at_once_wait_for_the_first(
+def test_concurrent_conversions_of_one_file_wait_for_the_first(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = TinyWriter(seconds=0.3)
     monkeypatch.setattr(WRITER, slow)
     folders: list[Path] = []
     threads = [
-        threading.Thread(target=lambda: folders.append(converted_gguf(gguf, quiet, cache_dir=tmp_path)))
+        threading.Thread(target=lambda: folders.append(converted_gguf(gguf, ignored, cache_dir=tmp_path)))
         for _ in range(4)
     ]
     for thread in threads:
@@ -104,47 +108,47 @@ def test_those_that_want_the_same_at_once_wait_for_the_first(
 @pytest.mark.parametrize(
     ("raised", "expected"),
     [
-        (ValueError("a text of another library"), ConfigurationError),
+        (ValueError("a message of another library"), ConfigurationError),
         (MemoryError(), InsufficientResources),
         (OSError(28, "No space left on device"), InsufficientResources),
         (PermissionError(13, "Permission denied"), ConfigurationError),
     ],
 )
-def test_a_conversion_that_fails_leaves_nothing_behind_and_a_sentence(
+def test_a_failed_conversion_leaves_no_files_and_names_the_model(
     gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: Exception, expected: type[Exception]
 ) -> None:
     monkeypatch.setattr(WRITER, TinyWriter(error=raised))
     with pytest.raises(expected, match=r"tiny\.gguf") as caught:
-        converted_gguf(gguf, quiet, cache_dir=tmp_path / "cache")
+        converted_gguf(gguf, ignored, cache_dir=tmp_path / "cache")
     assert "another library" not in str(caught.value)
     assert [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []
 
 
-def test_what_a_killed_process_left_is_cleared_away(gguf: Path, tmp_path: Path, writer: TinyWriter) -> None:
-    folder = converted_gguf(gguf, quiet, cache_dir=tmp_path)
+def test_files_of_a_killed_conversion_are_removed(gguf: Path, tmp_path: Path, writer: TinyWriter) -> None:
+    folder = converted_gguf(gguf, ignored, cache_dir=tmp_path)
     partial = folder.rename(folder.with_name(f".{folder.name}.partial"))
-    assert converted_gguf(gguf, quiet, cache_dir=tmp_path) == folder
+    assert converted_gguf(gguf, ignored, cache_dir=tmp_path) == folder
     assert not partial.exists()
 
 
-def test_a_model_that_the_disk_cannot_hold_is_refused_with_numbers(tmp_path: Path, writer: TinyWriter) -> None:
+def test_a_model_larger_than_the_free_disk_is_refused_with_numbers(tmp_path: Path, writer: TinyWriter) -> None:
     rows = 2**30 // 256
     path = tmp_path / "huge.gguf"
     # 1-bit weights: sparse files of a few hundred GB that would become many TB.
     path.write_bytes(gguf_bytes(tensors=[("w", (256, rows * 16_000), 19, 0, b"")]))
     os.truncate(path, path.stat().st_size + rows * 16_000 * 50)
     with pytest.raises(InsufficientResources, match=r"becomes 68,719,477 MB of float32, but the disk .* has only"):
-        converted_gguf(path, quiet, cache_dir=tmp_path / "cache")
+        converted_gguf(path, ignored, cache_dir=tmp_path / "cache")
     assert writer.calls == 0
 
 
-def test_a_model_that_the_memory_cannot_hold_is_refused_with_numbers(
+def test_a_model_larger_than_the_free_memory_is_refused_with_numbers(
     gguf: Path, tmp_path: Path, writer: TinyWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = psutil.virtual_memory()._replace(available=1_000_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    with pytest.raises(InsufficientResources, match=r"only 1 MB of memory are free and 134 MB are needed"):
-        converted_gguf(gguf, quiet, cache_dir=tmp_path)
+    with pytest.raises(InsufficientResources, match=r"only 1 MB of memory are free and the conversion needs 134 MB"):
+        converted_gguf(gguf, ignored, cache_dir=tmp_path)
     assert writer.calls == 0
 
 
@@ -152,16 +156,16 @@ def test_a_part_of_a_split_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tiny-00001-of-00002.gguf"
     path.write_bytes(gguf_bytes([ARCHITECTURE, metadata("split.count", 2, b"\2\0")]))
     with pytest.raises(ConfigurationError, match="one part of a split GGUF"):
-        converted_gguf(path, quiet, cache_dir=tmp_path)
+        converted_gguf(path, ignored, cache_dir=tmp_path)
 
 
-def test_a_cache_that_cannot_be_written_is_named(gguf: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="cannot hold the converted"):
-        converted_gguf(gguf, quiet, cache_dir=tmp_path / "file" / "cache")
+        converted_gguf(gguf, ignored, cache_dir=tmp_path / "file" / "cache")
 
 
-def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "rbee-serve" / "models"
     for ignored in ("", "relative/path"):
@@ -170,7 +174,7 @@ def test_the_cache_is_where_xdg_says(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 
 def test_a_second_call_imports_no_model_library(gguf: Path, tmp_path: Path, writer: TinyWriter) -> None:
-    folder = converted_gguf(gguf, quiet, cache_dir=tmp_path)
+    folder = converted_gguf(gguf, ignored, cache_dir=tmp_path)
     program = f"""
 import sys
 from pathlib import Path

@@ -1,3 +1,7 @@
+"""The header of a GGUF file: valid files of every kind, and the refusal of broken ones."""
+
+from __future__ import annotations
+
 import os
 import struct
 import time
@@ -54,13 +58,13 @@ def test_a_header_is_read(tmp_path: Path, version: int) -> None:
     assert norm.offset == header.data_offset + 64
 
 
-def test_the_types_weigh_what_the_gguf_package_says() -> None:
+def test_the_type_sizes_are_those_of_the_gguf_package() -> None:
     gguf = pytest.importorskip("gguf")
-    theirs = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
-    assert {number: tuple(kind) for number, kind in GGML_TYPES.items()}.items() <= theirs.items()
+    expected = {int(kind): (kind.name, *sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    assert {number: tuple(kind) for number, kind in GGML_TYPES.items()}.items() <= expected.items()
 
 
-def test_a_file_that_the_gguf_package_wrote_is_read(tmp_path: Path) -> None:
+def test_a_file_written_by_the_gguf_package_is_read(tmp_path: Path) -> None:
     gguf, numpy = pytest.importorskip("gguf"), pytest.importorskip("numpy")
     writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
     writer.add_block_count(2)
@@ -96,37 +100,37 @@ BROKEN = {
     "a text file": (b"these are not the weights", "does not begin"),
     "version 1": (gguf_bytes(version=1), "version 1"),
     "big-endian": (b"GGUF" + struct.pack(">I", 3) + bytes(60), "big-endian"),
-    "69 bytes of ones": (b"GGUF" + u32(3) + b"\xff" * 61, "far too many"),
+    "69 bytes of ones": (b"GGUF" + u32(3) + b"\xff" * 61, "too many"),
     "69 bytes with a huge array": (
         (b"GGUF" + u32(3) + u64(0) + u64(1) + text("k") + u32(9) + u32(0) + u64(2**62)).ljust(69, b"\0"),
-        "cut short",
+        "truncated",
     ),
     "69 bytes with many strings": (
         (b"GGUF" + u32(3) + u64(0) + u64(1) + text("k") + u32(9) + u32(8) + u64(2**40)).ljust(69, b"\0"),
         "more than the file can hold",
     ),
-    "a string past the end": (b"GGUF" + u32(3) + u64(0) + u64(1) + text("k") + u32(8) + u64(2**63), "cut short"),
+    "a string past the end": (b"GGUF" + u32(3) + u64(0) + u64(1) + text("k") + u32(8) + u64(2**63), "truncated"),
     "an array of arrays": (gguf_bytes([metadata("k", 9, array(9, 1, array(0, 1, b"\0")))]), "unknown type 9"),
     "an unknown value type": (gguf_bytes([metadata("k", 13, b"\0")]), "unknown type 13"),
     "no architecture": (gguf_bytes([]), "general.architecture"),
-    "a doubled key": (gguf_bytes([ARCHITECTURE, ARCHITECTURE]), "twice"),
-    "a key that is not text": (gguf_bytes([metadata("k", 0, b"\0").replace(b"k", b"\xff")]), "not text"),
+    "a duplicated key": (gguf_bytes([ARCHITECTURE, ARCHITECTURE]), "duplicated"),
+    "a key that is not UTF-8": (gguf_bytes([metadata("k", 0, b"\0").replace(b"k", b"\xff")]), "not UTF-8"),
     "an alignment of 3": (gguf_bytes([ARCHITECTURE, metadata("general.alignment", 4, u32(3))]), "power of two"),
-    "a doubled tensor": (gguf_bytes(tensors=[MATRIX, (MATRIX[0], *NORM[1:])]), "twice"),
+    "a duplicated tensor": (gguf_bytes(tensors=[MATRIX, (MATRIX[0], *NORM[1:])]), "duplicated"),
     "five dimensions": (gguf_bytes(tensors=[("w", (1,) * 5, 0, 0, bytes(4))]), "5 dimensions"),
-    "no elements": (gguf_bytes(tensors=[("w", (4, 0), 0, 0, bytes(4))]), "cannot hold"),
-    "half a block": (gguf_bytes(tensors=[("w", (16, 4), 3, 0, bytes(40))]), "Q4_1 cannot hold"),
+    "no elements": (gguf_bytes(tensors=[("w", (4, 0), 0, 0, bytes(4))]), "do not fit"),
+    "half a block": (gguf_bytes(tensors=[("w", (16, 4), 3, 0, bytes(40))]), "do not fit Q4_1"),
     "an unknown tensor type": (gguf_bytes(tensors=[("w", (4,), 4, 0, bytes(16))]), "unknown type 4"),
     "an offset between": (gguf_bytes(tensors=[("w", (4,), 0, 8, bytes(64))]), "multiple of 32"),
-    "an offset far away": (gguf_bytes(tensors=[("w", (4,), 0, 2**63, bytes(64))]), "cut short"),
-    "dims whose product is huge": (gguf_bytes(tensors=[("w", (2**63, 2**63), 0, 0, bytes(64))]), "cut short"),
+    "an offset far away": (gguf_bytes(tensors=[("w", (4,), 0, 2**63, bytes(64))]), "truncated"),
+    "dims whose product is huge": (gguf_bytes(tensors=[("w", (2**63, 2**63), 0, 0, bytes(64))]), "truncated"),
     "overlapping tensors": (gguf_bytes(tensors=[MATRIX, ("w", (4,), 0, 32, bytes(16))]), "overlaps"),
-    "one byte less": (gguf_bytes(tensors=[("w", (8,), 0, 0, bytes(32))])[:-1], "cut short"),
+    "one byte missing": (gguf_bytes(tensors=[("w", (8,), 0, 0, bytes(32))])[:-1], "truncated"),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_refused_in_one_sentence_that_names_it(tmp_path: Path, kind: str) -> None:
+def test_a_broken_file_is_refused_with_one_sentence_and_its_name(tmp_path: Path, kind: str) -> None:
     content, why = BROKEN[kind]
     with pytest.raises(ConfigurationError, match=why) as caught:
         read(tmp_path, content)
@@ -140,7 +144,7 @@ def test_a_folder_or_a_missing_file_cannot_be_read(tmp_path: Path) -> None:
             read_gguf_header(path)
 
 
-def test_a_file_that_claims_millions_of_strings_and_has_them_is_refused_in_seconds(tmp_path: Path) -> None:
+def test_a_file_with_a_billion_strings_is_refused_in_seconds(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF" + u32(3) + u64(0) + u64(1) + text("k") + u32(9) + u32(8) + u64(2**30))
     os.truncate(path, 2**34)  # sparse: 16 GiB of zeros, each 8 of which are an empty string
@@ -155,7 +159,7 @@ short = settings(max_examples=200, deadline=2000, suppress_health_check=[HealthC
 
 @short
 @given(st.binary(max_size=300))
-def test_random_bytes_behind_the_magic_are_refused(tmp_path: Path, noise: bytes) -> None:
+def test_random_bytes_after_the_magic_are_refused(tmp_path: Path, noise: bytes) -> None:
     with pytest.raises(ConfigurationError):
         read(tmp_path, b"GGUF" + u32(3) + noise)
 
@@ -165,15 +169,15 @@ GOOD = gguf_bytes([ARCHITECTURE, metadata("many", 9, array(8, 3, text("x") * 3))
 
 @short
 @given(st.integers(0, len(GOOD) - 1))
-def test_a_file_that_was_cut_anywhere_is_refused(tmp_path: Path, length: int) -> None:
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, length: int) -> None:
     with pytest.raises(ConfigurationError):
         read(tmp_path, GOOD[:length])
 
 
 @short
 @given(st.integers(0, len(GOOD) - 33), st.integers(0, 255))
-def test_one_wrong_byte_is_refused_or_harmless(tmp_path: Path, place: int, byte: int) -> None:
-    content = GOOD[:place] + bytes([byte]) + GOOD[place + 1 :]
+def test_one_wrong_byte_is_refused_or_harmless(tmp_path: Path, index: int, byte: int) -> None:
+    content = GOOD[:index] + bytes([byte]) + GOOD[index + 1 :]
     try:
         header = read(tmp_path, content)
     except ConfigurationError:

@@ -1,4 +1,4 @@
-"""A language model of a few kilobytes through the whole conversion."""
+"""The whole conversion of a language model of a few kilobytes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ WIDTH, HEADS, FEED_FORWARD = 32, 2, 64
 SPECIAL = ["<s>", "</s>", "<|turn_end|>"]
 
 
-def write_gguf(path: Path, *, architecture: str = "llama", leave_out: str = "") -> Path:
-    """A Llama of one layer with random weights, a vocabulary of single bytes, and an end of turn of its own."""
+def write_gguf(path: Path, *, architecture: str = "llama", without: str = "") -> Path:
+    """A Llama of one layer with random weights, a vocabulary of single bytes, and its own end-of-turn token."""
     import numpy
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -58,7 +58,7 @@ def write_gguf(path: Path, *, architecture: str = "llama", leave_out: str = "") 
     }
     random = numpy.random.default_rng(0)
     for name, shape in shapes.items():
-        if name != leave_out:
+        if name != without:
             writer.add_tensor(name, random.standard_normal(shape, dtype=numpy.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -67,8 +67,8 @@ def write_gguf(path: Path, *, architecture: str = "llama", leave_out: str = "") 
     return path
 
 
-def quiet(progress: LoadProgress) -> None:
-    """Nobody listens."""
+def ignored(progress: LoadProgress) -> None:
+    """Ignore the progress."""
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +77,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_weights_are_those_that_transformers_reads_from_the_gguf(model: Path, tmp_path: Path, dtype: Any) -> None:
+def test_the_weights_equal_those_that_transformers_reads_from_the_gguf(model: Path, tmp_path: Path, dtype: Any) -> None:
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    folder = prepare(f"file:{model}", quiet, cache_dir=tmp_path, dtype=dtype)
+    folder = prepare(f"file:{model}", ignored, cache_dir=tmp_path, dtype=dtype)
     expected = AutoModelForCausalLM.from_pretrained(
         str(model.parent), gguf_file=model.name, dtype=getattr(torch, dtype)
     ).state_dict()
@@ -92,15 +92,15 @@ def test_the_weights_are_those_that_transformers_reads_from_the_gguf(model: Path
     assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
 
 
-def test_the_end_of_a_turn_ends_an_answer_too(model: Path, tmp_path: Path) -> None:
-    folder = prepare(f"file:{model}", quiet, cache_dir=tmp_path)
+def test_end_of_turn_ends_a_generation_too(model: Path, tmp_path: Path) -> None:
+    folder = prepare(f"file:{model}", ignored, cache_dir=tmp_path)
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [1, 2]
 
 
-def test_a_text_begins_as_the_file_says(model: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_adds_bos_and_splits_digits_as_the_file_demands(model: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(prepare(f"file:{model}", quiet, cache_dir=tmp_path)))
+    tokenizer = AutoTokenizer.from_pretrained(str(prepare(f"file:{model}", ignored, cache_dir=tmp_path)))
     assert tokenizer.convert_ids_to_tokens(tokenizer("a 7").input_ids) == ["<s>", "a", "Ġ", "7"]
     assert tokenizer.model_max_length == 64
 
@@ -108,12 +108,15 @@ def test_a_text_begins_as_the_file_says(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"leave_out": "blk.0.attn_q.weight"}, r"lacks 1 tensors .*self_attn\.q_proj\.weight"),
-        ({"architecture": "nobody-knows"}, "of the architecture nobody-knows, which could not be converted"),
+        ({"without": "blk.0.attn_q.weight"}, r"lacks 1 tensors .*self_attn\.q_proj\.weight"),
+        (
+            {"architecture": "unknown-architecture"},
+            "of the architecture unknown-architecture, which could not be converted",
+        ),
     ],
 )
-def test_a_model_that_cannot_be_built_is_refused(tmp_path: Path, change: dict[str, str], why: str) -> None:
+def test_a_model_that_cannot_be_converted_is_refused(tmp_path: Path, change: dict[str, str], why: str) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", **change)
     with pytest.raises(ConfigurationError, match=why):
-        prepare(f"file:{path}", quiet, cache_dir=tmp_path / "cache")
+        prepare(f"file:{path}", ignored, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("tiny*"))

@@ -1,4 +1,4 @@
-"""Downloads from a small hub on this machine: real HTTP, no network."""
+"""Downloads from a local HTTP server that imitates the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rbee_serve.errors import ConfigurationError, InsufficientResources
-from rbee_serve.model_files.hub_download import download, wanted_files
+from rbee_serve.model_files.hub_download import download, files_to_download
 from rbee_serve.model_files.model_ref import HubModel
 from rbee_serve.state import LoadProgress
 
@@ -25,27 +25,27 @@ FILES = {
     "config.json": b"{}",
     "model.safetensors": bytes(range(256)) * 8192,
     "pytorch_model.bin": b"a pickle",
-    "README.md": b"words",
+    "README.md": b"text",
 }
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of one repository as the Hub does; `error` is an `X-Error-Code` that it answers with instead."""
+    """Serves the files of one repository as the Hub does, or fails with `status` and `error` as `X-Error-Code`."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.error, self.status = dict(FILES), "", 404
-        self.fetched: list[str] = []
-        self.claimed: dict[str, int] = {}
+        self.downloads: list[str] = []
+        self.claimed_sizes: dict[str, int] = {}
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-class Answer(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_HEAD(self) -> None:
@@ -53,7 +53,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
-        sizes = {name: self.server.claimed.get(name, len(data)) for name, data in self.server.files.items()}
+        sizes = {name: self.server.claimed_sizes.get(name, len(data)) for name, data in self.server.files.items()}
         if self.server.error:
             self._send(b"{}", self.server.status, {"X-Error-Code": self.server.error, "X-Error-Message": "no"})
         elif path.startswith("/api/models/org/name/tree/"):
@@ -66,7 +66,7 @@ class Answer(BaseHTTPRequestHandler):
             name = path.removeprefix(f"/org/name/resolve/{COMMIT}/")
             data = self.server.files[name]
             if self.command == "GET":
-                self.server.fetched.append(name)
+                self.server.downloads.append(name)
             self._send(data, headers={"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
 
     def _send(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
@@ -78,8 +78,8 @@ class Answer(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class calls it so)
-        """Quiet."""
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the name in the base class)
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -93,39 +93,39 @@ def hub() -> Iterator[Hub]:
     thread.join()
 
 
-def quiet(progress: LoadProgress) -> None:
-    """Nobody listens."""
+def ignored(progress: LoadProgress) -> None:
+    """Ignore the progress."""
 
 
-def test_weights_and_configuration_are_fetched_and_pickles_are_not(hub: Hub, tmp_path: Path) -> None:
-    told: list[LoadProgress] = []
-    folder = download(MODEL, told.append, hub_cache=tmp_path, endpoint=hub.url)
+def test_weights_and_configuration_are_downloaded_and_pickles_are_not(hub: Hub, tmp_path: Path) -> None:
+    reports: list[LoadProgress] = []
+    folder = download(MODEL, reports.append, hub_cache=tmp_path, endpoint=hub.url)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
         name: FILES[name] for name in ("config.json", "model.safetensors")
     }
     total = len(FILES["model.safetensors"]) + len(FILES["config.json"])
-    done = [progress.bytes_done or 0 for progress in told]
-    assert (done[0], max(done), {progress.bytes_total for progress in told}) == (0, total, {total})
-    assert {progress.stage for progress in told} == {"downloading"}
+    done = [progress.bytes_done or 0 for progress in reports]
+    assert (done[0], max(done), {progress.bytes_total for progress in reports}) == (0, total, {total})
+    assert {progress.stage for progress in reports} == {"downloading"}
 
 
-def test_what_is_in_the_cache_is_not_fetched_again(hub: Hub, tmp_path: Path) -> None:
-    first = download(MODEL, quiet, hub_cache=tmp_path, endpoint=hub.url)
-    hub.fetched.clear()
-    told: list[LoadProgress] = []
-    assert download(MODEL, told.append, hub_cache=tmp_path, endpoint=hub.url) == first
-    assert hub.fetched == []
-    assert told[0].bytes_done == told[0].bytes_total
+def test_cached_files_are_not_downloaded_again(hub: Hub, tmp_path: Path) -> None:
+    first = download(MODEL, ignored, hub_cache=tmp_path, endpoint=hub.url)
+    hub.downloads.clear()
+    reports: list[LoadProgress] = []
+    assert download(MODEL, reports.append, hub_cache=tmp_path, endpoint=hub.url) == first
+    assert hub.downloads == []
+    assert reports[0].bytes_done == reports[0].bytes_total
 
 
-def test_without_the_hub_the_copy_in_the_cache_is_used(hub: Hub, tmp_path: Path) -> None:
-    first = download(MODEL, quiet, hub_cache=tmp_path, endpoint=hub.url)
-    assert download(MODEL, quiet, hub_cache=tmp_path, endpoint="http://127.0.0.1:9") == first
+def test_without_the_hub_the_cached_copy_is_used(hub: Hub, tmp_path: Path) -> None:
+    first = download(MODEL, ignored, hub_cache=tmp_path, endpoint=hub.url)
+    assert download(MODEL, ignored, hub_cache=tmp_path, endpoint="http://127.0.0.1:9") == first
 
 
-def test_without_the_hub_and_a_copy_the_sentence_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="not in the cache and could not be fetched"):
-        download(MODEL, quiet, hub_cache=tmp_path, endpoint="http://127.0.0.1:9")
+def test_without_the_hub_and_a_cached_copy_the_error_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="not in the cache and could not be downloaded"):
+        download(MODEL, ignored, hub_cache=tmp_path, endpoint="http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize(
@@ -134,31 +134,31 @@ def test_without_the_hub_and_a_copy_the_sentence_says_so(tmp_path: Path) -> None
         (404, "RepoNotFound", "not on the Hugging Face Hub, or is private"),
         (403, "GatedRepo", "gated; accept its terms"),
         (404, "RevisionNotFound", "has no revision v9"),
-        (500, "SomethingElse", "the Hub answered 500"),
+        (500, "SomethingElse", "the Hub returned status 500"),
     ],
 )
-def test_every_refusal_of_the_hub_says_what_to_do(hub: Hub, tmp_path: Path, status: int, code: str, why: str) -> None:
+def test_every_error_of_the_hub_says_what_to_do(hub: Hub, tmp_path: Path, status: int, code: str, why: str) -> None:
     hub.status, hub.error = status, code
     with pytest.raises(ConfigurationError, match=why) as caught:
-        download(HubModel("org/name", "v9"), quiet, hub_cache=tmp_path, endpoint=hub.url)
+        download(HubModel("org/name", "v9"), ignored, hub_cache=tmp_path, endpoint=hub.url)
     assert "127.0.0.1" not in str(caught.value)
 
 
-def test_a_model_that_the_disk_cannot_hold_is_not_begun(hub: Hub, tmp_path: Path) -> None:
-    hub.claimed["model.safetensors"] = 10**18
+def test_a_model_larger_than_the_free_disk_is_not_downloaded(hub: Hub, tmp_path: Path) -> None:
+    hub.claimed_sizes["model.safetensors"] = 10**18
     with pytest.raises(InsufficientResources, match=r"needs 1,000,000,000,000 MB more"):
-        download(MODEL, quiet, hub_cache=tmp_path / "not" / "there", endpoint=hub.url)
-    assert hub.fetched == []
+        download(MODEL, ignored, hub_cache=tmp_path / "not" / "there", endpoint=hub.url)
+    assert hub.downloads == []
 
 
-def test_offline_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_mode_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ConfigurationError, match="HF_HUB_OFFLINE is set"):
-        download(MODEL, quiet, hub_cache=tmp_path)
+        download(MODEL, ignored, hub_cache=tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("files", "wanted"),
+    ("files", "expected"),
     [
         (["model.safetensors", "tokenizer.json", "pytorch_model.bin"], ["model.safetensors", "tokenizer.json"]),
         (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
@@ -175,14 +175,14 @@ def test_offline_mode_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["model.safetensors", "model.bin"], ["model.safetensors"]),
     ],
 )
-def test_nothing_is_fetched_twice(files: list[str], wanted: list[str]) -> None:
-    assert wanted_files(MODEL, dict.fromkeys(files, 1)) == wanted
+def test_duplicate_weights_are_not_downloaded(files: list[str], expected: list[str]) -> None:
+    assert files_to_download(MODEL, dict.fromkeys(files, 1)) == expected
 
 
 @pytest.mark.parametrize(
     ("files", "why"),
     [(["pytorch_model.bin"], "pickles"), (["README.md"], "neither"), (["a.gguf", "b.gguf"], "2 GGUF files")],
 )
-def test_a_repository_without_weights_that_can_be_loaded_is_refused(files: list[str], why: str) -> None:
+def test_a_repository_without_weights_to_load_is_refused(files: list[str], why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
-        wanted_files(MODEL, dict.fromkeys(files, 1))
+        files_to_download(MODEL, dict.fromkeys(files, 1))

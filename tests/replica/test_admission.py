@@ -1,4 +1,4 @@
-"""Who works, who waits, who is refused."""
+"""Admission: which requests run, wait or are refused."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rbee_serve.errors import InsufficientResources
 from rbee_serve.replica.admission import Admission
 
 
-async def hold(admission: Admission, entered: list[int], number: int, leave: asyncio.Event) -> None:
-    with admission.enter() as place:
-        while not await place.wait(60):
+async def hold(admission: Admission, entered: list[int], request: int, leave: asyncio.Event) -> None:
+    with admission.enter() as slot:
+        while not await slot.wait(60):
             pass
-        entered.append(number)
+        entered.append(request)
         await leave.wait()
 
 
@@ -23,10 +23,10 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_requests_beyond_capacity_wait_and_enter_in_the_order_of_their_arrival() -> None:
+async def test_requests_beyond_capacity_run_in_order_of_arrival() -> None:
     admission, leave = Admission(2, 10), asyncio.Event()
     entered: list[int] = []
-    tasks = [asyncio.create_task(hold(admission, entered, number, leave)) for number in range(5)]
+    tasks = [asyncio.create_task(hold(admission, entered, request, leave)) for request in range(5)]
     await settle()
     assert (entered, admission.running, admission.queued) == ([0, 1], 2, 3)
     leave.set()
@@ -34,20 +34,20 @@ async def test_requests_beyond_capacity_wait_and_enter_in_the_order_of_their_arr
     assert (entered, admission.running, admission.queued) == ([0, 1, 2, 3, 4], 0, 0)
 
 
-async def test_a_request_beyond_the_queue_is_refused_at_once() -> None:
+async def test_a_request_beyond_the_queue_limit_is_refused_at_once() -> None:
     admission, leave = Admission(1, 1), asyncio.Event()
-    tasks = [asyncio.create_task(hold(admission, [], number, leave)) for number in range(2)]
+    tasks = [asyncio.create_task(hold(admission, [], request, leave)) for request in range(2)]
     await settle()
-    with pytest.raises(InsufficientResources, match="1 requests run and 1 wait"):
+    with pytest.raises(InsufficientResources, match="1 running and 1 queued requests"):
         admission.enter()
     leave.set()
     await asyncio.gather(*tasks)
 
 
-async def test_places_are_released_whenever_a_request_is_cancelled() -> None:
+async def test_a_cancelled_request_frees_its_slot() -> None:
     admission, leave = Admission(1, 10), asyncio.Event()
     entered: list[int] = []
-    tasks = [asyncio.create_task(hold(admission, entered, number, leave)) for number in range(6)]
+    tasks = [asyncio.create_task(hold(admission, entered, request, leave)) for request in range(6)]
     await settle()
     tasks[3].cancel()
     tasks[0].cancel()
@@ -59,10 +59,10 @@ async def test_places_are_released_whenever_a_request_is_cancelled() -> None:
     assert (entered, admission.running, admission.queued) == ([0, 2, 4, 5], 0, 0)
 
 
-async def test_a_request_cancelled_in_the_moment_of_its_turn_passes_its_place_on() -> None:
+async def test_a_request_cancelled_while_being_admitted_passes_its_slot_on() -> None:
     admission, leave = Admission(1, 10), asyncio.Event()
     entered: list[int] = []
-    tasks = [asyncio.create_task(hold(admission, entered, number, leave)) for number in range(3)]
+    tasks = [asyncio.create_task(hold(admission, entered, request, leave)) for request in range(3)]
     await settle()
     leave.set()
     tasks[1].cancel()

@@ -1,4 +1,4 @@
-"""A backend in a process of its own: what it yields, raises, reports and owes, and what happens when a side dies."""
+"""A backend in a process of its own: its events, errors, progress and backpressure, and the death of either side."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from deployments.echo import EchoRequest
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InsufficientVram, InternalError, WorkerLost, WorkerUnhealthy
 from rbee_serve.events import End, Event, Output, Progress
-from rbee_serve.replica.backend_process import WINDOW, BackendProcess
+from rbee_serve.replica import backend_process
+from rbee_serve.replica.backend_messages import WINDOW
+from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.registry import load_spec
@@ -29,19 +31,26 @@ from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 
 ECHO = "deployments.echo:SPEC"
-NOTES = "tests.replica.noting_worker:SPEC"
+RECORDING = "tests.replica.recording_worker:SPEC"
 
 
-def started(spec_path: str, report: Callable[[LoadProgress], None] = lambda _: None, **engine: Any) -> BackendProcess:
+def ignored(progress: LoadProgress) -> None:
+    """No test reads this progress."""
+
+
+@asynccontextmanager
+async def started(
+    spec_path: str,
+    report: Callable[[LoadProgress], None] = ignored,
+    steps: Watchdog | None = None,
+    **engine: Any,
+) -> AsyncGenerator[BackendProcess, None]:
     worker = WorkerConfig(id="own-0", type=spec_path, engine=engine)
-    return BackendProcess(spec_path, LoadContext(worker, Device("cpu"), report, Watchdog(20)))
-
-
-@pytest.fixture(scope="module")
-def echo() -> Iterator[BackendProcess]:
-    backend = started(ECHO)
-    yield backend
-    backend.close()
+    backend = await BackendProcess.start(spec_path, LoadContext(worker, Device("cpu"), report, steps or Watchdog(20)))
+    try:
+        yield backend
+    finally:
+        await asyncio.to_thread(backend.close)
 
 
 async def events_of(backend: Any, request: InferenceRequest) -> list[Event[Any]]:
@@ -52,136 +61,165 @@ def untimed(events: list[Event[Any]]) -> list[Event[Any]]:
     return [event for event in events if isinstance(event, Output | Progress)]
 
 
-def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline = time.monotonic() + within_s
+async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        await asyncio.sleep(0.02)
 
 
-async def test_it_yields_what_the_backend_does(echo: BackendProcess) -> None:
-    here = load_spec(ECHO).load(LoadContext(WorkerConfig(id="e", type="echo"), Device("cpu"), lambda _: None))
+async def test_it_yields_the_events_of_its_backend() -> None:
+    here = load_spec(ECHO).load(LoadContext(WorkerConfig(id="e", type="echo"), Device("cpu"), ignored))
     request = EchoRequest(prompt="a b c", repeat=WINDOW, progress=True)
-    events = await events_of(echo, request)
+    async with started(ECHO) as echo:
+        events = await events_of(echo, request)
     assert untimed(events) == untimed(await events_of(here, request))
     assert isinstance(events[-1], End)
     assert len(untimed(events)) == 6 * WINDOW
 
 
-async def test_many_at_once_do_not_mix(echo: BackendProcess) -> None:
+async def test_concurrent_streams_do_not_mix() -> None:
     requests = [EchoRequest(prompt=f"word{n}", repeat=20, tokens_per_sec=500) for n in range(20)]
-    answers = await asyncio.gather(*(events_of(echo, request) for request in requests))
-    for n, answer in enumerate(answers):
-        assert {event.value.t.strip() for event in answer if isinstance(event, Output)} == {f"word{n}"}
+    async with started(ECHO) as echo:
+        streams = await asyncio.gather(*(events_of(echo, request) for request in requests))
+    for n, events in enumerate(streams):
+        assert {event.value.t.strip() for event in events if isinstance(event, Output)} == {f"word{n}"}
 
 
-async def test_what_it_raises_is_raised_here(echo: BackendProcess) -> None:
-    with pytest.raises(InsufficientVram):
-        await events_of(echo, EchoRequest(prompt="a", fail="oom"))
-    assert untimed(await events_of(echo, EchoRequest(prompt="a")))
+async def test_an_exception_of_the_backend_is_raised_here() -> None:
+    async with started(ECHO) as echo:
+        with pytest.raises(InsufficientVram):
+            await events_of(echo, EchoRequest(prompt="a", fail="oom"))
+        assert untimed(await events_of(echo, EchoRequest(prompt="a")))
 
 
-def test_a_load_that_fails_is_raised_with_its_sentence() -> None:
+async def test_an_exception_of_the_load_is_raised_with_its_message() -> None:
     with pytest.raises(InternalError, match="no weights"):
-        started(ECHO, load_error="this model has no weights")
+        async with started(ECHO, load_error="this model has no weights"):
+            pass
 
 
-def test_a_process_that_ends_while_it_loads_is_told() -> None:
-    with pytest.raises(RuntimeError, match="ended while it loaded the model: exit status 7"):
-        started(NOTES, exit=7)
+async def test_an_exit_during_the_load_is_reported_with_its_status() -> None:
+    with pytest.raises(RuntimeError, match="ended during the load: exit status 7"):
+        async with started(RECORDING, exit=7):
+            pass
 
 
-def test_a_load_that_fails_with_what_cannot_be_sent_is_told_by_name() -> None:
+async def test_an_exception_of_the_load_that_cannot_be_pickled_is_reported_by_name() -> None:
     with pytest.raises(RuntimeError, match="ForeignError: weights:7"):
-        started(NOTES, broken="weights")
+        async with started(RECORDING, broken="weights"):
+            pass
 
 
-def test_its_progress_is_reported() -> None:
-    told: list[LoadProgress] = []
-    started(NOTES, told.append).close()
-    assert told == [LoadProgress(stage="loading_to_vram", bytes_done=1, bytes_total=2)]
+async def test_a_load_timeout_ends_the_process() -> None:
+    before = set(psutil.Process().children())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1), started(RECORDING, load_s=60):
+            pass
+    assert set(psutil.Process().children()) <= before
 
 
-async def test_a_reader_that_leaves_closes_the_work_there(tmp_path: Path) -> None:
-    backend = started(NOTES, notes=str(tmp_path))
-    async with aclosing(backend.execute(InferenceRequest())) as events:
-        await anext(events)
-    until((tmp_path / "closed").exists)
-    backend.close()
+async def test_progress_of_the_load_is_reported() -> None:
+    reports: list[LoadProgress] = []
+    async with started(RECORDING, reports.append):
+        assert reports == [LoadProgress(stage="loading_to_vram", bytes_done=1, bytes_total=2)]
 
 
-async def test_it_is_a_window_ahead_of_its_reader_at_most(tmp_path: Path) -> None:
-    backend = started(NOTES, notes=str(tmp_path))
-    async with aclosing(backend.execute(InferenceRequest())) as events:
+async def test_closing_the_events_cancels_the_request_in_the_process(tmp_path: Path) -> None:
+    async with started(RECORDING, folder=str(tmp_path)) as backend:
+        async with aclosing(backend.execute(InferenceRequest())) as events:
+            await anext(events)
+        await until((tmp_path / "cancelled").exists)
+
+
+async def test_the_backend_is_at_most_a_window_ahead_of_its_reader(tmp_path: Path) -> None:
+    async with (
+        started(RECORDING, folder=str(tmp_path)) as backend,
+        aclosing(backend.execute(InferenceRequest())) as events,
+    ):
         for _ in range(WINDOW):
             await anext(events)
         await asyncio.sleep(0.5)
-        assert int((tmp_path / "made").read_text()) <= 2 * WINDOW + 2
-    backend.close()
+        assert int((tmp_path / "step").read_text()) <= 2 * WINDOW + 2
 
 
-async def test_steps_there_are_seen_here(tmp_path: Path) -> None:
+async def test_the_watchdog_is_shared_with_the_process(tmp_path: Path) -> None:
     steps = Watchdog(0.2)
-    worker = WorkerConfig(id="own-0", type=NOTES, engine={"notes": str(tmp_path), "wait_s": 0.6})
-    backend = BackendProcess(NOTES, LoadContext(worker, Device("cpu"), lambda _: None, steps))
-    assert steps.last_progress_age_s is None
-    events = backend.execute(InferenceRequest())
-    first = asyncio.ensure_future(anext(events))
-    await asyncio.sleep(0.4)
-    assert steps.last_progress_age_s is not None
-    assert steps.is_stalled()
-    await first
-    assert not steps.is_stalled()
-    await events.aclose()
-    until(lambda: steps.last_progress_age_s is None)
-    backend.close()
+    async with started(RECORDING, steps=steps, folder=str(tmp_path), wait_s=0.6) as backend:
+        assert steps.last_progress_age_s is None
+        events = backend.execute(InferenceRequest())
+        first = asyncio.ensure_future(anext(events))
+        await asyncio.sleep(0.4)
+        assert steps.last_progress_age_s is not None
+        assert steps.is_stalled()
+        await first
+        assert not steps.is_stalled()
+        await events.aclose()
+        await until(lambda: steps.last_progress_age_s is None)
 
 
-async def test_when_its_process_dies_all_that_wait_are_told_and_it_is_not_healthy() -> None:
-    backend = started(ECHO)
-    assert backend.is_healthy()
-    assert backend.memory_bytes() > 20e6
-    waiting = [asyncio.create_task(events_of(backend, EchoRequest(prompt="a", delay_s=60))) for _ in range(3)]
-    await asyncio.sleep(0.2)
-    os.kill(backend._process.pid, signal.SIGKILL)
-    for task in waiting:
-        with pytest.raises(WorkerLost, match="ended \\(SIGKILL\\)"):
-            await task
-    assert not backend.is_healthy()
-    with pytest.raises(WorkerLost):
-        await events_of(backend, EchoRequest(prompt="a"))
-    backend.close()
+async def test_the_death_of_the_process_ends_its_requests_as_lost_and_is_unhealthy() -> None:
+    async with started(ECHO) as backend:
+        assert backend.is_healthy()
+        assert backend.memory_bytes() > 20e6
+        waiting = [asyncio.create_task(events_of(backend, EchoRequest(prompt="a", delay_s=60))) for _ in range(3)]
+        await asyncio.sleep(0.2)
+        os.kill(backend._process.pid, signal.SIGKILL)
+        for task in waiting:
+            with pytest.raises(WorkerLost, match="ended \\(SIGKILL\\)"):
+                await task
+        assert not backend.is_healthy()
+        with pytest.raises(WorkerLost):
+            await events_of(backend, EchoRequest(prompt="a"))
 
 
-async def test_a_backend_that_is_not_healthy_ends_its_process() -> None:
-    backend = started(ECHO)
-    with pytest.raises(WorkerUnhealthy):
-        await events_of(backend, EchoRequest(prompt="a", fail="unhealthy"))
-    until(lambda: not backend.is_healthy())
-    backend.close()
+async def test_an_unhealthy_backend_ends_its_process() -> None:
+    async with started(ECHO) as backend:
+        with pytest.raises(WorkerUnhealthy):
+            await events_of(backend, EchoRequest(prompt="a", fail="unhealthy"))
+        await until(lambda: not backend.is_healthy())
 
 
-OWNER = """
-import sys
+async def test_close_waits_for_the_backend_to_close(tmp_path: Path) -> None:
+    async with started(RECORDING, folder=str(tmp_path), close_s=1) as backend:
+        await asyncio.to_thread(backend.close)
+        assert (tmp_path / "closed").exists()
+        assert not backend.is_healthy()
+
+
+async def test_a_process_that_does_not_close_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_process, "CLOSE_TIMEOUT_S", 0.5)
+    async with started(RECORDING, folder=str(tmp_path), close_s=60) as backend:
+        await asyncio.to_thread(backend.close)
+        assert not backend.is_healthy()
+
+
+PARENT = """
+import asyncio
 from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.config import WorkerConfig
 from rbee_serve.worker.spec import Device, LoadContext
-worker = WorkerConfig(id="own-0", type="echo")
-print(BackendProcess("deployments.echo:SPEC", LoadContext(worker, Device("cpu"), print))._process.pid, flush=True)
-sys.stdin.read()
+
+async def main():
+    context = LoadContext(WorkerConfig(id="own-0", type="echo"), Device("cpu"), print)
+    backend = await BackendProcess.start("deployments.echo:SPEC", context)
+    print(backend._process.pid, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
 """
 
 
-def test_it_ends_with_its_owner() -> None:
-    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert owner.stdout is not None
-    pid = int(owner.stdout.readline())
+def test_the_process_ends_with_its_parent() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    pid = int(parent.stdout.readline())
     assert psutil.pid_exists(pid)
-    owner.kill()
-    owner.communicate()
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    parent.kill()
+    parent.communicate()
+    asyncio.run(until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE))
 
 
-def test_a_type_that_calls_others_cannot_have_a_process_of_its_own() -> None:
+def test_a_worker_type_with_roles_cannot_have_a_process_of_its_own() -> None:
     with pytest.raises(ValueError, match="roles cannot have own_process"):
-        replace(load_spec(NOTES), own_process=True, roles={"audio": "audio/generate"})
+        replace(load_spec(RECORDING), own_process=True, roles={"audio": "audio/generate"})

@@ -1,4 +1,4 @@
-"""Calls from one worker to another, over a handle that is written here."""
+"""Calls from one worker to another, over a fake Ray Serve handle."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ END = End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)
 
 
 class Response:
-    """What a handle's call gives: events, then an exception if there is one."""
+    """The response of a handle's call: events, then an optional exception."""
 
     def __init__(self, events: Sequence[Event[Any]], failure: Exception | None, pause_s: float) -> None:
         self._events = iter(events)
@@ -45,14 +45,14 @@ class Response:
 class Handle:
     def __init__(self, *events: Event[Any], failure: Exception | None = None, pause_s: float = 0.0) -> None:
         self.response = Response(events, failure, pause_s)
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
 
     def options(self, **options: Any) -> Self:
         assert options == {"stream": True, "method_name": "stream_events"}
         return self
 
     def remote(self, fields: dict[str, Any], correlation_id: str | None) -> Response:
-        self.asked.append(fields)
+        self.requests.append(fields)
         return self.response
 
 
@@ -64,38 +64,38 @@ async def read(events: AsyncIterator[Event[Any]]) -> list[Event[Any]]:
     return [event async for event in events]
 
 
-async def test_its_events_come_as_they_are() -> None:
+async def test_events_are_passed_through_unchanged() -> None:
     handle = Handle(STARTED, Progress(step=1, total=1), END)
     assert await read(events_of(handle)) == [STARTED, Progress(step=1, total=1), END]
-    assert handle.asked == [{"prompt": "x"}]
+    assert handle.requests == [{"prompt": "x"}]
     assert not handle.response.cancelled
 
 
-async def test_a_refusal_is_raised_as_it_is() -> None:
+async def test_a_refusal_is_raised_unchanged() -> None:
     with pytest.raises(InsufficientResources, match="full"):
         await read(events_of(Handle(failure=InsufficientResources("full"))))
 
 
-async def test_a_replica_that_dies_is_a_worker_lost() -> None:
+async def test_a_dead_replica_raises_worker_lost() -> None:
     with pytest.raises(WorkerLost, match="worker speech-0 died"):
         await read(events_of(Handle(STARTED, failure=ActorDiedError())))
 
 
-async def test_events_that_break_off_are_a_worker_lost() -> None:
+async def test_a_stream_without_an_end_raises_worker_lost() -> None:
     with pytest.raises(WorkerLost, match="worker speech-0 died"):
         await read(events_of(Handle(STARTED)))
 
 
-async def test_one_that_does_not_answer_is_given_up_and_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_does_not_respond_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "SLOW_ACKNOWLEDGEMENT_S", 0.05)
     handle = Handle(STARTED, END, pause_s=0.2)
-    with pytest.raises(WorkerLost, match="does not answer"):
+    with pytest.raises(WorkerLost, match="does not respond"):
         await read(events_of(handle))
     await asyncio.sleep(0.3)
     assert handle.response.cancelled
 
 
-async def test_who_leaves_cancels_the_work() -> None:
+async def test_closing_the_events_cancels_the_request() -> None:
     handle = Handle(STARTED, Progress(step=1, total=2), END)
     async with aclosing(events_of(handle)) as events:
         await anext(events)

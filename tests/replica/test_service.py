@@ -33,13 +33,13 @@ async def read(worker: WorkerService, **fields: Any) -> list[Event[Any]]:
     return events
 
 
-async def test_a_request_that_finds_room_is_not_told_of_any_queue() -> None:
+async def test_a_request_that_runs_at_once_gets_no_queue_position() -> None:
     events = await read(service())
     assert isinstance(events[-1], End)
     assert not any(isinstance(event, Progress) for event in events)
 
 
-async def test_a_waiting_request_is_told_that_it_is_known_and_where_it_stands() -> None:
+async def test_a_queued_request_gets_started_and_its_position() -> None:
     worker = service(max_ongoing_requests=1)
     tasks = [asyncio.create_task(read(worker, delay_s=0.1)) for _ in range(3)]
     _, second, third = await asyncio.gather(*tasks)
@@ -50,7 +50,7 @@ async def test_a_waiting_request_is_told_that_it_is_known_and_where_it_stands() 
     assert (worker.admission.running, worker.admission.queued) == (0, 0)
 
 
-async def test_a_full_worker_refuses_before_it_works() -> None:
+async def test_a_full_worker_refuses_before_the_first_event() -> None:
     worker = service(max_ongoing_requests=1, max_queued_requests=0)
     running = asyncio.create_task(read(worker, delay_s=0.2))
     await asyncio.sleep(0.05)
@@ -59,7 +59,7 @@ async def test_a_full_worker_refuses_before_it_works() -> None:
     await running
 
 
-async def test_a_deadline_in_mid_stream_is_an_error_event_and_stops_the_work() -> None:
+async def test_a_deadline_in_mid_stream_is_an_error_event_and_cancels_the_backend() -> None:
     worker = service()
     events = await read(worker, repeat=1000, tokens_per_sec=50, timeout_s=0.2)
     assert isinstance(events[-1], Error)
@@ -67,7 +67,7 @@ async def test_a_deadline_in_mid_stream_is_an_error_event_and_stops_the_work() -
     assert (worker.backend.active, worker.admission.running) == (0, 0)  # type: ignore[attr-defined]
 
 
-async def test_a_reader_that_leaves_at_the_moment_of_the_end_stays_cancelled() -> None:
+async def test_a_reader_cancelled_while_its_request_is_ended_stays_cancelled() -> None:
     worker = service()
     reading = asyncio.create_task(read(worker, delay_s=60))
     await asyncio.sleep(0.01)
@@ -78,11 +78,11 @@ async def test_a_reader_that_leaves_at_the_moment_of_the_end_stays_cancelled() -
     assert (worker.backend.active, worker.admission.running) == (0, 0)  # type: ignore[attr-defined]
 
 
-async def test_a_deadline_that_passes_while_the_reader_is_busy_ends_the_next_step() -> None:
+async def test_a_deadline_passed_while_the_reader_is_busy_ends_the_stream_at_the_next_read() -> None:
     worker = service()
     async with aclosing(worker.events(EchoRequest(prompt="a", repeat=1000, timeout_s=0.05))) as events:
         assert isinstance(await anext(events), Started)
-        await asyncio.sleep(0.1)  # nobody may interrupt this
+        await asyncio.sleep(0.1)  # the reader must not be interrupted here
         assert [type(event) async for event in events] == [Error]
 
 
@@ -93,7 +93,7 @@ async def test_a_deadline_before_the_first_event_is_raised() -> None:
     assert worker.admission.running == 0
 
 
-async def test_a_deadline_counts_while_waiting_too() -> None:
+async def test_a_deadline_includes_the_time_in_the_queue() -> None:
     worker = service(max_ongoing_requests=1)
     running = asyncio.create_task(read(worker, delay_s=0.5))
     await asyncio.sleep(0.05)
@@ -103,14 +103,14 @@ async def test_a_deadline_counts_while_waiting_too() -> None:
     await running
 
 
-async def test_a_request_can_only_lower_the_worker_s_own_limit() -> None:
+async def test_a_request_can_only_shorten_the_timeout_of_the_worker() -> None:
     worker = service(timeout_s=0.1)
     events = await read(worker, repeat=1000, tokens_per_sec=50, timeout_s=100)
     assert isinstance(events[-1], Error)
     assert "0.1 s" in events[-1].message
 
 
-async def test_a_worker_that_is_given_up_ends_what_it_holds_as_lost() -> None:
+async def test_giving_up_a_worker_ends_its_requests_as_lost() -> None:
     worker = service(max_ongoing_requests=2)
     hanging = [asyncio.create_task(read(worker, fail="hang", fail_at=1)) for _ in range(3)]
     silent = asyncio.create_task(read(worker, delay_s=60))
@@ -122,12 +122,12 @@ async def test_a_worker_that_is_given_up_ends_what_it_holds_as_lost() -> None:
     assert (worker.admission.running, worker.admission.queued) == (0, 0)
 
 
-async def test_a_worker_whose_engine_makes_no_step_is_unhealthy_and_one_that_is_busy_is_not() -> None:
+async def test_a_stalled_engine_is_unhealthy_and_a_busy_one_is_healthy() -> None:
     worker = service(hang_timeout_s=0.2)
     busy = asyncio.create_task(read(worker, repeat=100, tokens_per_sec=100))
     hanging = asyncio.create_task(read(worker, fail="hang", fail_at=1))
     await asyncio.sleep(0.5)
-    assert worker.is_healthy()  # one request hangs, the engine does not
+    assert worker.is_healthy()  # one request hangs but the engine makes progress
     assert worker.steps.last_progress_age_s == pytest.approx(0, abs=0.1)
     await busy
     await asyncio.sleep(0.3)
@@ -137,16 +137,16 @@ async def test_a_worker_whose_engine_makes_no_step_is_unhealthy_and_one_that_is_
     assert not worker.is_healthy()
 
 
-async def test_a_thousand_requests_that_leave_at_any_moment_leave_nothing_behind() -> None:
+async def test_a_thousand_cancellations_at_any_moment_leak_nothing() -> None:
     worker = service(max_ongoing_requests=20, max_queued_requests=1000)
 
-    async def leave(after: int) -> None:
+    async def cancel(after: int) -> None:
         task = asyncio.create_task(read(worker, repeat=50, tokens_per_sec=1000))
         await asyncio.sleep(after / 10_000)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
-    await asyncio.gather(*(leave(n % 500) for n in range(1000)))
+    await asyncio.gather(*(cancel(n % 500) for n in range(1000)))
     assert (worker.admission.running, worker.admission.queued) == (0, 0)
     assert worker.backend.active == 0  # type: ignore[attr-defined]
     assert isinstance((await read(worker))[-1], End)

@@ -1,4 +1,4 @@
-"""Request types with other maxima."""
+"""Request types with other maxima: `limits:` of a worker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rbee_serve.validation.parse import parse_object, with_limits
 from tests.sample_request import SampleRequest
 
 
-def test_no_limits_leave_the_type_as_it_is() -> None:
+def test_without_limits_the_type_is_unchanged() -> None:
     assert with_limits(SampleRequest, {}) is SampleRequest
 
 
@@ -44,10 +44,10 @@ def test_a_limit_replaces_the_maximum(limits: dict[str, float], good: Any, bad: 
     assert getattr(parse_object(limited, {"prompt": "a", name: good}), name) == good
     with pytest.raises(InvalidRequest) as caught:
         parse_object(limited, {"prompt": "a", name: bad})
-    assert [(fault.field, fault.constraint) for fault in caught.value.violations] == [(name, constraint)]
+    assert [(violation.field, violation.constraint) for violation in caught.value.violations] == [(name, constraint)]
 
 
-def test_what_is_not_limited_stays() -> None:
+def test_other_bounds_and_attributes_are_unchanged() -> None:
     limited = with_limits(SampleRequest, {"max_tokens": 64, "prompt": 5, "seed": 9})
     for name, field in limited.model_fields.items():
         before = SampleRequest.model_fields[name]
@@ -63,7 +63,7 @@ def test_what_is_not_limited_stays() -> None:
         parse_object(limited, {"prompt": "a", "max_tokens": 0})
 
 
-def test_a_default_above_its_new_maximum_becomes_the_maximum() -> None:
+def test_a_default_above_its_new_maximum_is_lowered_to_it() -> None:
     assert with_limits(SampleRequest, {"max_tokens": 64})(prompt="a").max_tokens == 64
     assert with_limits(SampleRequest, {"max_tokens": 4096})(prompt="a").max_tokens == 128
 
@@ -72,26 +72,26 @@ def test_a_default_above_its_new_maximum_becomes_the_maximum() -> None:
     ("limits", "message"),
     [
         ({"zebra": 1}, "limits.zebra: the request has no such field"),
-        ({"logprobs": 1}, "limits.logprobs: the field has no maximum that could be replaced"),
+        ({"logprobs": 1}, "limits.logprobs: the field has no maximum to replace"),
         ({"max_tokens": 0}, "limits.max_tokens: the maximum 0 is below the minimum 1"),
-        ({"max_tokens": 1.5}, "limits.max_tokens: must be a whole number, and 1.5 is not"),
-        ({"prompt": 1.5}, "limits.prompt: must be a whole number, and 1.5 is not"),
-        ({"max_tokens": True}, "limits.max_tokens: a maximum is a finite number"),
-        ({"temperature": float("inf")}, "limits.temperature: a maximum is a finite number"),
-        ({"width": 100}, "limits.width: with 100 as maximum the default, 100, is not allowed"),
+        ({"max_tokens": 1.5}, "limits.max_tokens: must be an integer, not 1.5"),
+        ({"prompt": 1.5}, "limits.prompt: must be an integer, not 1.5"),
+        ({"max_tokens": True}, "limits.max_tokens: must be a finite number"),
+        ({"temperature": float("inf")}, "limits.temperature: must be a finite number"),
+        ({"width": 100}, "limits.width: the default 100 is not valid with the maximum 100"),
         (
             {"zebra": 1, "max_tokens": 0},
             "limits.max_tokens: the maximum 0 is below the minimum 1\nlimits.zebra: the request has no such field",
         ),
     ],
 )
-def test_a_limit_that_cannot_be_kept_is_a_configuration_error(limits: dict[str, float], message: str) -> None:
+def test_a_limit_that_cannot_be_applied_is_a_configuration_error(limits: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         with_limits(SampleRequest, limits)
     assert str(caught.value) == message
 
 
-def test_a_limited_request_crosses_to_a_process_that_does_not_know_its_class() -> None:
+def test_a_limited_request_pickles_as_its_original_type() -> None:
     limited = with_limits(with_limits(SampleRequest, {"max_tokens": 64}), {"prompt": 5})
     request = limited(prompt="abc", seed=7)
     again = pickle.loads(pickle.dumps(request))

@@ -1,9 +1,10 @@
-"""A worker type that tells, in files of the folder `engine.notes`, how far it is and that it was closed."""
+"""A worker type that records its progress and its close in files of the folder `engine.folder`."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator
 from itertools import count
 from pathlib import Path
@@ -18,44 +19,50 @@ from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 
 class ForeignError(Exception):
-    """As some libraries have them: it cannot be made again from its message."""
+    """An exception that cannot be unpickled, as some libraries have them."""
 
     def __init__(self, file: str, line: int) -> None:
         super().__init__(f"{file}:{line}")
 
 
-class NotingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
+class RecordingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
     def __init__(self, context: LoadContext) -> None:
         self._engine: dict[str, Any] = context.worker.engine
         self._steps = context.steps
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[TokenOutput], None]:
-        folder = Path(self._engine["notes"])
+        folder = Path(self._engine["folder"])
         try:
-            for number in count(1):
+            for step in count(1):
                 with self._steps.working():
                     await asyncio.sleep(self._engine.get("wait_s", 0))
                     self._steps.step()
-                (folder / "made").write_text(str(number))
-                yield Progress(step=number, total=1_000_000)
+                (folder / "step").write_text(str(step))
+                yield Progress(step=step, total=1_000_000)
         finally:
-            (folder / "closed").touch()
+            (folder / "cancelled").touch()
 
     def memory_bytes(self) -> int:
         return 0
 
+    def close(self) -> None:
+        if folder := self._engine.get("folder"):
+            time.sleep(self._engine.get("close_s", 0))
+            (Path(folder) / "closed").touch()
 
-def load(context: LoadContext) -> NotingBackend:
+
+def load(context: LoadContext) -> RecordingBackend:
     if status := context.worker.engine.get("exit"):
         os._exit(status)
     if file := context.worker.engine.get("broken"):
         raise ForeignError(file, 7)
     context.report(LoadProgress(stage="loading_to_vram", bytes_done=1, bytes_total=2))
-    return NotingBackend(context)
+    time.sleep(context.worker.engine.get("load_s", 0))
+    return RecordingBackend(context)
 
 
 SPEC = WorkerSpec(
-    name="noting",
+    name="recording",
     request=InferenceRequest,
     outputs=(TokenOutput,),
     load=load,

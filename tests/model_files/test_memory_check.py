@@ -1,3 +1,7 @@
+"""Memory checks before a load."""
+
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,23 +16,23 @@ from tests.model_files.tiny_models import entry, model_folder, safetensors_bytes
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [(None, 20), ("auto", 20), ("bfloat16", 12), ("float32", 24)])
-def test_floats_take_what_they_are_loaded_as(tmp_path: Path, dtype: str | None, expected: int) -> None:
+def test_floats_count_as_the_dtype_they_are_loaded_in(tmp_path: Path, dtype: str | None, expected: int) -> None:
     assert weights_memory_bytes(model_folder(tmp_path), dtype) == expected
 
 
-def test_quantised_numbers_stay_as_they_are(tmp_path: Path) -> None:
+def test_quantised_weights_count_as_stored(tmp_path: Path) -> None:
     (tmp_path / "part").mkdir()
     (tmp_path / "part" / "model.safetensors").write_bytes(safetensors_bytes({"w": entry(0, 4, (4,), "I8")}, bytes(4)))
     assert weights_memory_bytes(tmp_path, "float32") == 4
 
 
-def test_a_model_that_is_larger_than_the_memory_is_refused_with_the_numbers() -> None:
+def test_a_model_larger_than_the_memory_is_refused_with_the_numbers() -> None:
     require_memory(Device("cpu"), {"weights": 1000})
     with pytest.raises(InsufficientResources, match=r"needs 900,000\.0 GB of weights and 1\.0 GB of KV cache, but "):
         require_memory(Device("cpu"), {"weights": 900_000 * 10**9, "KV cache": 10**9})
 
 
-def test_on_gpus_the_share_counts_and_what_others_have_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_gpus_the_share_and_the_free_memory_count(monkeypatch: pytest.MonkeyPatch) -> None:
     free = (9 * 10**9, 10**9)  # two GPUs of 10 GB, of which the second is nearly full
     driver = SimpleNamespace(
         nvmlInit=lambda: None,
@@ -43,5 +47,5 @@ def test_on_gpus_the_share_counts_and_what_others_have_taken(monkeypatch: pytest
     require_memory(Device("cuda", (0, 1)), {"weights": 9 * 10**9}, share=0.9)
 
 
-def test_nothing_is_refused_where_the_driver_does_not_tell() -> None:
+def test_a_model_is_accepted_if_the_driver_reports_no_memory() -> None:
     require_memory(Device("cuda", (0,)), {"weights": psutil.virtual_memory().total * 1000})

@@ -1,0 +1,138 @@
+"""The child process of a `BackendProcess`: loads the backend and runs its requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from contextlib import aclosing
+from typing import Any
+
+from rbee_serve import correlation
+from rbee_serve.errors import ConfigurationError, WorkerError
+from rbee_serve.replica import backend_messages as messages
+from rbee_serve.replica.backend_messages import FromBackend, ToBackend
+from rbee_serve.replica.foreign_errors import error_from_backend
+from rbee_serve.request import InferenceRequest
+from rbee_serve.state import LoadProgress
+from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.device import set_threads
+from rbee_serve.worker.registry import load_spec
+from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+HEALTH_PERIOD_S = 1.0
+"""How often the process checks its backend's health."""
+
+CLOSE_TIMEOUT_S = 4
+"""How long the backend may take to close before the kernel ends the process."""
+
+
+class BackendServer:
+    """Serves one connection to the replica, until that is closed."""
+
+    def __init__(self, spec_path: str, steps: Watchdog) -> None:
+        self._spec_path = spec_path
+        self._steps = steps
+        self._backend: InferenceBackend[Any, Any] | None = None
+        self._loading: asyncio.Task[None]
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._credits: dict[int, asyncio.Semaphore] = {}
+        self._connection: FramedConnection[ToBackend] = FramedConnection(ToBackend, self._on_message, self._on_close)
+
+    async def run(self, connected: socket.socket) -> None:
+        """Serve the connection. Does not return: the process exits."""
+        await asyncio.get_running_loop().create_connection(lambda: self._connection, sock=connected)
+        while self._backend is None or self._backend.is_healthy():  # noqa: ASYNC110  (polled: no backend notifies)
+            await asyncio.sleep(HEALTH_PERIOD_S)
+        logger.error("the engine is dead; its process exits, and the worker is replaced")
+        os._exit(1)
+
+    def _on_message(self, message: ToBackend) -> None:
+        match message:
+            case messages.Load(context):
+                self._loading = asyncio.create_task(self._load(context))
+            case messages.Execute(stream_id, request, correlation_id):
+                self._credits[stream_id] = asyncio.Semaphore(messages.WINDOW)
+                task = asyncio.create_task(self._execute(stream_id, messages.decode(request), correlation_id))
+                self._tasks[stream_id] = task
+                task.add_done_callback(lambda _: self._forget(stream_id))  # also if cancelled before its first step
+            case messages.Cancel(stream_id) if stream_id in self._tasks:
+                self._tasks[stream_id].cancel()
+            case messages.Grant(stream_id) if stream_id in self._tasks:
+                for _ in range(messages.WINDOW // 2):
+                    self._credits[stream_id].release()
+
+    def _on_close(self) -> None:
+        # The socket stays open until the process exits.
+        signal.alarm(CLOSE_TIMEOUT_S)  # its default action ends the process, even if the backend never returns
+        if self._backend is not None:
+            self._backend.close()
+        os._exit(0)
+
+    async def _load(self, pickled_context: bytes) -> None:
+        worker, device = messages.decode(pickled_context)
+        loop = asyncio.get_running_loop()
+
+        def report(progress: LoadProgress) -> None:
+            loop.call_soon_threadsafe(self._send, messages.Loading(progress))
+
+        try:
+            load = load_spec(self._spec_path).load
+            backend = await asyncio.to_thread(load, LoadContext(worker, device, report, self._steps))
+            set_threads(worker)
+        except Exception as exc:
+            if not isinstance(exc, ConfigurationError | WorkerError):
+                logger.error("the model could not be loaded", exc_info=exc)  # the pickled exception has no traceback
+            self._send(messages.Loaded(_encoded_error(exc)))
+            return
+        self._backend = backend
+        self._send(messages.Loaded())
+
+    async def _execute(self, stream_id: int, request: InferenceRequest, correlation_id: str | None) -> None:
+        correlation.enter(correlation.accept(correlation_id))
+        assert self._backend is not None
+        try:
+            stream: Any = self._backend.execute(request)  # an async generator, as of every backend
+            async with aclosing(stream) as events:
+                async for event in events:
+                    await self._credits[stream_id].acquire()
+                    self._send(messages.Item(stream_id, messages.encode(event)))
+            self._send(messages.Closed(stream_id))
+        except Exception as exc:
+            self._send(messages.Closed(stream_id, messages.encode(error_from_backend(exc))))
+
+    def _send(self, message: FromBackend) -> None:
+        self._connection.send(message)
+
+    def _forget(self, stream_id: int) -> None:
+        del self._tasks[stream_id], self._credits[stream_id]
+
+
+def _encoded_error(error: Exception) -> bytes:
+    """The pickled exception, or one with its name and message if it cannot be pickled and unpickled."""
+    try:
+        data = messages.encode(error)
+        messages.decode(data)
+    except Exception:  # a foreign exception's constructor may raise anything
+        return messages.encode(RuntimeError(f"{type(error).__name__}: {error}"))
+    return data
+
+
+def main(spec_path: str, connection: str, cells: str) -> None:
+    """Run the process: the import string of its `WorkerSpec`, and the file descriptors of connection and watchdog."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the server, which ends this process
+    correlation.configure_logging(logging.WARNING)
+    steps = Watchdog(0.0)
+    steps.share(messages.watchdog_cells(int(cells)))
+    asyncio.run(BackendServer(spec_path, steps).run(socket.socket(fileno=int(connection))))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
