@@ -34,11 +34,11 @@ class HubClient:
 
     def stop(self) -> None:
         """Nothing is ready from now on and new work is refused."""
-        self._call("stop")
+        self._call("drain")
 
     def cut(self) -> None:
         """End the streams that are still open, each with an error that says why."""
-        self._call("cut")
+        self._call("abort")
 
     def _call(self, method: str) -> Any:
         async def call() -> Any:

@@ -87,7 +87,7 @@ async def test_events_that_break_off_are_a_worker_lost() -> None:
 
 
 async def test_one_that_does_not_answer_is_given_up_and_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "SLOW_ACKNOWLEDGEMENT_S", 0.05)
+    monkeypatch.setattr(peers, "UNANSWERED_CALL_S", 0.05)
     handle = Handle(STARTED, END, pause_s=0.2)
     with pytest.raises(WorkerLost, match="does not answer"):
         await read(events_of(handle))
