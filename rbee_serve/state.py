@@ -173,11 +173,11 @@ def fold(
 
 
 def invalid_field(value: msgspec.Struct) -> str | None:
-    """The first field whose value does not have the field's type, such as ``memory_bytes (Expected `int`, got
-    `null`)``; None if all have. msgspec checks types when it decodes only, which is in another process."""
+    """The first field whose value cannot be sent as the field's type, such as ``memory_bytes (Expected `int`, got
+    `None`)``; None if all can. msgspec checks types only when it decodes, which is in another process."""
     for field in msgspec.structs.fields(type(value)):
         try:
-            msgspec.convert(getattr(value, field.name), field.type)
-        except msgspec.ValidationError as exc:
+            msgspec.msgpack.decode(msgspec.msgpack.encode(getattr(value, field.name)), type=field.type)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as exc:
             return f"{field.name} ({exc})"
     return None

@@ -35,7 +35,7 @@ class Endpoints:
         return JSONResponse({"ready": ready, "workers": workers}, 200 if ready else 503)
 
     async def list_workers(self, request: Request) -> Response:
-        """`GET /v1/workers`: every worker's `/info` with its URL, capabilities, limits, and the state of its replicas."""
+        """`GET /v1/workers`: every worker's `/info`, URL, capabilities, limits, and the state of its replicas."""
         return JSONResponse({"workers": [self._description(worker) for worker in self._services.workers.values()]})
 
     async def worker_health(self, request: Request) -> Response:
@@ -64,9 +64,7 @@ class Endpoints:
         """`GET {base}/v1/loading/progress`: SSE while a replica loads, else 503."""
         worker = self._named(request)
         if self._services.state(worker).availability != "loading":
-            raise WorkerUnhealthy(
-                f"worker {worker.config.id} is not loading; GET {worker.base}/v1/ready has its state"
-            )
+            raise WorkerUnhealthy(f"worker {worker.config.id} is not loading; GET {worker.base}/v1/ready has its state")
         return EventResponse(self._loading(worker))
 
     def _named(self, request: Request) -> Worker:

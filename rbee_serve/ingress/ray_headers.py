@@ -1,8 +1,8 @@
 """Removes harmful request headers that Ray reads before our application is called.
 
 Ray decodes them as UTF-8 and responds with 500 if that fails. With two of them a client can have Ray truncate its
-stream without an `error` event, or turn off the detection of its disconnect. Ray's proxy, and a replica behind HAProxy, call
-`middlewares` if the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
+stream without an `error` event, or turn off the detection of its disconnect. Ray's proxy, and a replica behind HAProxy,
+call `middlewares` if the variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
 """
 
 from __future__ import annotations
