@@ -124,7 +124,7 @@ class ReplicaRegistry:
             self._changed.notify_all()
 
     def _admit_boot(self, replicas: dict[str, _Entry], replica_id: str) -> None:
-        """Prepare for the first update of a process, which goes to the end of the list. It is the worker's next attempt:
+        """Prepare for the first update of a process. It goes to the end of the list, and is the worker's next attempt:
         the error of an earlier one is removed."""
         replicas.pop(replica_id, None)
         for other, entry in list(replicas.items()):
