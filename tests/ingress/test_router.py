@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import gc
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+from pydantic import Field
 
-from rbee_serve.errors import InvalidRequest, WorkerLost
+from rbee_serve.errors import InternalError, InvalidRequest, WorkerLost
 from rbee_serve.ingress import router as module
 from rbee_serve.ingress.router import Router, UpstreamResponse
 from rbee_serve.request import InferenceRequest
@@ -19,6 +23,7 @@ from rbee_serve.transport.handshake import Endpoint
 from rbee_serve.transport.request_messages import ResponseChunk
 from rbee_serve.transport.request_server import _Stream
 from rbee_serve.transport.response_stream import ResponseStream
+from rbee_serve.validation.parse import parse_object
 from tests.ingress.deployment_handle import Handle, Work, soon
 
 ACKNOWLEDGE_S = 0.5
@@ -134,6 +139,61 @@ async def test_an_integer_beyond_64_bits_is_an_invalid_request() -> None:
     handle = SlowHandle(0)
     with pytest.raises(InvalidRequest, match="64 bits"):
         await router_to(handle).send("echo-0", Unbounded(seed=2**64), "corr")
+    await handle.close()
+
+
+class Mode(enum.Enum):
+    FAST = "fast"
+
+
+class Structured(InferenceRequest):
+    """Fields of types that MessagePack does not have."""
+
+    mode: Mode
+    size: tuple[int, int]
+    names: dict[int, str]
+    sent_at: datetime
+    image: bytes
+    seed: Annotated[int, Field(le=2**64 - 1)]
+    offset: int
+
+
+async def test_a_request_arrives_equal_whatever_the_types_of_its_fields() -> None:
+    arrived: list[Structured] = []
+
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
+        arrived.append(parse_object(Structured, fields, strict=False))
+        yield b"data: [DONE]\n\n", True
+
+    request = Structured(
+        mode=Mode.FAST,
+        size=(1, 2),
+        names={1: "one"},
+        sent_at=datetime(2026, 1, 2, 3, 4, 5, 678, tzinfo=UTC),
+        image=bytes(range(256)),
+        seed=2**64 - 1,
+        offset=-(2**63),
+    )
+    handle = SlowHandle(0, work)
+    (await router_to(handle).send("echo-0", request, "corr")).close()
+    assert arrived == [request]
+    await handle.close()
+
+
+async def test_a_request_that_cannot_be_encoded_is_an_internal_error_and_disturbs_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class WithPath(InferenceRequest):
+        path: Path
+
+    handle = SlowHandle(0)
+    router = router_to(handle)
+    for _ in range(2):
+        with pytest.raises(InternalError):
+            await router.send("echo-0", WithPath(path=Path("secret")), "corr")
+        await send(router)
+    assert "Path" in caplog.text
+    assert "secret" not in caplog.text
     await handle.close()
 
 
