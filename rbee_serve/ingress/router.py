@@ -103,9 +103,9 @@ class Router:
             first, complete = await stream.next()
         except BaseException as exc:
             stream.close()
-            if isinstance(exc, Exception):
-                raise error_from_ray(exc, worker_id) from exc
-            raise
+            if isinstance(exc, WorkerError) or not isinstance(exc, Exception):
+                raise
+            raise error_from_ray(exc, worker_id) from exc
         if refusal := refused(first, complete):
             stream.close()
             raise refusal
