@@ -72,8 +72,8 @@ class LimitsConfig(_Config):
     """The largest request body."""
     body_timeout_s: Annotated[float, Field(gt=0)] = 30.0
     """Seconds in which a body must have arrived."""
-    acknowledge_timeout_s: Annotated[float, Field(gt=0)] = 0.9
-    """Seconds in which a replica must take note of a request, before the client is told that the worker is lost."""
+    acknowledge_timeout_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds in which a replica must acknowledge a request; after that the client gets `WORKER_LOST`."""
 
 
 class WorkerConfig(_Config):

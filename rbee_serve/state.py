@@ -1,8 +1,8 @@
-"""What replicas push to the hub, and what the hub tells the ingress.
+"""The state of workers: what replicas push to the hub, and the hub to the ingresses.
 
-State is pushed, never asked for: a call to a loading or a full replica would wait. Each replica pushes a
-`ReplicaState` twice a second and on change; the hub folds them into one `WorkerState` per worker; ingress replicas hold
-the latest `Snapshot`.
+State is pushed and never requested: a call to a loading or a full replica would wait. Each replica pushes a
+`ReplicaState` twice a second and on change; the hub folds them into one `WorkerState` per worker; ingresses hold the
+latest `Snapshot`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ from typing import Literal
 import msgspec
 
 Phase = Literal["loading", "ready", "error", "stopping"]
-"""Where a replica is in its life. A replica that is gone has no phase: its pushes stop."""
+"""Where a replica is in its life. A replica that is gone has no phase: its connection to the hub is closed."""
 
 Availability = Literal["loading", "idle", "busy", "error"]
 """The `state` of `GET /v1/ready`."""
 
 STALE_AFTER_S = 3.5
-"""A ready replica that has not pushed for this long is taken to be gone: seven pushes."""
-
-LOADING_STALE_AFTER_S = 30.0
-"""While a model loads, imports can hold the interpreter for seconds, so silence means less."""
+"""A replica that has loaded and sent no state for this long hangs and is treated as gone: seven updates. A process that
+has died is noticed at once by its closed connection."""
 
 
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How far a load is. What is not known is left out; bytes and layers are never estimated.
+    """Progress of a load. Unknown values are left out; bytes and layers are never estimated.
 
     `stage` is `downloading`, `converting`, `starting_engine` (imports and processes), `loading_to_vram`,
     `preparing_engine` (caches, compilation), `warming_up` or `ready`. `vram_mb` counts 10^6 bytes on the device, or in
@@ -42,9 +40,9 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica, as it sees itself. `memory_bytes` is what the model holds on its devices (VRAM, or RAM on a CPU);
-    `capacity` is how many requests run at once, `engine_requests` the engine's own count of those that it has in hand.
-    `last_progress_age_s` are whole seconds since the engine's last step, while it has work. What nobody knows is None.
+    """One replica. `memory_bytes` is the memory that the model holds on its devices (VRAM, or RAM on a CPU);
+    `capacity` is the number of requests that run at once, `engine_requests` the engine's own count of its requests.
+    `last_progress_age_s` are whole seconds since the engine's last step, while it has work. Unknown values are None.
     """
 
     worker_id: str
@@ -66,7 +64,7 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def serves(self) -> bool:
-        """Whether a request that is sent to it is worked on."""
+        """Whether it takes requests."""
         return self.phase == "ready" and self.healthy
 
 
@@ -91,7 +89,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def degraded(self) -> bool:
-        """Fewer replicas take requests than are wanted."""
+        """Fewer replicas take requests than are desired."""
         return len(self.serving) < self.desired_replicas
 
     @property
@@ -112,32 +110,32 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def memory_bytes(self) -> int:
         """Bytes of device memory (VRAM, or RAM on a CPU) that the replicas hold together. One that has failed is
-        listed for its reason; its process is gone and holds nothing."""
+        listed for its reason only; its process is gone."""
         return sum(replica.memory_bytes for replica in self.replicas if replica.phase != "error")
 
     @property
     def devices(self) -> tuple[int, ...]:
-        """Every device that a replica is on, lowest first."""
+        """Every device of every replica, lowest first."""
         return tuple(sorted({device for replica in self.replicas for device in replica.devices}))
 
     @property
     def backend(self) -> str | None:
-        """`cuda`, `cpu` or `metal`; None while no replica has said so."""
+        """`cuda`, `cpu` or `metal`; None before a replica has reported it."""
         return self.replicas[0].backend if self.replicas else None
 
     @property
     def boot_id(self) -> str | None:
-        """The boot of the replica that has served longest: replicas are listed by the time of their first push."""
+        """The boot of the replica that has served longest: replicas are listed by the time of their first update."""
         return self.serving[0].boot_id if self.serving else None
 
     @property
     def load(self) -> LoadProgress | None:
-        """How far the first loading replica is."""
+        """Progress of the first loading replica."""
         return next((r.load for r in self.replicas if r.phase == "loading" and r.load), None)
 
     @property
     def error(self) -> str | None:
-        """Why the worker does not serve, where a replica said so."""
+        """Why the worker does not serve, where a replica reported it."""
         return next((r.error for r in self.replicas if r.error), None)
 
     @property
@@ -152,8 +150,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     workers: tuple[WorkerState, ...]
     stopping: bool = False
-    cutting: bool = False
-    """What still runs is to be ended now, with an error."""
+    aborting: bool = False
+    """Running requests have to end now, with an error."""
     hub_boot_id: str = ""
 
     def worker(self, worker_id: str) -> WorkerState | None:
@@ -164,7 +162,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 def fold(
     worker_id: str, desired_replicas: int, replicas: Sequence[ReplicaState], *, was_ready: bool, stopping: bool
 ) -> WorkerState:
-    """One worker out of its live replicas, listed by the time of their first push."""
+    """One worker out of its live replicas, listed by the time of their first update."""
     return WorkerState(
         worker_id=worker_id,
         desired_replicas=desired_replicas,
@@ -172,3 +170,14 @@ def fold(
         was_ready=was_ready,
         stopping=stopping,
     )
+
+
+def invalid_field(value: msgspec.Struct) -> str | None:
+    """The first field whose value cannot be sent as the field's type, such as ``memory_bytes (Expected `int`, got
+    `None`)``; None if all can. msgspec checks types only when it decodes, which is in another process."""
+    for field in msgspec.structs.fields(type(value)):
+        try:
+            msgspec.msgpack.decode(msgspec.msgpack.encode(getattr(value, field.name)), type=field.type)
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError) as exc:
+            return f"{field.name} ({exc})"
+    return None

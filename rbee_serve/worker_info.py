@@ -1,4 +1,4 @@
-"""A worker in one JSON object: the answer of `GET /info`, and what the newer heartbeat carries."""
+"""A worker in one JSON object: the response of `GET /info`, and the body of the `queen` heartbeat."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VERSION = _version()
 
 
 def backend_of(worker: WorkerConfig, state: WorkerState) -> str:
-    """`cuda`, `cpu` or `metal`: what the replicas say, and before they do, what the configuration lets expect."""
+    """`cuda`, `cpu` or `metal`: as the replicas report it, and before that as the configuration suggests."""
     if state.backend:
         return state.backend
     if worker.backend != "auto":

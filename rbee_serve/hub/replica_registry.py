@@ -1,6 +1,6 @@
-"""The roster: which replicas live, by what they have pushed and when.
+"""The live replicas, by their last update.
 
-It knows nothing of Ray. The clock is injected; every method may be called from any thread.
+It does not depend on Ray. The clock is injected; every method may be called from any thread.
 """
 
 from __future__ import annotations
@@ -12,28 +12,27 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from rbee_serve.config import WorkerConfig
-from rbee_serve.state import LOADING_STALE_AFTER_S, STALE_AFTER_S, ReplicaState, Snapshot, WorkerState, fold
+from rbee_serve.state import STALE_AFTER_S, ReplicaState, Snapshot, WorkerState, fold
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A replica's last push, and when it came."""
+    """A replica's last update, when it arrived, and the connection that it came over."""
 
     state: ReplicaState
     sequence: int
-    pushed_at: float
+    updated_at: float
+    source: object
 
     @property
     def expires_at(self) -> float:
-        """From when on silence means that the replica is gone. One that has raised is gone already and says no more:
-        its reason stays."""
-        if self.state.phase == "error":
-            return math.inf
-        return self.pushed_at + (LOADING_STALE_AFTER_S if self.state.phase == "loading" else STALE_AFTER_S)
+        """When the replica counts as gone without another update. While it loads, imports hold the GIL for as long as
+        they like. One that has failed has exited and sends nothing more: its reason stays."""
+        return math.inf if self.state.phase in ("loading", "error") else self.updated_at + STALE_AFTER_S
 
 
 class ReplicaRegistry:
-    """Takes the pushes of all replicas and folds them into a `Snapshot` whose version grows only with a change."""
+    """Folds the updates of all replicas into a `Snapshot` whose version grows only with a change."""
 
     def __init__(
         self, workers: Iterable[WorkerConfig], *, boot_id: str = "", clock: Callable[[], float] = time.monotonic
@@ -45,14 +44,14 @@ class ReplicaRegistry:
         self._replicas: dict[str, dict[str, _Entry]] = {worker_id: {} for worker_id in self._desired_replicas}
         self._was_ready: set[str] = set()
         self._stopping = False
-        self._cutting = False
+        self._aborting = False
         self._snapshot = Snapshot(version=1, workers=self._fold(), hub_boot_id=boot_id)
 
-    def push(self, state: ReplicaState, sequence: int = 0) -> None:
-        """A replica says how it is, in its `sequence`-th push.
+    def push(self, state: ReplicaState, sequence: int = 0, source: object = None) -> None:
+        """Take the `sequence`-th update of a replica, which came over the connection `source`.
 
-        Nothing happens when a later one has overtaken it, as can be while the hub starts, or when the worker is not
-        configured here.
+        It is ignored if a later one has overtaken it, as happens while the hub starts, or if the worker is not
+        configured.
         """
         with self._lock:
             replicas = self._replicas.get(state.worker_id)
@@ -64,10 +63,19 @@ class ReplicaRegistry:
             elif sequence < known.sequence:
                 return
             elif known.state.phase == "error":
-                return  # an error is the last word of its boot: what comes later was under way before, or is farewell
-            replicas[state.replica_id] = _Entry(state, sequence, self._clock())
+                return  # an error is final for its boot: a later update was under way before, or is a goodbye
+            replicas[state.replica_id] = _Entry(state, sequence, self._clock(), source)
             if state.serves:
                 self._was_ready.add(state.worker_id)
+            self._refresh()
+
+    def disconnect(self, source: object) -> None:
+        """A connection was lost: the replica whose last update came over it is gone, unless it has failed."""
+        with self._lock:
+            for replicas in self._replicas.values():
+                for replica_id, entry in list(replicas.items()):
+                    if entry.source is source and entry.state.phase != "error":
+                        del replicas[replica_id]
             self._refresh()
 
     def snapshot(self) -> Snapshot:
@@ -82,23 +90,16 @@ class ReplicaRegistry:
             raise KeyError(worker_id)
         return state
 
-    def seconds_since_last_push(self, worker_id: str) -> float:
-        """Seconds since a living replica of the worker last pushed; infinite if none lives."""
-        with self._lock:
-            self._refresh()
-            living = [e.pushed_at for e in self._replicas.get(worker_id, {}).values() if e.state.phase != "error"]
-            return self._clock() - max(living) if living else math.inf
-
-    def stop(self) -> None:
+    def drain(self) -> None:
         """The application is being shut down: no worker is ready from now on."""
         with self._lock:
             self._stopping = True
             self._refresh()
 
-    def cut(self) -> None:
-        """The time for running requests is over: they are to be ended with an error."""
+    def abort(self) -> None:
+        """The time limit of the drain is over: running requests have to end with an error."""
         with self._lock:
-            self._stopping = self._cutting = True
+            self._stopping = self._aborting = True
             self._refresh()
 
     def subscribe(self, on_change: Callable[[], None]) -> None:
@@ -107,26 +108,26 @@ class ReplicaRegistry:
             self._subscribers.append(on_change)
 
     def _admit_boot(self, replicas: dict[str, _Entry], replica_id: str) -> None:
-        """Make room for a process that has not pushed before: it goes to the end of the list, and it is the worker's
-        next attempt, so an error of an earlier one is history."""
+        """Prepare for the first update of a process. It goes to the end of the list, and is the worker's next attempt:
+        the error of an earlier one is removed."""
         replicas.pop(replica_id, None)
         for other, entry in list(replicas.items()):
             if entry.state.phase == "error":
                 del replicas[other]
 
     def _refresh(self) -> Snapshot:
-        """Drop who is silent; a new version, and a call to every subscriber, if anything has changed."""
+        """Remove stale replicas; on a change, make a new version and call every subscriber."""
         now = self._clock()
         for replicas in self._replicas.values():
             for replica_id in [key for key, entry in replicas.items() if entry.expires_at < now]:
                 del replicas[replica_id]
         workers, old = self._fold(), self._snapshot
-        if (workers, self._stopping, self._cutting) != (old.workers, old.stopping, old.cutting):
+        if (workers, self._stopping, self._aborting) != (old.workers, old.stopping, old.aborting):
             self._snapshot = Snapshot(
                 version=old.version + 1,
                 workers=workers,
                 stopping=self._stopping,
-                cutting=self._cutting,
+                aborting=self._aborting,
                 hub_boot_id=old.hub_boot_id,
             )
             for on_change in self._subscribers:
@@ -137,10 +138,10 @@ class ReplicaRegistry:
         return tuple(
             fold(
                 worker_id,
-                wanted,
+                desired,
                 [entry.state for entry in self._replicas[worker_id].values()],
                 was_ready=worker_id in self._was_ready,
                 stopping=self._stopping,
             )
-            for worker_id, wanted in self._desired_replicas.items()
+            for worker_id, desired in self._desired_replicas.items()
         )

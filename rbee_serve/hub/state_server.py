@@ -1,7 +1,4 @@
-"""The hub's ends of its connections to replicas and ingresses.
-
-What is said is told in `rbee_serve.transport.state_messages`.
-"""
+"""The hub's end of its connections to replicas and ingresses. See `rbee_serve.transport.state_messages`."""
 
 from __future__ import annotations
 
@@ -15,28 +12,23 @@ from rbee_serve.transport.state_messages import SnapshotUpdate, StateAck, StateU
 
 
 class StateServer:
-    """Takes pushes to the roster, and snapshots to those who watch."""
+    """Passes updates to the registry, and snapshots to watchers."""
 
     def __init__(self, registry: ReplicaRegistry) -> None:
-        self._roster = registry
+        self.registry = registry
         self._changed = asyncio.Event()
-        self.entrance: Acceptor[ToHub] = Acceptor(ToHub, lambda wire: _Subscriber(wire, self))
-        """Where they connect."""
+        self.acceptor: Acceptor[ToHub] = Acceptor(ToHub, lambda connection: _Subscriber(connection, self))
+        """Where replicas and ingresses connect."""
 
-    def push(self, push: StateUpdate) -> None:
-        """A replica has told its state."""
-        self._roster.push(push.state, push.sequence)
-        self.notice()
-
-    def notice(self) -> None:
-        """The roster may have changed."""
+    def notify(self) -> None:
+        """The registry may have changed."""
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def newer(self, version: int, longest_s: float) -> Snapshot:
-        """The first snapshot newer than `version`, or the present one after `longest_s` seconds."""
-        deadline = asyncio.get_running_loop().time() + longest_s
-        while (snapshot := self._roster.snapshot()).version == version:
+    async def newer(self, version: int, max_wait_s: float) -> Snapshot:
+        """The first snapshot newer than `version`, or the present one after `max_wait_s` seconds."""
+        deadline = asyncio.get_running_loop().time() + max_wait_s
+        while (snapshot := self.registry.snapshot()).version == version:
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._changed.wait()
@@ -46,29 +38,32 @@ class StateServer:
 
 
 class _Subscriber:
-    """One of them."""
+    """One connected replica or ingress."""
 
-    def __init__(self, wire: FramedConnection[ToHub], lines: StateServer) -> None:
-        self._wire = wire
-        self._lines = lines
-        self._watching: set[asyncio.Task[None]] = set()
+    def __init__(self, connection: FramedConnection[ToHub], server: StateServer) -> None:
+        self._connection = connection
+        self._server = server
+        self._watches: set[asyncio.Task[None]] = set()
 
     def receive(self, message: ToHub) -> None:
         """See `ConnectionHandler`."""
         match message:
-            case StateUpdate():
-                self._lines.push(message)
-                self._wire.send(StateAck(message.number))
+            case StateUpdate(stream_id, state, sequence):
+                self._server.registry.push(state, sequence, self)
+                self._server.notify()
+                self._connection.send(StateAck(stream_id))
             case Watch():
-                task = asyncio.create_task(self._tell(message))
-                self._watching.add(task)
-                task.add_done_callback(self._watching.discard)
+                task = asyncio.create_task(self._send_newer(message))
+                self._watches.add(task)
+                task.add_done_callback(self._watches.discard)
 
     def lost(self) -> None:
         """See `ConnectionHandler`."""
-        for task in self._watching:
+        self._server.registry.disconnect(self)
+        self._server.notify()
+        for task in self._watches:
             task.cancel()
 
-    async def _tell(self, watch: Watch) -> None:
-        snapshot = await self._lines.newer(watch.version, watch.longest_s)
-        self._wire.send(SnapshotUpdate(watch.number, snapshot))
+    async def _send_newer(self, watch: Watch) -> None:
+        snapshot = await self._server.newer(watch.version, watch.max_wait_s)
+        self._connection.send(SnapshotUpdate(watch.stream_id, snapshot))

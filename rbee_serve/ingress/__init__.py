@@ -1,1 +1,1 @@
-"""Runs in the ingress process: HTTP in, HTTP out. Imports neither torch nor vllm nor transformers."""
+"""The ingress process: HTTP in, HTTP out. It imports neither torch nor vllm nor transformers."""

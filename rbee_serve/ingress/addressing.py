@@ -1,4 +1,4 @@
-"""Which worker a request is for, and what it asks of it: from the path, the query and the body to a checked request."""
+"""From the path, the query and the body of an HTTP request to a worker and a validated request."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from rbee_serve.validation.parse import check_body, parse, parse_object
 
 T = TypeVar("T")
 
-LARGE_BODY = 1024 * 1024
-"""Bytes; a body of this size takes a few milliseconds to parse."""
+LARGE_BODY_BYTES = 1024 * 1024
+"""A body of this size takes a few milliseconds to parse."""
 
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NAME = msgspec.json.Decoder(str | None)
@@ -30,26 +30,26 @@ _NAME = msgspec.json.Decoder(str | None)
 async def resolve_request(request: Request, services: IngressServices) -> tuple[Worker, InferenceRequest]:
     """The ready worker that the path names, or at the root the body, and the request for it.
 
-    Raises the `WorkerError` that says what is wrong with the body, or why the worker, or one that it needs for this
-    request, takes none now.
+    Raises the `WorkerError` for an invalid body, and for a worker, or a helper worker that this request needs, which
+    takes no requests now.
     """
-    worker, checked = await _addressed(request, services)
-    services.require_ready(worker, checked.roles)
-    return worker, checked
+    worker, inference = await _resolve(request, services)
+    services.require_ready(worker, inference.roles)
+    return worker, inference
 
 
-async def _addressed(request: Request, services: IngressServices) -> tuple[Worker, InferenceRequest]:
-    kind, named = media_type(request), request.path_params.get("worker_id")
-    worker = _ready(services, services.worker(named)) if named else None
+async def _resolve(request: Request, services: IngressServices) -> tuple[Worker, InferenceRequest]:
+    content_type, worker_id = media_type(request), request.path_params.get("worker_id")
+    worker = _ready(services, services.worker(worker_id)) if worker_id else None
     body = await read_body(request, services.limits)
-    if kind != JSON:
-        upload = await read_upload(request, kind, body)
+    if content_type != JSON:
+        upload = await read_upload(request, content_type, body)
         target = worker or _ready(services, _worker_of_upload(services, upload))
-        return target, parse_object(target.request_type, typed(upload, kind, target.request_type))
+        return target, parse_object(target.request_type, typed(upload, content_type, target.request_type))
     if worker is None:
         worker, body = _worker_of_body(services, body)
         _ready(services, worker)
-    return worker, await _unhurried(body, partial(parse, worker.request_type, body))
+    return worker, await _off_loop_if_large(body, partial(parse, worker.request_type, body))
 
 
 def _ready(services: IngressServices, worker: Worker) -> Worker:
@@ -58,14 +58,14 @@ def _ready(services: IngressServices, worker: Worker) -> Worker:
 
 
 def _worker_of_upload(services: IngressServices, upload: dict[str, str | bytes]) -> Worker:
-    """The worker that a form or a query names; the names are taken out."""
+    """The worker that a form or a query names; the names are removed from `upload`."""
     names = (upload.pop("worker", None), upload.pop("model", None))
     worker_id, model = (name if isinstance(name, str) else None for name in names)
     return _found(services, worker_id, model)
 
 
 def _worker_of_body(services: IngressServices, body: bytes) -> tuple[Worker, bytes]:
-    """The worker that the body names, and the body without the names. What else is in it stays as it is."""
+    """The worker that the body names, and the body without the names and otherwise unchanged."""
     check_body(body)
     try:
         fields = _FIELDS.decode(body)
@@ -87,6 +87,6 @@ def _found(services: IngressServices, worker_id: str | None, model: str | None) 
     return worker
 
 
-async def _unhurried(body: bytes, work: Callable[[], T]) -> T:
-    """`work` on a body: in a thread if that is so large that other requests would have to wait."""
-    return await asyncio.to_thread(work) if len(body) > LARGE_BODY else work()
+async def _off_loop_if_large(body: bytes, work: Callable[[], T]) -> T:
+    """`work` on a body: in a thread if it is so large that other requests would have to wait."""
+    return await asyncio.to_thread(work) if len(body) > LARGE_BODY_BYTES else work()

@@ -18,20 +18,20 @@ from rbee_serve.ingress.services import IngressServices
 
 
 def build_ingress(services: IngressServices, token: bytes | None) -> ASGIApp:
-    """The application over `services`. Without a token everybody who reaches it may call."""
-    tell = Endpoints(services)
-    infer = Inference(services)
+    """The application over `services`. Without a token it needs no authentication."""
+    status_endpoints = Endpoints(services)
+    inference = Inference(services)
     base = "/workers/{worker_id}"
     routes = [
-        Route("/health", tell.ingress_health, methods=["GET"]),
-        Route("/v1/ready", tell.all_ready, methods=["GET"]),
-        Route("/v1/workers", tell.list_workers, methods=["GET"]),
-        Route("/v1/inference", infer, methods=["POST"]),
-        Route(f"{base}/health", tell.worker_health, methods=["GET"]),
-        Route(f"{base}/info", tell.worker_info, methods=["GET"]),
-        Route(f"{base}/v1/ready", tell.worker_ready, methods=["GET"]),
-        Route(f"{base}/v1/loading/progress", tell.loading_progress, methods=["GET"]),
-        Route(f"{base}/v1/inference", infer, methods=["POST"]),
+        Route("/health", status_endpoints.ingress_health, methods=["GET"]),
+        Route("/v1/ready", status_endpoints.all_ready, methods=["GET"]),
+        Route("/v1/workers", status_endpoints.list_workers, methods=["GET"]),
+        Route("/v1/inference", inference, methods=["POST"]),
+        Route(f"{base}/health", status_endpoints.worker_health, methods=["GET"]),
+        Route(f"{base}/info", status_endpoints.worker_info, methods=["GET"]),
+        Route(f"{base}/v1/ready", status_endpoints.worker_ready, methods=["GET"]),
+        Route(f"{base}/v1/loading/progress", status_endpoints.loading_progress, methods=["GET"]),
+        Route(f"{base}/v1/inference", inference, methods=["POST"]),
     ]
     app = Starlette(
         routes=routes,
@@ -42,6 +42,6 @@ def build_ingress(services: IngressServices, token: bytes | None) -> ASGIApp:
             Exception: on_unexpected,
         },
     )
-    # `//v1` and `/v1/` are not `/v1`: a redirect would answer before the token is looked at.
+    # `//v1` and `/v1/` are not `/v1`: a redirect would be sent before the token is checked.
     app.router.redirect_slashes = False
     return app

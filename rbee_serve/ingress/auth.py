@@ -1,4 +1,4 @@
-"""Bearer tokens: everything but `/health` needs one, where one is configured."""
+"""Bearer tokens: every route but `/health` needs one, where one is configured."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _OPEN_PATH = re.compile(r"/health|/workers/[A-Za-z0-9_-]+/health")
 
 
 def fingerprint(token: bytes) -> str:
-    """What may be logged about a token: the first 6 hex digits of its SHA-256."""
+    """For the log: the first 6 hex digits of a token's SHA-256."""
     return hashlib.sha256(token).hexdigest()[:6]
 
 
 class BearerAuth:
-    """ASGI middleware that denies by default. It looks at `scope["path"]` alone, never at a URL made from headers."""
+    """ASGI middleware that denies by default. It reads `scope["path"]` only, never a URL made from headers."""
 
     def __init__(self, app: ASGIApp, token: bytes) -> None:
         self._app = app
         self._digest = hashlib.sha256(token).digest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 401."""
-        if scope["type"] == "websocket":  # nothing here is one, and what might be would not be open
+        """Pass the request on, or respond with 401."""
+        if scope["type"] == "websocket":  # there is no such route, and one would need a token
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http" or (scope["method"] in ("GET", "HEAD") and _OPEN_PATH.fullmatch(scope["path"])):
@@ -41,13 +41,13 @@ class BearerAuth:
         elif len(credentials) == 1 and self._is_valid(credentials[0]):
             await self._app(scope, receive, send)
         else:
-            # %r keeps control characters of a hostile path out of the log's lines.
-            shown = fingerprint(_token(credentials[0]))
-            logger.warning("refused a request to %r with token %s", scope["path"][:200], shown)
+            # %r keeps control characters of a hostile path out of the log.
+            token = fingerprint(_token(credentials[0]))
+            logger.warning("refused a request to %r with token %s", scope["path"][:200], token)
             await _unauthorized("INVALID_API_KEY", "the token is not valid here")(scope, receive, send)
 
     def _is_valid(self, header: bytes) -> bool:
-        # Digests have one length, so the comparison tells nothing about the token's.
+        # Digests have one length, so the time of the comparison does not depend on the token's.
         is_equal = hmac.compare_digest(hashlib.sha256(_token(header)).digest(), self._digest)
         return is_equal and header[:7].lower() == b"bearer "
 

@@ -1,4 +1,4 @@
-"""Reading a request body within bounds of size and time."""
+"""Reads a request body within limits of size and time."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from rbee_serve.config import LimitsConfig
 from rbee_serve.errors import BodyTimeout, InvalidRequest, PayloadTooLarge, UnsupportedMediaType
 from rbee_serve.result import JSON
 
-# What curl sends with -d, and what a client sends that names no type at all, is read as JSON too.
+# The types that `curl -d` and clients without a content type send are read as JSON too.
 _JSON_TYPES = frozenset({"", JSON, "application/x-www-form-urlencoded", "text/plain"})
 
 
 def media_type(request: Request) -> str:
-    """The content type in lower case without its parameters; `application/json` for all that is read as JSON.
+    """The content type in lower case without its parameters; `application/json` for every type that is read as JSON.
 
-    Raises `UnsupportedMediaType` where the body is packed.
+    Raises `UnsupportedMediaType` for a compressed body.
     """
     if any(encoding.strip().lower() != "identity" for encoding in request.headers.getlist("content-encoding")):
         raise UnsupportedMediaType("send the body without Content-Encoding")
-    named = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    return JSON if named in _JSON_TYPES or named.endswith("+json") else named
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return JSON if content_type in _JSON_TYPES or content_type.endswith("+json") else content_type
 
 
 async def read_body(request: Request, limits: LimitsConfig) -> bytes:
-    """The body's bytes. Size is counted while reading, so a missing or false `FileField-Length` changes nothing.
+    """The body's bytes. Size is counted while reading, so a missing or false `Content-Length` changes nothing.
 
-    Raises `PayloadTooLarge`, `BodyTimeout`, or `InvalidRequest` if the client left meanwhile.
+    Raises `PayloadTooLarge`, `BodyTimeout`, or `InvalidRequest` if the client disconnects.
     """
     declared = request.headers.get("content-length", "0")
     if not declared.isdecimal() or len(declared) > 18 or int(declared) > limits.max_body_bytes:
@@ -39,19 +39,19 @@ async def read_body(request: Request, limits: LimitsConfig) -> bytes:
     except TimeoutError:
         raise BodyTimeout(f"the body did not arrive in {limits.body_timeout_s:g} s") from None
     except ClientDisconnect:
-        raise InvalidRequest("the client left before its body had arrived") from None
+        raise InvalidRequest("the client disconnected before its body had arrived") from None
 
 
 async def _read(request: Request, limits: LimitsConfig) -> bytes:
-    parts: list[bytes] = []
+    chunks: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
+    async for chunk in request.stream():
+        size += len(chunk)
         if size > limits.max_body_bytes:
             raise _too_large(limits)
-        parts.append(part)
-    return b"".join(parts)
+        chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def _too_large(limits: LimitsConfig) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than {limits.max_body_bytes} bytes, which is the most that is taken")
+    return PayloadTooLarge(f"the body is larger than {limits.max_body_bytes} bytes (limits.max_body_bytes)")

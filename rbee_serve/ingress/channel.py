@@ -1,6 +1,6 @@
-"""The way from the ingress to the replicas of one worker.
+"""From the ingress to the replicas of one worker.
 
-Ray Serve finds the replica; what is said to it goes over a connection, which stays open for all later requests. See
+Ray Serve chooses the replica; requests then go over a connection to it, which stays open for all later ones. See
 `rbee_serve.transport.request_messages`.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-import pickle
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, cancel
-from rbee_serve.transport.acceptor import Endpoint
+from rbee_serve.ray_boundary import UNANSWERED_CALL_S, cancel
+from rbee_serve.transport.client_connection import OnDemand
+from rbee_serve.transport.handshake import Endpoint
 from rbee_serve.transport.request_client import RequestClient
 from rbee_serve.transport.request_messages import StartRequest
 from rbee_serve.transport.response_stream import ResponseStream
@@ -25,84 +25,85 @@ from rbee_serve.transport.response_stream import ResponseStream
 class Channel:
     """Sends requests to a worker."""
 
-    def __init__(
-        self, handle: DeploymentHandle[Any], node_id: str, on_message: Callable[[], None], *, balanced: bool
-    ) -> None:
-        """`node_id` is Ray's name for this machine; `on_message` is called for whatever a replica says. `balanced`: Ray
-        Serve chooses a replica for each request, and counts it there. Otherwise it is asked once, and again when that
-        replica is gone."""
+    def __init__(self, handle: DeploymentHandle[Any], node_id: str, *, balanced: bool) -> None:
+        """`node_id` is Ray's name for this machine. `balanced`: Ray Serve chooses a replica for each request, and
+        counts it there. Otherwise it chooses once, and again when that replica is gone."""
         self._reach = handle.options(
             stream=True, method_name="reach", request_serialization="pickle", response_serialization="pickle"
         )
         self._node_id = node_id
-        self._on_message = on_message
         self._balanced = balanced
-        self._numbers = itertools.count()
-        self._connections: dict[str, asyncio.Task[RequestClient]] = {}
-        """By the replica's key."""
+        self._stream_ids = itertools.count()
+        self._connections: dict[Endpoint, OnDemand[RequestClient]] = {}
         self._current: RequestClient | None = None
-        """Where requests go, unless they are balanced."""
+        """The connection for all requests, unless they are balanced."""
         self._waiting: dict[int, tuple[ResponseStream, StartRequest]] = {}
+        """Requests for which no replica has been found yet, by stream id."""
+        self._finding = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(self, fields: dict[str, Any], correlation_id: str) -> ResponseStream:
-        """Send a request. Its answer is to be closed, whatever comes of it."""
-        answer = ResponseStream()
-        request = StartRequest(next(self._numbers), pickle.dumps(fields, pickle.HIGHEST_PROTOCOL), correlation_id)
+        """Send a request. The response is to be closed, however it ends."""
+        response = ResponseStream()
+        request = StartRequest(next(self._stream_ids), fields, correlation_id)
         if self._balanced:
-            self._start(self._send_balanced(answer, request))
+            self._start(self._send_balanced(response, request))
         elif self._current is not None and self._current.usable:
-            self._current.ask(answer, request)
+            self._current.start(response, request)
         else:
-            if not self._waiting:
-                self._start(self._find())
-            self._waiting[request.number] = (answer, request)
-        return answer
+            self._wait(response, request)
+        return response
+
+    def _wait(self, response: ResponseStream, request: StartRequest) -> None:
+        stream_id = request.stream_id
+        self._waiting[stream_id] = (response, request)
+        response.attach(reset=lambda: self._stop_waiting(stream_id), update_window=lambda size: None)
+        if not self._finding:
+            self._finding = True
+            self._start(self._find())
+
+    def _stop_waiting(self, stream_id: int) -> None:
+        self._waiting.pop(stream_id, None)
 
     async def _find(self) -> None:
-        """Find the replica, and send it what waits."""
+        """Find a replica, and send it the waiting requests."""
         try:
             messages = aiter(self._reach.remote(self._node_id))
             self._current = await self._connection(await anext(messages))
             cancel(messages)
         except (Exception, asyncio.CancelledError) as exc:  # Serve raises the latter too, where the call was cancelled
-            for answer, _ in self._take_waiting():
-                answer.fail(_reason(exc))
-            return
-        for answer, request in self._take_waiting():
-            if not answer.closed:
-                self._current.ask(answer, request)
+            for response, _ in self._take_waiting():
+                response.fail(_reason(exc))
+        else:
+            for response, request in self._take_waiting():
+                self._current.start(response, request)
 
     def _take_waiting(self) -> list[tuple[ResponseStream, StartRequest]]:
+        self._finding = False
         waiting, self._waiting = self._waiting, {}
         return list(waiting.values())
 
-    async def _send_balanced(self, answer: ResponseStream, request: StartRequest) -> None:
+    async def _send_balanced(self, response: ResponseStream, request: StartRequest) -> None:
         """A call to Serve is open as long as the request."""
         messages = aiter(self._reach.remote(self._node_id))
         try:
-            # Serve loses a cancellation that comes while it hands the call to a replica: its answer is waited for.
-            async with asyncio.timeout(SLOW_ACKNOWLEDGEMENT_S):
+            # Serve loses a cancellation that comes while it hands the call to a replica: its answer is awaited.
+            async with asyncio.timeout(UNANSWERED_CALL_S):
                 connection = await self._connection(await anext(messages))
-            if not answer.closed:
-                connection.ask(answer, request)
-            await answer.over
+            if not response.closed:
+                connection.start(response, request)
+            await response.over
         except (Exception, asyncio.CancelledError) as exc:
-            answer.fail(_reason(exc))
+            response.fail(_reason(exc))
         cancel(messages)
 
-    async def _connection(self, place: Endpoint) -> RequestClient:
+    async def _connection(self, endpoint: Endpoint) -> RequestClient:
         """The connection to that replica, which is opened if there is none. Raises `OSError`."""
-        opening = self._connections.get(place.key)
-        if opening is None or _is_over(opening):
-            self._connections = {key: task for key, task in self._connections.items() if not _is_over(task)}
-            opening = self._connections[place.key] = asyncio.create_task(self._open(place))
-        return await asyncio.shield(opening)
-
-    async def _open(self, place: Endpoint) -> RequestClient:
-        connection = RequestClient(self._on_message)
-        await connection.open(place)
-        return connection
+        connection = self._connections.get(endpoint)
+        if connection is None:
+            self._connections = {key: known for key, known in self._connections.items() if not known.is_over}
+            connection = self._connections[endpoint] = OnDemand(lambda: _open(endpoint))
+        return await connection.get()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         # In a context of its own: Serve counts a call as part of the request in whose context it is made.
@@ -111,8 +112,10 @@ class Channel:
         task.add_done_callback(self._tasks.discard)
 
 
-def _is_over(opening: asyncio.Task[RequestClient]) -> bool:
-    return opening.done() and (opening.exception() is not None or not opening.result().usable)
+async def _open(endpoint: Endpoint) -> RequestClient:
+    connection = RequestClient()
+    await connection.open(endpoint)
+    return connection
 
 
 def _reason(exc: BaseException) -> Exception:

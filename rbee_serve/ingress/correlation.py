@@ -1,4 +1,4 @@
-"""Gives every request a correlation id and one line in the log."""
+"""A correlation id and one line in the log for every request."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from rbee_serve import correlation
 logger = logging.getLogger("rbee_serve.access")
 
 _HEADER = correlation.HEADER.encode()
-# Probes come every second from several sides; a line for each would bury the rest.
+# Several probes a second would hide all other lines.
 _QUIET_SUFFIXES = ("/health", "/v1/ready")
 
 
 class Correlation:
-    """ASGI middleware: the id from the request if it is well-formed, else a new one; it is on the response."""
+    """ASGI middleware: the id from the request if it is well-formed, else a new one. The response has it too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on within its id."""
+        """Pass the request on in the context of its id."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == _HEADER), b"")
-        correlation_id = correlation.accept(given.decode("latin-1"))
+        received = next((value for name, value in scope["headers"] if name == _HEADER), b"")
+        correlation_id = correlation.accept(received.decode("latin-1"))
         correlation.enter(correlation_id)
         began = time.monotonic()
         status = 0
@@ -45,5 +45,5 @@ class Correlation:
         finally:
             if status != 200 or not scope["path"].endswith(_QUIET_SUFFIXES):
                 seconds = time.monotonic() - began
-                # %r keeps control characters of a hostile path out of the log's lines.
+                # %r keeps control characters of a hostile path out of the log.
                 logger.info("%s %r %s %.3fs", scope["method"], scope["path"][:200], status or "gone", seconds)

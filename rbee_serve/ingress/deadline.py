@@ -1,4 +1,4 @@
-"""How long a request may take, counted from its arrival."""
+"""The time limit of a request, counted from its arrival."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _MAX_MS = 86_400_000
 
 
 class RequestDeadline:
-    """The moment at which a request came in."""
+    """Counts from the moment at which it is made, when the request arrives."""
 
     def __init__(self) -> None:
-        self._at = time.monotonic()
+        self._arrived_at = time.monotonic()
 
     def left_s(self, request: Request, timeout_s: float | None) -> float | None:
-        """Seconds that are left of what the header `X-Request-Timeout-Ms` and the field `timeout_s` allow, whichever
-        is less; None where neither is given. Raises `InferenceTimeout` if nothing is left."""
-        allowed = [seconds for seconds in (timeout_s, _header_s(request)) if seconds is not None]
-        if not allowed:
+        """Seconds left of the header `X-Request-Timeout-Ms` or the field `timeout_s`, whichever is less; None if
+        neither is given. Raises `InferenceTimeout` if none are left."""
+        limits = [seconds for seconds in (timeout_s, _header_s(request)) if seconds is not None]
+        if not limits:
             return None
-        left = min(allowed) - (time.monotonic() - self._at)
+        left = min(limits) - (time.monotonic() - self._arrived_at)
         if left <= 0:
-            raise InferenceTimeout(f"the request took longer to arrive than the {min(allowed):g} s that it allows")
+            raise InferenceTimeout(f"the request took longer to arrive than the {min(limits):g} s that it allows")
         return left
 
 

@@ -23,12 +23,12 @@ from rbee_serve.validation.parse import with_limits
 from rbee_serve.worker.registry import load_spec
 
 STOP_S = 2.0
-"""Seconds for open requests when the replica is to go; Serve kills it after three."""
+"""Seconds for open requests when the replica stops; Serve kills it after three."""
 
 
 class Ingress:
-    """Builds the Starlette application inside the replica, where handles and state are at hand, and serves it at
-    `address`; where that is None, Ray Serve's proxies do."""
+    """Builds the Starlette application inside the replica, where handles and state are available, and serves it at
+    `address`; with None, Ray Serve's proxies do."""
 
     # Ray Serve awaits a constructor that is a coroutine; mypy does not know that anybody would.
     async def __init__(  # type: ignore[misc]
@@ -43,24 +43,19 @@ class Ingress:
     ) -> None:
         correlation.configure_logging()
         node_id = ray.get_runtime_context().get_node_id()
-        view = WorkerStateCache(StateClient(partial(hub.reach.remote, node_id)).watch, tuple(handles))
+        states = WorkerStateCache(StateClient(partial(hub.reach.remote, node_id)).watch, tuple(handles))
         specs = {worker_id: load_spec(path) for worker_id, path in spec_paths.items()}
         workers = {
             worker.id: Worker(worker, specs[worker.id], with_limits(specs[worker.id].request, worker.limits))
             for worker in config.workers
         }
         balanced = {worker.id for worker in config.workers if worker.replicas > 1 or worker.autoscaling is not None}
-        router = Router(
-            handles,
-            config.limits.acknowledge_timeout_s,
-            hub.seconds_since_last_push.remote,
-            view.recently_started,
-            node_id=node_id,
-            balanced=balanced,
-        )
-        services = IngressServices(workers, config.limits, view, router, base_url, port)
+        router = Router(handles, config.limits.acknowledge_timeout_s, node_id=node_id, balanced=balanced)
+        services = IngressServices(workers, config.limits, states, router, base_url, port)
         self._app = build_ingress(services, config.auth.token())
-        self._following = asyncio.get_running_loop().create_task(view.follow(router.cut))
+        self._following = asyncio.get_running_loop().create_task(
+            states.follow(router.fail_unacknowledged, router.abort)
+        )
         self._listener = Listener(self._app, address) if address else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -68,6 +63,6 @@ class Ingress:
         return self._app
 
     async def __del__(self) -> None:
-        """Called by Ray Serve when the replica is to go in peace."""
+        """Called by Ray Serve when the replica stops gracefully."""
         if self._listener is not None:
             await self._listener.close(STOP_S)

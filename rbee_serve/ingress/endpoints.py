@@ -1,4 +1,4 @@
-"""The routes that tell what is going on. Each translates between HTTP and the services, and decides nothing."""
+"""The status routes. Each translates between HTTP and the services, and decides nothing."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Endpoints:
         return JSONResponse({"status": "healthy"})
 
     async def all_ready(self, request: Request) -> Response:
-        """`GET /v1/ready`: whether all workers are, and which are not and why."""
+        """`GET /v1/ready`: whether all workers are ready, and the reason for each that is not."""
         workers = [self._readiness(worker) for worker in self._services.workers.values()]
         ready = all(worker["ready"] for worker in workers)
         return JSONResponse({"ready": ready, "workers": workers}, 200 if ready else 503)
 
     async def list_workers(self, request: Request) -> Response:
-        """`GET /v1/workers`: every worker's `/info` with its URL, capabilities, limits, and how its replicas are."""
-        return JSONResponse({"workers": [self._described(worker) for worker in self._services.workers.values()]})
+        """`GET /v1/workers`: every worker's `/info`, URL, capabilities, limits, and the state of its replicas."""
+        return JSONResponse({"workers": [self._description(worker) for worker in self._services.workers.values()]})
 
     async def worker_health(self, request: Request) -> Response:
         """`GET {base}/health`: 200 with the memory that the model holds, or 503."""
@@ -46,7 +46,7 @@ class Endpoints:
         return JSONResponse(body, 200 if healthy else 503)
 
     async def worker_ready(self, request: Request) -> Response:
-        """`GET {base}/v1/ready`: always 200; `ready` tells."""
+        """`GET {base}/v1/ready`: always 200; the answer is in `ready`."""
         worker = self._named(request)
         state = self._services.state(worker)
         body: dict[str, Any] = {"ready": state.ready, "state": state.availability}
@@ -64,9 +64,7 @@ class Endpoints:
         """`GET {base}/v1/loading/progress`: SSE while a replica loads, else 503."""
         worker = self._named(request)
         if self._services.state(worker).availability != "loading":
-            raise WorkerUnhealthy(
-                f"worker {worker.config.id} is not loading; GET {worker.base}/v1/ready tells its state"
-            )
+            raise WorkerUnhealthy(f"worker {worker.config.id} is not loading; GET {worker.base}/v1/ready has its state")
         return EventResponse(self._loading(worker))
 
     def _named(self, request: Request) -> Worker:
@@ -75,7 +73,7 @@ class Endpoints:
     def _info(self, worker: Worker) -> dict[str, Any]:
         return worker_info(worker.config, self._services.state(worker), self._services.port, worker.spec.name)
 
-    def _described(self, worker: Worker) -> dict[str, Any]:
+    def _description(self, worker: Worker) -> dict[str, Any]:
         schema = worker.request_type.model_json_schema()
         return {
             **self._info(worker),
@@ -90,36 +88,36 @@ class Endpoints:
 
     def _readiness(self, worker: Worker) -> dict[str, Any]:
         state = self._services.state(worker)
-        shown: dict[str, Any] = {"id": worker.config.id, "ready": state.ready, "state": state.availability}
+        readiness: dict[str, Any] = {"id": worker.config.id, "ready": state.ready, "state": state.availability}
         if not state.ready:
-            shown["reason"] = why_not_ready(state, self._services.progress_url(worker)).message
+            readiness["reason"] = why_not_ready(state, self._services.progress_url(worker)).message
         if state.error_code is not None:
-            shown["code"] = state.error_code
+            readiness["code"] = state.error_code
         if state.load is not None:
-            shown["progress"] = msgspec.to_builtins(state.load)
-        return shown
+            readiness["progress"] = msgspec.to_builtins(state.load)
+        return readiness
 
     async def _loading(self, worker: Worker) -> AsyncGenerator[bytes, None]:
-        """One frame for each change of the load, to `{"stage":"ready"}` or `{"stage":"error"}` and the marker."""
-        shown: bytes | None = None
-        async for state in self._services.view.changes(worker.config.id, longest_s=10.0):
+        """One frame for each change of the load, until `{"stage":"ready"}` or `{"stage":"error"}` and the marker."""
+        sent: bytes | None = None
+        async for state in self._services.states.changes(worker.config.id, max_wait_s=10.0):
             if state.availability != "loading":
                 last = {"stage": "ready"} if state.serving else {"stage": "error", "message": state.error}
                 yield frame(msgspec.json.encode(last)) + DONE
                 return
-            news = msgspec.json.encode(state.load) if state.load else shown
-            yield frame(news) if news and news != shown else KEEP_ALIVE
-            shown = news
+            progress = msgspec.json.encode(state.load) if state.load else sent
+            yield frame(progress) if progress and progress != sent else KEEP_ALIVE
+            sent = progress
 
 
 def _replica(replica: ReplicaState) -> dict[str, Any]:
-    """What an operator wants to know of one replica; what nobody knows is left out."""
+    """One replica for `GET /v1/workers`; unknown values are left out."""
     names = ("phase", "healthy", "devices", "running", "queued", "capacity", "engine_requests", "last_progress_age_s")
     return {name: value for name in names if (value := getattr(replica, name)) is not None}
 
 
 def _limits(field: dict[str, Any]) -> dict[str, Any]:
-    """The bounds in a field's JSON schema, also where the field may be null."""
+    """The bounds in a field's JSON schema, also of a field that may be null."""
     names = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "maxItems", "enum")
     options = [field, *field.get("anyOf", ())]
     return {name: option[name] for option in options for name in names if name in option}

@@ -1,4 +1,4 @@
-"""The one place where an error becomes an HTTP answer."""
+"""The one place where an error becomes an HTTP response."""
 
 from __future__ import annotations
 
@@ -36,5 +36,5 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
-    """The last resort. Starlette raises the exception again after this answer, so it is in the log once."""
+    """The handler for all other exceptions. Starlette raises it again after the response, so it is logged once."""
     return error_response(InternalError("the server failed on this request; its log has the details"))

@@ -1,4 +1,4 @@
-"""A streaming response that notices within milliseconds when its client leaves."""
+"""A streaming response that is cancelled within milliseconds when its client disconnects."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ _HEADERS = [
 
 
 class ClientDisconnected(Exception):
-    """The client closed its connection: there is nobody to answer."""
+    """The client closed its connection: no response can be sent."""
 
 
 async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client leaves. Raises `ClientDisconnected` then.
+    """The result of `work`, which is cancelled when the client disconnects. Raises `ClientDisconnected` then.
 
-    The request's body must have been read: what `receive` tells next is that the client has left.
+    The request's body must have been read: the next message of `receive` is then the disconnect.
     """
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_disconnected(receive))
+    disconnected = asyncio.ensure_future(_disconnect(receive))
     try:
-        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([working, disconnected], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnected
         return working.result()
     finally:
-        for task in (working, leaving):
+        for task in (working, disconnected):
             if not task.done():
                 task.cancel()
                 with suppress(asyncio.CancelledError, Exception):
                     await task
 
 
-async def _disconnected(receive: Receive) -> None:
+async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 class EventResponse:
-    """Sends chunks of SSE frames as they come. `close` is called at the end, whatever that is: a generator that was
-    never begun does not get to know of it."""
+    """Sends chunks of SSE frames as they arrive. `close` is called at the end in any case: a generator that was never
+    started does not run its `finally`."""
 
     def __init__(self, chunks: AsyncGenerator[bytes, None], close: Callable[[], object] = lambda: None) -> None:
         self._chunks = chunks
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send everything, or stop when the client has left; the generator is closed either way."""
+        """Send everything, or stop at a disconnect; the generator is closed either way."""
         try:
             with suppress(ClientDisconnected):
                 await cancel_on_disconnect(receive, self._send(send))

@@ -1,4 +1,4 @@
-"""One inference request: checked, sent to its worker, answered as a stream or as one document."""
+"""One inference request: validated, sent to its worker, answered as a stream or as one document."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class Inference:
         self._services = services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with events, a result, or an error; with nothing if the client has left."""
+        """Respond with events, a result, or an error; with nothing after a disconnect."""
         with suppress(ClientDisconnected):
-            response = await self._answer(Request(scope, receive), receive)
+            response = await self._respond(Request(scope, receive), receive)
             await response(scope, receive, send)
 
-    async def _answer(self, request: Request, receive: Receive) -> Response | EventResponse:
-        arrival = RequestDeadline()
+    async def _respond(self, request: Request, receive: Receive) -> Response | EventResponse:
+        deadline = RequestDeadline()
         try:
-            worker, checked = await resolve_request(request, self._services)
-            checked.timeout_s = arrival.left_s(request, checked.timeout_s)
-            sending = self._services.router.send(worker.config.id, checked, correlation.current() or "")
-            reply = await cancel_on_disconnect(receive, sending)
+            worker, inference = await resolve_request(request, self._services)
+            inference.timeout_s = deadline.left_s(request, inference.timeout_s)
+            sending = self._services.router.send(worker.config.id, inference, correlation.current() or "")
+            upstream = await cancel_on_disconnect(receive, sending)
         except WorkerError as exc:
             return error_response(exc)
-        if checked.stream:
-            return EventResponse(reply.chunks(), reply.close)
-        reply.close()
-        return Response(reply.first, media_type=reply.media_type)
+        if inference.stream:
+            return EventResponse(upstream.chunks(), upstream.close)
+        upstream.close()
+        return Response(upstream.first, media_type=upstream.media_type)

@@ -1,4 +1,4 @@
-"""The ingress's own HTTP server, for a Serve without proxies: one hop less on the way to a worker."""
+"""The ingress's own HTTP server, for a Serve without proxies: one hop less to a worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where to listen, and how: Ray Serve's `http_options` in so far as they are about that."""
+    """Where and how to listen: the `http_options` of Ray Serve that concern it."""
 
     host: str
     port: int
@@ -27,8 +27,8 @@ class Address:
 class Listener:
     """Serves an application at an address, in the running event loop.
 
-    Several replicas of the ingress share the port: the kernel hands each connection to one of them. So a replica can
-    come up before the one that it replaces is gone.
+    Several replicas of the ingress share the port, and the kernel passes each connection to one of them. So a replica
+    can start before the one that it replaces has stopped.
     """
 
     def __init__(self, app: ASGIApp, address: Address) -> None:
@@ -50,21 +50,21 @@ class Listener:
         self._server = uvicorn.Server(config)
         self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[_bound(address)]))
 
-    async def close(self, within_s: float) -> None:
-        """Take no more connections and wait for open requests, at most `within_s` seconds."""
+    async def close(self, timeout_s: float) -> None:
+        """Accept no more connections and wait for open requests, at most `timeout_s` seconds."""
         self._server.should_exit = True
-        await asyncio.wait([self._serving], timeout=within_s)
-        self._server.force_exit = True  # it looks ten times a second
+        await asyncio.wait([self._serving], timeout=timeout_s)
+        self._server.force_exit = True  # uvicorn checks it ten times a second
         await asyncio.wait([self._serving], timeout=1)
 
 
 def _bound(address: Address) -> socket.socket:
-    family, kind, protocol, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+    family, kind, protocol, _, address_info = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
     listening = socket.socket(family, kind, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.bind(place)
+        listening.bind(address_info)
     except OSError:
         listening.close()
         raise

@@ -1,4 +1,4 @@
-"""What the endpoints work with: the configured workers, the view of their state, the router to them."""
+"""Everything that endpoints use: the configured workers, the cache of their state, the router to them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rbee_serve.worker.spec import WorkerSpec
 
 @dataclass(frozen=True)
 class Worker:
-    """A configured worker as the ingress sees it. `request_type` has the configured limits built in."""
+    """A configured worker in the ingress. `request_type` has the configured limits built in."""
 
     config: WorkerConfig
     spec: WorkerSpec[Any]
@@ -25,17 +25,17 @@ class Worker:
 
     @property
     def base(self) -> str:
-        """The path under which it is reached."""
+        """The path prefix of its routes."""
         return f"/workers/{self.config.id}"
 
 
 @dataclass(frozen=True)
 class IngressServices:
-    """Everything that an endpoint may use. `base_url` is how clients reach the server, `port` where it listens."""
+    """`base_url` is the URL by which clients reach the server, `port` the one that it listens on."""
 
     workers: dict[str, Worker]
     limits: LimitsConfig
-    view: WorkerStateCache
+    states: WorkerStateCache
     router: Router
     base_url: str
     port: int
@@ -47,26 +47,27 @@ class IngressServices:
         raise WorkerNotFound("no worker of that id; GET /v1/workers lists them")
 
     def find(self, worker_id: str | None, model: str | None) -> Worker | None:
-        """The worker of that id, or one that serves that model, a ready one first. Both given, both must fit."""
-        named: Iterable[Worker] = self.workers.values()
-        fitting = [
+        """The worker of that id, or one that serves that model, a ready one first. If both are given, both must
+        match."""
+        candidates: Iterable[Worker] = self.workers.values()
+        matching = [
             worker
-            for worker in named
+            for worker in candidates
             if worker_id in (None, worker.config.id) and model in (None, worker.config.served_name)
         ]
-        return min(fitting, key=lambda worker: not self.state(worker).ready, default=None)
+        return min(matching, key=lambda worker: not self.state(worker).ready, default=None)
 
     def state(self, worker: Worker) -> WorkerState:
-        """What is known of its replicas."""
-        return self.view.worker(worker.config.id)
+        """The latest state of its replicas."""
+        return self.states.worker(worker.config.id)
 
     def progress_url(self, worker: Worker) -> str:
-        """Where its load can be followed."""
+        """The URL of its load progress."""
         return f"{self.base_url}{worker.base}/v1/loading/progress"
 
     def require_ready(self, worker: Worker, roles: Iterable[str] = ()) -> None:
-        """Raise the `WorkerError` that says why it takes no request now, if so; or one of those that it calls in these
-        roles."""
+        """Raise the `WorkerError` with the reason if the worker, or a helper worker that it uses in one of `roles`,
+        takes no requests now."""
         used = [self.workers[worker.config.uses[role]] for role in roles if role in worker.config.uses]
         for needed in (worker, *used):
-            self.view.require_ready(needed.config.id, self.progress_url(needed))
+            self.states.require_ready(needed.config.id, self.progress_url(needed))

@@ -26,40 +26,40 @@ MAX_FIELD_BYTES = 256 * 1024
 
 _BOUNDARY = re.compile(r"boundary=(?:\"([^\"]+)\"|([^;\s]+))", re.IGNORECASE)
 
-WHOLE = ""
-"""The name under which a body that is one file stands until it is known which field it is."""
+WHOLE_BODY = ""
+"""The name of a body that is one file, until its field is known."""
 
 
-async def read_upload(request: Request, kind: str, body: bytes) -> dict[str, str | bytes]:
-    """The parts by name: files as bytes, other fields as text. Raises `InvalidRequest` for a form that is not whole."""
-    if kind == MULTIPART:
+async def read_upload(request: Request, content_type: str, body: bytes) -> dict[str, str | bytes]:
+    """The parts by name: files as bytes, other fields as text. Raises `InvalidRequest` for an incomplete form."""
+    if content_type == MULTIPART:
         return await asyncio.to_thread(lambda: asyncio.run(_parts(request, body)))
-    return {**request.query_params, WHOLE: body}
+    return {**request.query_params, WHOLE_BODY: body}
 
 
-def typed(upload: Mapping[str, str | bytes], kind: str, request_type: type[InferenceRequest]) -> dict[str, Any]:
-    """The fields of a request, as `parse_object` takes them: text becomes what the field is made of, if it can.
+def typed(upload: Mapping[str, str | bytes], content_type: str, request_type: type[InferenceRequest]) -> dict[str, Any]:
+    """The fields of a request, as `parse_object` takes them: text becomes the type of its field, if possible.
 
-    Raises `UnsupportedMediaType` where this worker takes no file of that content type.
+    Raises `UnsupportedMediaType` if this worker takes no file of that content type.
     """
     files = content_fields(request_type)
     if not files:
         raise UnsupportedMediaType("send the request as Content-Type: application/json")
-    fields = {name: value for name, value in upload.items() if name != WHOLE}
-    if WHOLE in upload:
-        media = kind.partition("/")[0]
+    fields = {name: value for name, value in upload.items() if name != WHOLE_BODY}
+    if WHOLE_BODY in upload:
+        media = content_type.partition("/")[0]
         name = next((name for name, content in files.items() if content.media == media), None)
-        if name is None and kind != "application/octet-stream":
+        if name is None and content_type != "application/octet-stream":
             takes = " or ".join(dict.fromkeys(f"{content.media}/*" for content in files.values()))
-            raise UnsupportedMediaType(f"send {takes} as it is, or a form ({MULTIPART}), or application/json")
+            raise UnsupportedMediaType(f"send {takes} as the body, or a form ({MULTIPART}), or application/json")
         name = name or next(iter(files))
-        fields[name] = upload[WHOLE]
+        fields[name] = upload[WHOLE_BODY]
     return {name: _value(value, name, request_type) for name, value in fields.items()}
 
 
 def _value(value: str | bytes, name: str, request_type: type[InferenceRequest]) -> Any:
-    """Text as the number, truth value or list that the field wants; as it is where the field wants text, or where it
-    cannot be read: validation then tells what is wrong."""
+    """Text as the number, boolean or list of its field; unchanged for a text field, and if it cannot be read:
+    validation then reports the violation."""
     field = request_type.model_fields.get(name)
     if field is None or field.annotation is None or isinstance(value, bytes):
         return value
@@ -76,9 +76,9 @@ def _value(value: str | bytes, name: str, request_type: type[InferenceRequest]) 
 
 async def _parts(request: Request, body: bytes) -> dict[str, str | bytes]:
     match = _BOUNDARY.search(request.headers.get("content-type", ""))
-    # The parser takes a form that breaks off as one that is empty.
+    # The parser treats a truncated form as an empty one.
     if match is None or f"--{match[1] or match[2]}--".encode() not in body[-1024:]:
-        raise InvalidRequest.of_field(BODY, "form", "is not a whole form: its closing boundary is missing")
+        raise InvalidRequest.of_field(BODY, "form", "is an incomplete form: its closing boundary is missing")
 
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
@@ -89,7 +89,7 @@ async def _parts(request: Request, body: bytes) -> dict[str, str | bytes]:
     try:
         form = await parser.parse()
     except MultiPartException as exc:
-        raise InvalidRequest.of_field(BODY, "form", "is not a form that can be read") from exc
+        raise InvalidRequest.of_field(BODY, "form", "is not a valid form") from exc
     try:
         fields: dict[str, str | bytes] = {}
         for name, value in form.multi_items():

@@ -1,7 +1,7 @@
 """The Ray Serve deployment of a worker: one replica is one loaded model.
 
-The ingress asks over a connection of its own, to which `reach` shows the way, and gets bytes: SSE frames or documents.
-Python users call `stream_events` and `collect` instead and get typed events and a typed result.
+The ingress sends requests over a connection to the endpoint that `reach` returns, and receives bytes: SSE frames or
+documents. Python users call `stream_events` and `collect` instead and get typed events and a typed result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import WorkerError, WorkerLoading, WorkerUnhealthy
+from rbee_serve.errors import ConfigurationError, WorkerError, WorkerLoading, WorkerUnhealthy
 from rbee_serve.events import Event
 from rbee_serve.ray_boundary import host_for
 from rbee_serve.replica.event_stream import frames
@@ -30,8 +30,8 @@ from rbee_serve.replica.reporter import Reporter
 from rbee_serve.replica.service import WorkerService
 from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import Result, collect
-from rbee_serve.state import LoadProgress, Phase, ReplicaState
-from rbee_serve.transport.acceptor import Endpoint
+from rbee_serve.state import LoadProgress, Phase, ReplicaState, invalid_field
+from rbee_serve.transport.handshake import Endpoint
 from rbee_serve.transport.refusal import refusal
 from rbee_serve.transport.request_messages import ResponseChunk
 from rbee_serve.transport.request_server import RequestServer
@@ -45,7 +45,7 @@ from rbee_serve.worker.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 DRAIN_S = 10.0
-"""How long a replica that is to go waits for its requests; Serve kills it after fifteen seconds."""
+"""How long a stopping replica waits for its requests; Serve kills it after fifteen seconds."""
 
 
 class WorkerReplica:
@@ -69,14 +69,18 @@ class WorkerReplica:
         self._failure: tuple[str, str] | None = None
         self._device = Device("cpu" if worker.backend == "auto" else worker.backend)
         self._service: WorkerService | None = None
-        self._connections = RequestServer(self._answer)
+        self._request_server = RequestServer(self._respond)
         self._hub = StateClient(partial(hub.reach.remote, ray.get_runtime_context().get_node_id()))
         self._reporter = Reporter(self._observe, self._hub.push)
         self._reporter.start()
         try:
             self._service = await self._load(spec_path)
+            self._serving_state(self._service)
+            self._require_no_failure()
         except Exception as exc:
-            await self._give_up(exc)
+            self._fail(exc)
+            await self._reporter.push_now()
+            await self._reporter.stop()
             raise
         self._phase = "ready"
         await self._reporter.push_now()
@@ -90,25 +94,25 @@ class WorkerReplica:
         return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
 
     async def reach(self, node_id: str) -> AsyncGenerator[Endpoint, None]:
-        """Where an ingress on that node finds this replica. The call stays open until it is cancelled, so Ray Serve
-        counts it."""
-        yield await self._connections.entrance.place(host_for(node_id))
+        """The endpoint for an ingress on that node. The call stays open until it is cancelled, so Ray Serve counts
+        it."""
+        yield await self._request_server.acceptor.endpoint(host_for(node_id))
         await asyncio.Event().wait()
 
-    async def _answer(self, fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
-        """SSE frames, or one document if the request says so. A request that is refused gets one `error` frame without
-        a `started` before it."""
+    async def _respond(self, fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
+        """SSE frames, or one document for `stream: false`. A refused request gets one `error` frame without a `started`
+        before it."""
         service = self._ready_service()
         try:
-            request = parse_object(service.request_type, fields)
+            request = parse_object(service.request_type, fields, strict=False)  # the ingress has validated it
             events = service.events(request)
             if request.stream:
-                async with aclosing(frames(events)) as fragments:
-                    async for fragment in fragments:
-                        yield fragment
+                async with aclosing(frames(events)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
             else:
                 document = await service.encode_result(request, await collect(events, service.spec.outputs))
-                yield document.data, True, document.media_type
+                yield bytes(document.data), True, document.media_type
         except WorkerError as exc:
             yield refusal(exc)
 
@@ -132,18 +136,19 @@ class WorkerReplica:
 
     async def check_health(self) -> None:
         """Called by Ray Serve; raising makes it replace this replica."""
+        self._require_no_failure()
         if self._service is not None and not self._service.is_healthy():
             await self._reporter.push_now()
             self._service.give_up()
             raise WorkerUnhealthy(
-                f"worker {self._worker.id}: the engine is dead or hangs; this replica is to be replaced"
+                f"worker {self._worker.id}: the engine is dead or hangs; this replica is being replaced"
             )
 
     async def __del__(self) -> None:
-        """Called by Ray Serve when the replica is to go in peace."""
+        """Called by Ray Serve when the replica stops gracefully."""
         self._phase = "stopping"
         await self._reporter.push_now()
-        await self._connections.close(DRAIN_S)
+        await self._request_server.close(DRAIN_S)
         await self._reporter.stop()
         self._hub.close()
         if self._service is not None:
@@ -162,33 +167,45 @@ class WorkerReplica:
         return [str(gpu) for gpu in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
 
     def _report(self, progress: LoadProgress) -> None:
-        self._progress = progress
+        """Called in the thread of the load, or in one of the engine's."""
+        if invalid := invalid_field(progress):
+            self._fail(self._invalid("load progress", invalid))
+        else:
+            self._progress = progress
         self._reporter.changed_in_thread()
 
-    async def _give_up(self, error: Exception) -> None:
-        logger.error("worker %s could not be loaded", self._worker.id, exc_info=error)
-        self._phase = "error"
-        self._failure = reason(error, self._worker.id)
-        await self._reporter.push_now()
-        await self._reporter.stop()
+    def _fail(self, error: Exception) -> None:
+        """The replica has failed for good, at its load or later. The first error is kept."""
+        if self._failure is None:
+            logger.error("worker %s has failed", self._worker.id, exc_info=error)
+            self._failure = reason(error, self._worker.id)
+            self._phase = "error"
+
+    def _require_no_failure(self) -> None:
+        if self._failure is not None:
+            raise WorkerUnhealthy(self._failure[1])
+
+    def _invalid(self, what: str, invalid: str) -> ConfigurationError:
+        return ConfigurationError(
+            f"worker {self._worker.id}: its backend reports {what} with a value of the wrong type: {invalid}"
+        )
 
     def _observe(self) -> ReplicaState:
-        state = ReplicaState(
-            worker_id=self._worker.id,
-            replica_id=self._replica_id,
-            boot_id=self._boot_id,
-            phase=self._phase,
-            backend=self._device.accelerator,
-            devices=self._device.indices,
-        )
+        if self._service is not None and self._failure is None:
+            try:
+                return self._serving_state(self._service)
+            except Exception as exc:
+                self._fail(exc)
+        state = self._base_state()
         if self._failure is not None:
             return msgspec.structs.replace(state, error_code=self._failure[0], error=self._failure[1])
-        if self._service is None:
-            return msgspec.structs.replace(state, load=self._progress)
-        service = self._service
+        return msgspec.structs.replace(state, load=self._progress)
+
+    def _serving_state(self, service: WorkerService) -> ReplicaState:
+        """The state with the backend's values. Raises `ConfigurationError` for one that the hub could not decode."""
         backend, admission, age_s = service.backend, service.admission, service.steps.last_progress_age_s
-        return msgspec.structs.replace(
-            state,
+        state = msgspec.structs.replace(
+            self._base_state(),
             healthy=service.is_healthy(),
             running=admission.running,
             queued=admission.queued,
@@ -196,4 +213,17 @@ class WorkerReplica:
             engine_requests=backend.engine_requests(),
             last_progress_age_s=None if age_s is None else int(age_s),
             memory_bytes=backend.memory_bytes(),
+        )
+        if invalid := invalid_field(state):
+            raise self._invalid("a state", invalid)
+        return state
+
+    def _base_state(self) -> ReplicaState:
+        return ReplicaState(
+            worker_id=self._worker.id,
+            replica_id=self._replica_id,
+            boot_id=self._boot_id,
+            phase=self._phase,
+            backend=self._device.accelerator,
+            devices=self._device.indices,
         )

@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from rbee_serve import correlation
 from rbee_serve.errors import WorkerLost
 from rbee_serve.events import End, Error, Event
-from rbee_serve.ray_boundary import SLOW_ACKNOWLEDGEMENT_S, abandon, error_from_ray
+from rbee_serve.ray_boundary import UNANSWERED_CALL_S, abandon, error_from_ray
 from rbee_serve.worker.spec import Peer
 
 
@@ -19,7 +19,7 @@ def peer(worker_id: str, handle: DeploymentHandle[Any]) -> Peer:
     """The worker behind `handle` as a function that other workers call.
 
     A worker sends its first event within milliseconds, even if the request is queued. No event within
-    `SLOW_ACKNOWLEDGEMENT_S` raises `WorkerLost`.
+    `UNANSWERED_CALL_S` raises `WorkerLost`.
     """
     handle = handle.options(stream=True, method_name="stream_events")
 
@@ -28,7 +28,7 @@ def peer(worker_id: str, handle: DeploymentHandle[Any]) -> Peer:
         first = asyncio.ensure_future(anext(response))
         complete = False
         try:
-            done, _ = await asyncio.wait([first], timeout=SLOW_ACKNOWLEDGEMENT_S)
+            done, _ = await asyncio.wait([first], timeout=UNANSWERED_CALL_S)
             if not done:
                 raise WorkerLost(f"worker {worker_id} does not respond; try again in a moment")
             event: Event[Any] = first.result()

@@ -13,16 +13,16 @@ from rbee_serve.state import ReplicaState
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 0.5
-MINIMUM_GAP_S = 0.05
+MIN_GAP_S = 0.05
 """Changes that follow each other faster than this are pushed together."""
-MAXIMUM_GAP_S = 0.25
-"""What that grows to while changes keep coming: a worker that is asked a hundred times a second changes as often."""
+MAX_GAP_S = 0.25
+"""The gap while changes keep coming: a worker with a hundred requests a second changes as often."""
 PUSH_TIMEOUT_S = 2.0
 
 
 class Reporter:
-    """Calls `push` with what `observe` says and the number of the push. A hub that does not answer is tried again with
-    the next push: only the newest state is worth sending, so nothing queues up."""
+    """Calls `push` with the result of `observe` and a sequence number. After a failure the next push tries again: only
+    the newest state is worth sending, so nothing queues up."""
 
     def __init__(
         self, observe: Callable[[], ReplicaState], push: Callable[[ReplicaState, int], Awaitable[object]]
@@ -47,12 +47,12 @@ class Reporter:
         self._loop.call_soon_threadsafe(self._changed.set)
 
     async def push_now(self) -> None:
-        """Push the present state and wait until the hub has it, or has not answered in time."""
+        """Push the present state and wait until the hub has it, at most `PUSH_TIMEOUT_S`."""
         try:
             async with asyncio.timeout(PUSH_TIMEOUT_S):
                 await self._push(self._observe(), next(self._sequence))
         except Exception as exc:
-            logger.warning("the hub did not take the state of this replica: %s", type(exc).__name__)
+            logger.warning("the hub did not take the state of this replica: %s: %s", type(exc).__name__, str(exc)[:300])
 
     async def stop(self) -> None:
         """Push no more."""
@@ -62,12 +62,12 @@ class Reporter:
                 await self._task
 
     async def _run(self) -> None:
-        gap_s = MINIMUM_GAP_S
+        gap_s = MIN_GAP_S
         while True:
             self._changed.clear()
             await self.push_now()
             await asyncio.sleep(gap_s)
-            gap_s = min(2 * gap_s, MAXIMUM_GAP_S) if self._changed.is_set() else MINIMUM_GAP_S
+            gap_s = min(2 * gap_s, MAX_GAP_S) if self._changed.is_set() else MIN_GAP_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(PERIOD_S):
                     await self._changed.wait()

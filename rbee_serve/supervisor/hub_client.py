@@ -34,11 +34,11 @@ class HubClient:
 
     def drain(self) -> None:
         """Report not ready, and refuse new requests, from now on."""
-        self._call("stop")
+        self._call("drain")
 
     def abort(self) -> None:
         """End the open streams, each with an error and its reason."""
-        self._call("cut")
+        self._call("abort")
 
     def _call(self, method: str) -> Any:
         async def call() -> Any:

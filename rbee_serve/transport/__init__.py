@@ -1,10 +1,12 @@
-"""What the processes of an application say to each other over TCP, and how it is framed.
+"""Connections between the processes of an application: messages in MessagePack over TCP.
 
-Ray tells where somebody listens, once; what is said often does not go through Ray, where a call costs both sides some
-milliseconds of CPU.
+A process learns an `Endpoint` through one Ray call. All later messages go over that connection, because a Ray call
+costs both sides some milliseconds of CPU. Both ends of each protocol are in this folder; nothing here imports Ray.
 
-    framing    `FramedConnection`, one end of a connection: lists of messages, each frame one write
-    entrance   `Acceptor`, where others connect who have its `Endpoint` from Ray
-    requests   what an ingress and a replica say about requests
-    states     what replicas tell the hub of themselves, and the hub the ingresses
+    framing             `FramedConnection`: one end of a connection; lists of messages, one write per frame
+    handshake           `Endpoint`, and the mutual proof of its token
+    acceptor            `Acceptor`: the listening side
+    client_connection   `ClientConnection` and `OnDemand`: the connecting side
+    request_*           requests from an ingress to a replica, and `ResponseStream`
+    state_*             states from replicas to the hub, snapshots from the hub to ingresses
 """

@@ -1,46 +1,35 @@
-"""Where others connect who know the way from Ray.
-
-Ray's calls tell a `Endpoint`, with a key in it; who does not show that key first is hung up on.
-"""
+"""The listening side of connections: admits peers that prove the token of its `Endpoint`."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import secrets
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
-import msgspec
-
 from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.transport.handshake import (
+    HANDSHAKE_BYTES,
+    HANDSHAKE_S,
+    NONCE_BYTES,
+    Challenge,
+    Endpoint,
+    Hello,
+    Nonces,
+    Proof,
+    new_nonce,
+)
 
-HELLO_BYTES = 256
-"""A frame from somebody who has not shown the key is no longer."""
-
-HELLO_S = 5.0
-"""How long a connection may take to show the key."""
+logger = logging.getLogger(__name__)
 
 MessageT = TypeVar("MessageT")
 MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
 
 
-class Endpoint(msgspec.Struct, frozen=True):
-    """Where somebody listens, and what they want to hear first: whoever holds the key has it from Ray."""
-
-    host: str
-    port: int
-    key: str
-
-
-class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """The first message of a connection."""
-
-    key: str
-
-
 class ConnectionHandler(Protocol[MessageT_contra]):
-    """What is done for one who has shown the key."""
+    """Handles one authenticated connection."""
 
     def receive(self, message: MessageT_contra) -> None:
         """Called for each message."""
@@ -50,66 +39,71 @@ class ConnectionHandler(Protocol[MessageT_contra]):
 
 
 class Acceptor(Generic[MessageT]):
-    """Listens for those who have the key, one `ConnectionHandler` for each."""
+    """Listens, and makes one `ConnectionHandler` for each connection that has proven the token."""
 
-    def __init__(self, heard: Any, admit: Callable[[FramedConnection[MessageT]], ConnectionHandler[MessageT]]) -> None:
-        """`heard` are the types of the messages, `Hello` among them; `admit` is called for each connection that has
-        shown the key."""
-        self._heard = heard
-        self._admit = admit
-        self._key = secrets.token_hex(32)
-        self._listening: dict[str, asyncio.Task[asyncio.Server]] = {}
+    def __init__(
+        self, message_types: Any, admit: Callable[[FramedConnection[MessageT]], ConnectionHandler[MessageT]]
+    ) -> None:
+        """`message_types` are received after the handshake; `admit` is called for each connection that passed it."""
+        self.message_types = message_types
+        self.admit = admit
+        self.token = secrets.token_hex(32)
+        self._servers: dict[str, asyncio.Task[asyncio.Server]] = {}
 
-    async def place(self, host: str) -> Endpoint:
-        """Where somebody connects who reaches this machine as `host`. Raises `OSError`."""
-        if host not in self._listening:
-            self._listening[host] = asyncio.create_task(self._listen(host))
+    async def endpoint(self, host: str) -> Endpoint:
+        """The endpoint for processes that reach this machine as `host`. Raises `OSError`."""
+        if host not in self._servers:
+            self._servers[host] = asyncio.create_task(self._listen(host))
         try:
-            server = await asyncio.shield(self._listening[host])
-        except OSError:  # the next one who asks has it tried again
-            self._listening.pop(host, None)
+            server = await asyncio.shield(self._servers[host])
+        except OSError:  # the next call tries again
+            self._servers.pop(host, None)
             raise
-        return Endpoint(host, server.sockets[0].getsockname()[1], self._key)
+        return Endpoint(host, server.sockets[0].getsockname()[1], self.token)
 
     async def close(self) -> None:
-        """Let nobody in any more."""
-        for listening in self._listening.values():
-            (await listening).close()
+        """Accept no more connections."""
+        for server in self._servers.values():
+            (await server).close()
 
     async def _listen(self, host: str) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        return await loop.create_server(lambda: _PendingConnection(self._heard, self._key, self._admit).wire, host, 0)
+        return await loop.create_server(lambda: _PendingConnection(self).connection, host, 0)
 
 
-class _PendingConnection(Generic[MessageT]):
-    """A connection, with a key or without."""
+class _PendingConnection:
+    """A connection in its handshake. Each that fails leaves one line in the log."""
 
-    def __init__(
-        self, heard: Any, key: str, admit: Callable[[FramedConnection[MessageT]], ConnectionHandler[MessageT]]
-    ) -> None:
-        self.wire: FramedConnection[MessageT] = FramedConnection(heard, self._receive, self._lost, longest=HELLO_BYTES)
-        self._key = key
-        self._admit = admit
-        self._visit: ConnectionHandler[MessageT] | None = None
-        self._giving_up = asyncio.get_running_loop().call_later(HELLO_S, self.wire.close)
+    def __init__(self, acceptor: Acceptor[Any]) -> None:
+        self.connection: FramedConnection[Any] = FramedConnection(
+            Hello | Proof, self._receive, self._on_close, max_frame_bytes=HANDSHAKE_BYTES
+        )
+        self._acceptor = acceptor
+        self._nonces: Nonces | None = None
+        self._time_limit = asyncio.get_running_loop().call_later(HANDSHAKE_S, self._fail, "it took too long")
 
-    def _receive(self, message: MessageT) -> None:
-        if self._visit is not None:
-            self._visit.receive(message)
-        elif isinstance(message, Hello) and hmac.compare_digest(message.key.encode(), self._key.encode()):
-            self._giving_up.cancel()
-            self.wire.longest = None
-            self._visit = self._admit(self.wire)
-        else:
-            self.wire.close()
+    def _receive(self, message: Hello | Proof) -> None:
+        if self.connection.aborted:  # by an earlier message of the same frame
+            return
+        match message:
+            case Hello(nonce) if self._nonces is None and len(nonce) == NONCE_BYTES:
+                self._nonces = Nonces(nonce, new_nonce())
+                proof = self._nonces.acceptor_proof(self._acceptor.token)
+                self.connection.send(Challenge(self._nonces.acceptor, proof))
+            case Proof(proof) if self._nonces is not None and self._is_valid(proof, self._nonces):
+                self._time_limit.cancel()
+                handler = self._acceptor.admit(self.connection)
+                self.connection.expect(self._acceptor.message_types, handler.receive, handler.lost)
+            case _:
+                self._fail("the peer did not prove the token")
 
-    def _lost(self) -> None:
-        self._giving_up.cancel()
-        if self._visit is not None:
-            self._visit.lost()
+    def _is_valid(self, proof: bytes, nonces: Nonces) -> bool:
+        return hmac.compare_digest(proof, nonces.connector_proof(self._acceptor.token))
 
+    def _fail(self, reason: str) -> None:
+        self.connection.abort(f"the handshake failed: {reason}")
 
-async def connect(place: Endpoint, wire: FramedConnection[Any]) -> None:
-    """Connect the wire, and show the key. Raises `OSError`."""
-    await asyncio.get_running_loop().create_connection(lambda: wire, place.host, place.port)
-    wire.send(Hello(place.key))
+    def _on_close(self) -> None:
+        self._time_limit.cancel()
+        if not self.connection.aborted:
+            logger.info("%s closed its connection before it had proven the token", self.connection.peer)

@@ -1,21 +1,25 @@
-"""How messages cross between two processes.
+"""Frames of messages over TCP.
 
-A frame is four bytes of length and a list of messages in MessagePack: whatever is to be said in one turn of the event
-loop is one frame and one write.
+A frame is four bytes of length and a list of messages in MessagePack. All messages that are sent in one iteration of
+the event loop, or while the peer is not reading, go out as one frame in one write.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+logger = logging.getLogger(__name__)
+
 _LENGTH_BYTES = 4
-_LARGE_BYTES = 64 * 1024
-"""What is larger is not copied to be sent in one go with its length."""
+_MAX_COPIED_BYTES = 64 * 1024
+"""A larger body is written after its length instead of being copied behind it."""
+_MAX_REASON_CHARACTERS = 300
 
 MessageT = TypeVar("MessageT")
 
@@ -25,44 +29,69 @@ class FramedConnection(asyncio.Protocol, Generic[MessageT]):
 
     def __init__(
         self,
-        heard: Any,
-        receive: Callable[[MessageT], None],
-        lost: Callable[[], None],
+        message_types: Any,
+        on_message: Callable[[MessageT], None],
+        on_close: Callable[[], None],
         *,
-        longest: int | None = None,
+        max_frame_bytes: int | None = None,
     ) -> None:
-        """`receive` is called for each message of the types in `heard`, `lost` when the connection is gone. A frame
-        over `longest` bytes, or one that cannot be read, ends it."""
-        self.longest = longest
-        self._decoder: msgspec.msgpack.Decoder[list[MessageT]] = msgspec.msgpack.Decoder(list[heard])
-        self._receive = receive
-        self._lost = lost
+        """`on_message` is called for each message of `message_types`, `on_close` once when the connection is gone. A
+        frame that is longer than `max_frame_bytes` or cannot be decoded closes the connection."""
+        self.peer = "a peer that has not connected"
+        """Address of the other end, for the log."""
+        self.closed = False
+        self.aborted = False
+        self._decoder: msgspec.msgpack.Decoder[list[MessageT]] = msgspec.msgpack.Decoder(list[message_types])
+        self._on_message = on_message
+        self._on_close = on_close
+        self._max_frame_bytes = max_frame_bytes
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._unsent: list[Any] = []
-        self._flushing = False
-        self._full = False
+        self._flush_scheduled = False
+        self._paused = False
+
+    def expect(self, message_types: Any, on_message: Callable[[Any], None], on_close: Callable[[], None]) -> None:
+        """From the next frame on, receive `message_types` without a limit of size."""
+        self._decoder = msgspec.msgpack.Decoder(list[message_types])
+        self._on_message = on_message
+        self._on_close = on_close
+        self._max_frame_bytes = None
 
     def send(self, message: Any) -> None:
-        """Say something; it leaves in this turn of the event loop, or when the other end has taken what was sent."""
+        """Send a message, or what `encoded` made of one: in this iteration of the event loop, or when the peer reads
+        again. A message that cannot be encoded closes the connection; use `encoded` where that is possible."""
         self._unsent.append(message)
-        if not self._flushing and not self._full:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._flush)
+        if not self._flush_scheduled and not self._paused:
+            self._flush_scheduled = True
+            asyncio.get_running_loop().call_soon(self.flush)
 
     def close(self) -> None:
-        """Hang up, after what has been said."""
+        """Send what is unsent, then close."""
         if self._transport is not None:
-            self._flush()
+            self.flush()
             self._transport.close()
 
-    def _flush(self) -> None:
-        self._flushing = False
+    def abort(self, reason: str) -> None:
+        """Close at once, with `reason` in the log."""
+        self.aborted = True
+        logger.warning("closed the connection with %s: %s", self.peer, reason[:_MAX_REASON_CHARACTERS])
+        self._received.clear()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def flush(self) -> None:
+        """Write what is unsent as one frame now."""
+        self._flush_scheduled = False
         if self._unsent and self._transport is not None and not self._transport.is_closing():
-            unsent, self._unsent = self._unsent, []  # what cannot be encoded is not tried for ever
-            body = _encoder.encode(unsent)
+            unsent, self._unsent = self._unsent, []
+            try:
+                body = _encoder.encode(unsent)
+            except Exception as exc:
+                self.abort(f"a message cannot be encoded: {exc}")
+                return
             length = len(body).to_bytes(_LENGTH_BYTES)
-            if len(body) < _LARGE_BYTES:
+            if len(body) < _MAX_COPIED_BYTES:
                 self._transport.write(length + body)
             else:
                 self._transport.write(length)
@@ -71,21 +100,23 @@ class FramedConnection(asyncio.Protocol, Generic[MessageT]):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = cast("asyncio.Transport", transport)
-        _notice_silence(transport.get_extra_info("socket"))
+        self.peer = _address(transport.get_extra_info("peername"))
+        _enable_keep_alive(transport.get_extra_info("socket"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
+        self.closed = True
         self._unsent = []
-        self._lost()
+        self._on_close()
 
     def pause_writing(self) -> None:
         """See `asyncio.Protocol`."""
-        self._full = True
+        self._paused = True
 
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
-        self._full = False
-        self._flush()
+        self._paused = False
+        self.flush()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -94,31 +125,36 @@ class FramedConnection(asyncio.Protocol, Generic[MessageT]):
         while len(self._received) - begin >= _LENGTH_BYTES:
             size = int.from_bytes(self._received[begin : begin + _LENGTH_BYTES])
             end = begin + _LENGTH_BYTES + size
-            if self.longest is not None and size > self.longest:
-                self._abort()
+            if self._max_frame_bytes is not None and size > self._max_frame_bytes:
+                self.abort(f"a frame of {size} bytes where at most {self._max_frame_bytes} are allowed")
                 return
             if len(self._received) < end:
                 break
             try:
-                # In place: a copy of megabytes, in pages that the system has to find, costs more than all else.
+                # In place: copying megabytes into fresh pages costs more than decoding them.
                 with memoryview(self._received) as received, received[begin + _LENGTH_BYTES : end] as body:
                     messages = self._decoder.decode(body)
-            except msgspec.MsgspecError:
-                self._abort()
+            except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError) as exc:
+                self.abort(f"a frame cannot be decoded: {exc}")
                 return
             begin = end
             for message in messages:
-                self._receive(message)
+                self._on_message(message)
         del self._received[:begin]
 
-    def _abort(self) -> None:
-        self._received.clear()
-        if self._transport is not None:
-            self._transport.abort()
+
+def encoded(message: Any) -> msgspec.Raw:
+    """A message encoded now, for `FramedConnection.send`. Raises `OverflowError` for an integer beyond 64 bits,
+    `TypeError` for a type that MessagePack does not have, `UnicodeEncodeError` for a lone surrogate in a text."""
+    return msgspec.Raw(_encoder.encode(message))
 
 
-def _notice_silence(connected: Any) -> None:
-    """A machine that was switched off says nothing: have the kernel ask, and give the connection up after 25 s."""
+def _address(name: Any) -> str:
+    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "an unknown address"
+
+
+def _enable_keep_alive(connected: Any) -> None:
+    """A machine that was switched off closes nothing: the kernel probes it, and gives the connection up after 25 s."""
     if connected.family == socket.AF_UNIX:
         return
     options = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}

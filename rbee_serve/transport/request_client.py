@@ -1,15 +1,13 @@
-"""The ingress's end of a connection to one replica.
-
-What is said is told in `rbee_serve.transport.request_messages`.
-"""
+"""The ingress's end of a connection to one replica. See `rbee_serve.transport.request_messages`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
+from rbee_serve.errors import InternalError, InvalidRequest, WorkerError
 from rbee_serve.result import JSON
-from rbee_serve.transport.acceptor import Endpoint, connect
-from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.transport.client_connection import ClientConnection
+from rbee_serve.transport.framing import encoded
 from rbee_serve.transport.request_messages import (
     Chunk,
     FromReplica,
@@ -21,54 +19,60 @@ from rbee_serve.transport.request_messages import (
 )
 from rbee_serve.transport.response_stream import ResponseStream
 
+logger = logging.getLogger(__name__)
 
-class RequestClient:
-    """Carries all requests to a replica, and their answers back."""
 
-    def __init__(self, on_message: Callable[[], None]) -> None:
-        """`on_message` is called for whatever the replica says."""
-        self._wire: FramedConnection[FromReplica] = FramedConnection(FromReplica, self._receive, self._lost)
-        self._on_message = on_message
-        self._answers: dict[int, ResponseStream] = {}
-        self.usable = True
-        """Whether the replica takes new requests, as far as is known."""
+class RequestClient(ClientConnection[FromReplica, ResponseStream]):
+    """Carries all requests to a replica, and their responses back."""
 
-    async def open(self, place: Endpoint) -> None:
-        """Connect, and show the key. Raises `OSError`."""
-        await connect(place, self._wire)
+    message_types = FromReplica
 
-    def ask(self, answer: ResponseStream, request: StartRequest) -> None:
-        """Send a request."""
+    def start(self, response: ResponseStream, request: StartRequest) -> None:
+        """Send a request. `response` fails if that is impossible."""
         if not self.usable:
-            answer.fail(ConnectionError("the replica is gone"))
+            response.fail(ConnectionError("the replica is gone"))
             return
-        number = request.number  # what is kept for a long answer is this, and not what the request carries
-        self._answers[number] = answer
-        answer.connect(
-            leave=lambda: self._leave(number), note_read=lambda size: self._wire.send(WindowUpdate(number, size))
+        try:
+            message = encoded(request)
+        except Exception as exc:
+            response.fail(_not_encodable(exc))
+            return
+        stream_id = request.stream_id  # the callbacks hold this only, and not the request with its fields
+        self.pending[stream_id] = response
+        response.attach(
+            reset=lambda: self._reset(stream_id),
+            update_window=lambda size: self._connection.send(WindowUpdate(stream_id, size)),
         )
-        self._wire.send(request)
+        self._connection.send(message)
 
-    def _leave(self, number: int) -> None:
-        if self._answers.pop(number, None) is not None:
-            self._wire.send(ResetStream(number))
+    def _reset(self, stream_id: int) -> None:
+        if self.pending.pop(stream_id, None) is not None:
+            self._connection.send(ResetStream(stream_id))
 
     def _receive(self, message: FromReplica) -> None:
-        self._on_message()
         match message:
-            case Chunk(number, data, last, media_type):
-                if answer := self._answers.get(number):
-                    if last:
-                        del self._answers[number]
-                    answer.put(data, last, media_type or JSON)
-            case RequestAck(number):
-                if answer := self._answers.get(number):
-                    answer.acknowledge()
+            case Chunk(stream_id, data, end_of_stream, media_type):
+                if response := self.pending.get(stream_id):
+                    if end_of_stream:
+                        del self.pending[stream_id]
+                    response.put(data, end_of_stream, media_type or JSON)
+            case RequestAck(stream_id):
+                if response := self.pending.get(stream_id):
+                    response.acknowledge()
             case GoAway():
                 self.usable = False
 
-    def _lost(self) -> None:
-        self.usable = False
-        answers, self._answers = self._answers, {}
-        for answer in answers.values():
-            answer.fail(ConnectionError("the connection broke"))
+    def _fail(self, pending: ResponseStream, error: ConnectionError) -> None:
+        pending.fail(error)
+
+
+def _not_encodable(error: Exception) -> WorkerError:
+    """The client's error for a request that MessagePack cannot carry."""
+    match error:
+        case OverflowError():
+            return InvalidRequest.of_field("body", "64 bits", "holds an integer that does not fit into 64 bits")
+        case UnicodeEncodeError():
+            return InvalidRequest.of_field("body", "unicode", "holds text that is not valid Unicode (a lone surrogate)")
+        case _:
+            logger.error("a request cannot be sent to its worker: %s; give its fields JSON types", error)
+            return InternalError("the server failed on this request; its log has the details")

@@ -1,70 +1,69 @@
-"""What an ingress and the replicas of a worker say to each other about requests.
+"""Messages about requests, between an ingress and the replicas of a worker. Names are those of HTTP/2.
 
-ingress (a `Channel` for each worker)                        replica (`RequestServer`)
+ingress (a `Channel` for each worker)                                 replica (`RequestServer`)
 
-reach()                       ── through Ray Serve ──→       which replica: its `Endpoint`
-Hello(key)                    ═══════ TCP ═══════════→       a connection, for all requests
-Ask(number, fields, id)       ═══════════════════════→       work on a request
-    Noted(number)             ←═══════════════════════       an acknowledgement
-    Part(number, data, last)  ←═══════════════════════       what there is to say
-Read(number, size)            ═══════════════════════→       the client has taken so much of it
-Leave(number)                 ═══════════════════════→       it is not wanted any more
-    Closing()                 ←═══════════════════════       new requests are to go to another replica
+reach()                                     ── through Ray Serve ──→  which replica: its `Endpoint`
+handshake                                   ←═══════ TCP ═══════════→ one connection for all requests
+StartRequest(stream_id, fields, id)         ════════════════════════→ starts the work on a request
+    RequestAck(stream_id)                   ←════════════════════════ the request has arrived
+    Chunk(stream_id, data, end_of_stream)   ←════════════════════════ part of the response
+WindowUpdate(stream_id, size)               ════════════════════════→ the client has taken so many bytes
+ResetStream(stream_id)                      ════════════════════════→ cancels the request
+    GoAway()                                ←════════════════════════ new requests have to go to another replica
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
-from rbee_serve.transport.acceptor import Hello
-
 ResponseChunk = tuple[bytes, bool] | tuple[bytes, bool, str]
-"""Of an answer: SSE frames and whether the end is among them; or one document, True, and its content type."""
+"""Part of a response: SSE frames and whether they end the stream; or one document, True, and its content type."""
 
 WINDOW_BYTES = 1024 * 1024
-"""So far a request's client may be behind before its replica waits for it. Both sides keep that much at most, beside
-the last event."""
+"""Bytes that a client may be behind before its replica pauses. Each side buffers at most that, and the last event."""
 
 
 class StartRequest(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """A request: the ingress's number for it, its pickled fields, its correlation id."""
+    """A request: its stream, its fields as plain data, its correlation id."""
 
-    number: int
-    fields: bytes
+    stream_id: int
+    fields: dict[str, Any]
     correlation_id: str
 
 
 class WindowUpdate(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The client has taken `size` bytes more."""
+    """The client has taken `size` more bytes."""
 
-    number: int
+    stream_id: int
     size: int
 
 
 class ResetStream(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The client has left."""
+    """The request is cancelled, by a disconnect or because its time is over."""
 
-    number: int
+    stream_id: int
 
 
 class RequestAck(msgspec.Struct, frozen=True, array_like=True, tag=4):
-    """The request has come."""
+    """The request has arrived."""
 
-    number: int
+    stream_id: int
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, tag=5):
-    """A fragment of an answer. A document has a media type, unless it is JSON."""
+    """A `ResponseChunk`. A document has a media type, unless it is JSON."""
 
-    number: int
+    stream_id: int
     data: bytes
-    last: bool
+    end_of_stream: bool
     media_type: str = ""
 
 
 class GoAway(msgspec.Struct, frozen=True, array_like=True, tag=6):
-    """The replica goes when the requests that it has are done."""
+    """The replica finishes the requests that it has and exits."""
 
 
-FromIngress = Hello | StartRequest | WindowUpdate | ResetStream
+FromIngress = StartRequest | WindowUpdate | ResetStream
 FromReplica = RequestAck | Chunk | GoAway

@@ -1,13 +1,12 @@
-"""The replica's end of the connections: requests in, what their work has to say out.
+"""The replica's end of its connections to ingresses: requests in, responses out.
 
-What is said is told in `rbee_serve.transport.request_messages`.
+See `rbee_serve.transport.request_messages`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import pickle
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -31,109 +30,109 @@ from rbee_serve.transport.request_messages import (
 
 logger = logging.getLogger(__name__)
 
-Answering = Callable[[dict[str, Any]], AsyncGenerator[ResponseChunk, None]]
-"""From the fields of a request to the fragments of its answer, the last of which is terminal."""
+RequestHandler = Callable[[dict[str, Any]], AsyncGenerator[ResponseChunk, None]]
+"""From the fields of a request to the chunks of its response, the last of which ends the stream."""
 
 
 class RequestServer:
-    """Those of all ingresses."""
+    """Serves the requests of all ingresses."""
 
-    def __init__(self, answer: Answering) -> None:
-        self._answer = answer
-        self._open: set[_ClientConnection] = set()
-        self.entrance: Acceptor[FromIngress] = Acceptor(FromIngress, self._admit)
+    def __init__(self, handle: RequestHandler) -> None:
+        self._handle = handle
+        self._connections: set[_IngressConnection] = set()
+        self.acceptor: Acceptor[FromIngress] = Acceptor(FromIngress, self._admit)
         """Where ingresses connect."""
 
-    def _admit(self, wire: FramedConnection[FromIngress]) -> _ClientConnection:
-        connection = _ClientConnection(wire, self._answer, self._open)
-        self._open.add(connection)
-        return connection
+    def _admit(self, connection: FramedConnection[FromIngress]) -> _IngressConnection:
+        admitted = _IngressConnection(connection, self._handle, self._connections)
+        self._connections.add(admitted)
+        return admitted
 
-    async def close(self, within_s: float) -> None:
-        """Take no more requests, and wait for those that are open, at most `within_s` seconds."""
-        for connection in self._open:
-            connection.say_closing()
-        tasks = [task for connection in self._open for task in connection.tasks()]
+    async def close(self, timeout_s: float) -> None:
+        """Refuse new requests, and wait for the open ones, at most `timeout_s` seconds."""
+        for ingress in self._connections:
+            ingress.connection.send(GoAway())
+        tasks = [task for ingress in self._connections for task in ingress.tasks()]
         if tasks:
-            await asyncio.wait(tasks, timeout=within_s)
-        await self.entrance.close()
-        for connection in list(self._open):
-            connection.wire.close()
+            await asyncio.wait(tasks, timeout=timeout_s)
+        await self.acceptor.close()
+        for ingress in list(self._connections):
+            ingress.connection.close()
 
 
 class _Stream:
-    """A request that is worked on, and how far its client is behind."""
+    """A request in work, and how many bytes its client is behind."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[None]
         self.unread = 0
-        self.room = asyncio.Event()
+        self.window_open = asyncio.Event()
 
     def sent(self, size: int) -> bool:
-        """Note `size` bytes. Whether the client is too far behind for more."""
+        """Count `size` sent bytes. Whether the window is now closed."""
         self.unread += size
         if self.unread <= WINDOW_BYTES:
             return False
-        self.room.clear()
+        self.window_open.clear()
         return True
 
-    def read(self, size: int) -> None:
-        """Note that the client has taken `size` bytes."""
+    def taken(self, size: int) -> None:
+        """Count `size` bytes that the client has taken."""
         self.unread -= size
         if self.unread <= WINDOW_BYTES:
-            self.room.set()
+            self.window_open.set()
 
 
-class _ClientConnection:
+class _IngressConnection:
     """One ingress, and its requests."""
 
-    def __init__(self, wire: FramedConnection[FromIngress], answer: Answering, among: set[_ClientConnection]) -> None:
-        self.wire = wire
-        self._answer = answer
-        self._among = among
-        self._answers: dict[int, _Stream] = {}
+    def __init__(
+        self,
+        connection: FramedConnection[FromIngress],
+        handle: RequestHandler,
+        connections: set[_IngressConnection],
+    ) -> None:
+        self.connection = connection
+        self._handle = handle
+        self._connections = connections
+        self._streams: dict[int, _Stream] = {}
 
     def tasks(self) -> list[asyncio.Task[None]]:
         """The work on its requests."""
-        return [answer.task for answer in self._answers.values()]
-
-    def say_closing(self) -> None:
-        """Have new requests go elsewhere."""
-        self.wire.send(GoAway())
+        return [stream.task for stream in self._streams.values()]
 
     def receive(self, message: FromIngress) -> None:
         """See `ConnectionHandler`."""
         match message:
-            case StartRequest(number, fields, correlation_id):
-                self.wire.send(RequestAck(number))  # leaves before the work begins, which may keep the event loop busy
-                answer = self._answers[number] = _Stream()
-                answer.task = asyncio.create_task(self._run(number, answer, fields, correlation_id))
-                answer.task.add_done_callback(lambda _: self._forget(number))
-            case WindowUpdate(number, size) if number in self._answers:
-                self._answers[number].read(size)
-            case ResetStream(number) if number in self._answers:
-                self._answers[number].task.cancel()
+            case StartRequest(stream_id, fields, correlation_id):
+                self.connection.send(RequestAck(stream_id))  # before the work, which may keep the event loop busy
+                stream = self._streams[stream_id] = _Stream()
+                stream.task = asyncio.create_task(self._run(stream_id, stream, fields, correlation_id))
+                stream.task.add_done_callback(lambda _: self._forget(stream_id))
+            case WindowUpdate(stream_id, size) if stream_id in self._streams:
+                self._streams[stream_id].taken(size)
+            case ResetStream(stream_id) if stream_id in self._streams:
+                self._streams[stream_id].task.cancel()
 
-    def _forget(self, number: int) -> None:
-        # A cancelled task holds the place where it stood, and that holds its answer: a circle, which Python finds late.
-        del self._answers.pop(number).task
+    def _forget(self, stream_id: int) -> None:
+        # A cancelled task holds its frame, which holds the stream: a cycle, which the garbage collector finds late.
+        del self._streams.pop(stream_id).task
 
     def lost(self) -> None:
-        """See `ConnectionHandler`. There is nobody any more who could hand an answer out."""
-        self._among.discard(self)
+        """See `ConnectionHandler`. Cancels the requests: their responses can reach no client."""
+        self._connections.discard(self)
         for task in self.tasks():
             task.cancel()
 
-    async def _run(self, number: int, answer: _Stream, fields: bytes, correlation_id: str) -> None:
+    async def _run(self, stream_id: int, stream: _Stream, fields: dict[str, Any], correlation_id: str) -> None:
         correlation.enter(correlation_id)
         try:
-            asked = pickle.loads(fields)  # noqa: S301  by our own ingress, which has shown the key
-            async with aclosing(self._answer(asked)) as fragments:
-                async for fragment in fragments:
-                    self.wire.send(Chunk(number, *fragment))
-                    data, terminal, *_ = fragment
-                    if answer.sent(len(data)) and not terminal:
-                        await answer.room.wait()
-        except Exception:  # whatever it is, the ingress must hear of the end
-            logger.exception("a request could not be answered")
-            self.wire.send(Chunk(number, *refusal(InternalError("the worker's answer could not be sent"))))
+            async with aclosing(self._handle(fields)) as chunks:
+                async for chunk in chunks:
+                    self.connection.send(Chunk(stream_id, *chunk))
+                    data, end_of_stream, *_ = chunk
+                    if stream.sent(len(data)) and not end_of_stream:
+                        await stream.window_open.wait()
+        except Exception:  # whatever it is, the ingress needs an end of the stream
+            logger.exception("a request failed outside of its backend")
+            self.connection.send(Chunk(stream_id, *refusal(InternalError("the worker's answer could not be sent"))))

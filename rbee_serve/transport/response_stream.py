@@ -1,4 +1,4 @@
-"""What comes back for one request, as it comes."""
+"""The response to one request, in the ingress: a buffer between the connection and the client."""
 
 from __future__ import annotations
 
@@ -10,92 +10,96 @@ from rbee_serve.transport.request_messages import WINDOW_BYTES
 
 
 class ResponseStream:
-    """Filled by whoever hears the replica, emptied by whoever serves the client. It is to be closed, whatever comes of
-    it."""
+    """Filled by the connection, emptied for the client. To be closed, however it ends."""
 
     def __init__(self) -> None:
         self.complete = False
-        """Whether the last fragment has come; or the border has broken before."""
+        """Whether the last chunk is here, or the stream has failed."""
         self.closed = False
         self.media_type = JSON
-        """The content type, if it is a document."""
+        """The content type, if the response is a document."""
         self.acknowledged: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when a replica has noted the request; fails if the border breaks before."""
+        """Done when a replica has received the request; fails if the stream fails before."""
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when nothing more can come, or is wanted."""
-        self._leave: Callable[[], None] = lambda: None
-        self._note_read: Callable[[int], None] = lambda size: None
-        self._data: list[bytes] = []
+        """Done when the stream is complete or closed."""
+        self._reset: Callable[[], None] = lambda: None
+        self._update_window: Callable[[int], None] = lambda size: None
+        self._chunks: list[bytes] = []
         self._failure: Exception | None = None
-        self._news: asyncio.Future[None] | None = None
+        self._arrival: asyncio.Future[None] | None = None
         self._taken = 0
 
-    def connect(self, leave: Callable[[], None], note_read: Callable[[int], None]) -> None:
-        """The request is on its way: `leave` tells the replica that it is not wanted any more, `note_read` how many
-        bytes the client has taken."""
-        self._leave = leave
-        self._note_read = note_read
+    def attach(self, reset: Callable[[], None], update_window: Callable[[int], None]) -> None:
+        """Use these callbacks from now on: `reset` cancels the request, `update_window` reports bytes that the client
+        has taken."""
+        self._reset = reset
+        self._update_window = update_window
 
     def acknowledge(self) -> None:
-        """A replica has noted the request."""
+        """A replica has received the request."""
         if not self.acknowledged.done():
             self.acknowledged.set_result(None)
 
-    def put(self, data: bytes, terminal: bool, media_type: str = JSON) -> None:
-        """Add a fragment."""
+    def put(self, data: bytes, end_of_stream: bool, media_type: str = JSON) -> None:
+        """Add a chunk."""
         self.acknowledge()
-        self._data.append(data)
-        if terminal:
+        self._chunks.append(data)
+        if end_of_stream:
             self.media_type = media_type
-            self._end()
+            self._complete()
         self._wake()
 
-    def fail(self, reason: Exception) -> None:
-        """The border has broken: nothing more comes. Does nothing if the answer is complete."""
+    def fail(self, error: Exception) -> None:
+        """End the stream with `error`. Does nothing if it is complete."""
         if self.complete:
             return
-        self._failure = reason
+        self._failure = error
         if not self.acknowledged.done():
-            self.acknowledged.set_exception(reason)
-            self.acknowledged.exception()  # looked at, should nobody wait for it any more
-        self._end()
+            self.acknowledged.set_exception(error)
+            self.acknowledged.exception()  # marked as retrieved, in case that nothing waits for it any more
+        self._complete()
         self._wake()
 
     async def next(self) -> tuple[bytes, bool]:
-        """All that has come since the last time, and whether the end is among it; waits for something.
+        """All data since the last call, and whether it ends the stream; waits until there is some.
 
-        Raises what broke the border, once everything before it has been taken.
+        Raises the error of `fail` after all data before it.
         """
         if self._taken > WINDOW_BYTES // 2 and not self.complete:
-            self._note_read(self._taken)
+            self._update_window(self._taken)
             self._taken = 0
-        while not self._data:
+        while not self._chunks:
             if self._failure is not None:
                 raise self._failure
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
-        data = b"".join(self._data)
-        self._data.clear()
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        data = b"".join(self._chunks)
+        self._chunks.clear()
         self._taken += len(data)
         return data, self.complete and self._failure is None
 
     def close(self) -> None:
-        """Stop the work, if it is not complete."""
+        """Cancel the request if it is not complete."""
         if self.closed:
             return
         self.closed = True
         if not self.complete:
-            self._leave()
-            self._end_over()
+            self._reset()
+            self._set_over()
 
-    def _end(self) -> None:
+    def abort(self, error: Exception) -> None:
+        """Cancel the request and end the stream with `error`, if it is not complete."""
+        self.close()
+        self.fail(error)
+
+    def _complete(self) -> None:
         self.complete = True
-        self._end_over()
+        self._set_over()
 
-    def _end_over(self) -> None:
+    def _set_over(self) -> None:
         if not self.over.done():
             self.over.set_result(None)
 
     def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)

@@ -1,15 +1,15 @@
-"""What replicas tell the hub of themselves, and the hub the ingresses.
+"""Messages about the state of workers, between the hub and the replicas and ingresses.
 
-    replica                          hub (`StateServer`)                    ingress
+    replica                              hub (`StateServer`)                        ingress
 
-    reach()          ── Ray ──→      its `Endpoint`       ←── Ray ──          reach()
-    Hello(key)       ══ TCP ══→                        ←══ TCP ══          Hello(key)
-    Push(state)      ═════════→      the roster
-        Taken        ←═════════
-                                                       ←═════════          Watch(version, longest_s)
-                                     when it is newer  ═════════→          News(snapshot)
+    reach()              ── Ray ──→      its `Endpoint`       ←── Ray ──            reach()
+    handshake            ←═ TCP ══→                           ←══ TCP ═→            handshake
+    StateUpdate(state)   ═════════→      `ReplicaRegistry`
+        StateAck         ←═════════
+                                                              ←═════════            Watch(version, max_wait_s)
+                                         when it is newer     ═════════→            SnapshotUpdate(snapshot)
 
-Whoever connects numbers what it says, and the answer has the number.
+The connecting side numbers its messages with stream ids; the reply has the id of its message.
 """
 
 from __future__ import annotations
@@ -17,37 +17,36 @@ from __future__ import annotations
 import msgspec
 
 from rbee_serve.state import ReplicaState, Snapshot
-from rbee_serve.transport.acceptor import Hello
 
 
 class StateUpdate(msgspec.Struct, frozen=True, array_like=True, tag=1):
-    """How a replica is, in its `sequence`-th push."""
+    """The state of a replica, in its `sequence`-th update."""
 
-    number: int
+    stream_id: int
     state: ReplicaState
     sequence: int
 
 
 class StateAck(msgspec.Struct, frozen=True, array_like=True, tag=2):
-    """The hub has it."""
+    """The hub has the update."""
 
-    number: int
+    stream_id: int
 
 
 class Watch(msgspec.Struct, frozen=True, array_like=True, tag=3):
-    """The first snapshot newer than `version` is wanted, or the present one after `longest_s` seconds."""
+    """Requests the first snapshot newer than `version`, or the present one after `max_wait_s` seconds."""
 
-    number: int
+    stream_id: int
     version: int
-    longest_s: float
+    max_wait_s: float
 
 
 class SnapshotUpdate(msgspec.Struct, frozen=True, array_like=True, tag=4):
     """All workers at this moment."""
 
-    number: int
+    stream_id: int
     snapshot: Snapshot
 
 
-ToHub = Hello | StateUpdate | Watch
+ToHub = StateUpdate | Watch
 FromHub = StateAck | SnapshotUpdate

@@ -51,9 +51,12 @@ def parse(request_type: type[RequestT], body: bytes) -> RequestT:
     return _validated(request_type, lambda: request_type.model_validate_json(body))
 
 
-def parse_object(request_type: type[RequestT], fields: dict[str, Any]) -> RequestT:
-    """The request with these fields, for callers in Python. Raises `InvalidRequest` as `parse` does."""
-    return _validated(request_type, lambda: request_type.model_validate(fields))
+def parse_object(request_type: type[RequestT], fields: dict[str, Any], *, strict: bool | None = None) -> RequestT:
+    """The request with these fields, for callers in Python. Raises `InvalidRequest` as `parse` does.
+
+    `strict=False` is for fields that were validated before and crossed as MessagePack, which turns a tuple into a list
+    and an enum into its value."""
+    return _validated(request_type, lambda: request_type.model_validate(fields, strict=strict))
 
 
 def _validated(request_type: type[RequestT], validate: Callable[[], RequestT]) -> RequestT:

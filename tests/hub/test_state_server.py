@@ -1,10 +1,11 @@
-"""The hub's connections: pushes in, snapshots out, and what becomes of them when the hub goes."""
+"""The hub's connections: updates in, snapshots out, and the loss of either end."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,9 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.hub.state_server import StateServer
 from rbee_serve.state import LoadProgress, ReplicaState
-from rbee_serve.transport.acceptor import Acceptor, Endpoint
+from rbee_serve.transport.acceptor import Acceptor
 from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.transport.handshake import Endpoint
 from rbee_serve.transport.state_client import StateClient
 from rbee_serve.transport.state_messages import ToHub
 
@@ -25,143 +27,191 @@ class Hub:
 
     def __init__(self) -> None:
         self.reached = 0
-        self.wires: list[FramedConnection[ToHub]] = []
-        self.entrances: list[Acceptor[ToHub]] = []
+        self.is_away = False
+        self.connections: list[FramedConnection[ToHub]] = []
+        self.acceptors: list[Acceptor[ToHub]] = []
         self.restart()
 
     def restart(self) -> None:
-        """Another process, whose roster is empty."""
-        for wire in self.wires:
-            wire._abort()
-        self.wires = []
+        """Another process, whose registry is empty."""
+        for connection in self.connections:
+            connection.abort("the hub dies")
+        self.connections = []
         self.registry = ReplicaRegistry([WorkerConfig(id="echo-0", type="echo")])
-        self.lines = StateServer(self.registry)
-        admit = self.lines.entrance._admit
+        self.server = StateServer(self.registry)
+        admit = self.server.acceptor.admit
 
-        def noted(wire: FramedConnection[ToHub]) -> object:
-            self.wires.append(wire)
-            return admit(wire)
+        def recorded(connection: FramedConnection[ToHub]) -> Any:
+            self.connections.append(connection)
+            return admit(connection)
 
-        self.lines.entrance._admit = noted  # type: ignore[assignment]
-        self.entrances.append(self.lines.entrance)
+        self.server.acceptor.admit = recorded
+        self.acceptors.append(self.server.acceptor)
 
     async def reach(self) -> Endpoint:
         """The call through Ray."""
         self.reached += 1
-        return await self.lines.entrance.place(HOST)
+        if self.is_away:
+            raise RuntimeError("there is no hub")
+        return await self.server.acceptor.endpoint(HOST)
 
 
 @asynccontextmanager
-async def hub_and_line() -> AsyncIterator[tuple[Hub, StateClient]]:
+async def hub_and_client() -> AsyncIterator[tuple[Hub, StateClient]]:
     hub = Hub()
-    line = StateClient(hub.reach)
+    client = StateClient(hub.reach)
     try:
         async with asyncio.timeout(10):
-            yield hub, line
+            yield hub, client
     finally:
-        line.close()
-        for entrance in hub.entrances:
-            await entrance.close()
+        client.close()
+        for acceptor in hub.acceptors:
+            await acceptor.close()
         await asyncio.sleep(0.01)
 
 
-def state(running: int = 0) -> ReplicaState:
+def state(running: int = 0, **changes: Any) -> ReplicaState:
     load = LoadProgress(stage="loading_to_vram", bytes_done=3, bytes_total=5)
-    return ReplicaState(
-        worker_id="echo-0", replica_id="r", boot_id="b", phase="ready", backend="cpu", load=load, running=running
-    )
+    fields = {"worker_id": "echo-0", "replica_id": "r", "boot_id": "b", "phase": "ready", "backend": "cpu"}
+    return ReplicaState(**{**fields, "load": load, "running": running, **changes})
 
 
-async def test_a_push_has_arrived_when_it_returns_and_is_what_was_pushed() -> None:
-    async with hub_and_line() as (hub, line):
-        await line.push(state(2), 1)
+async def test_an_update_has_arrived_unchanged_when_push_returns() -> None:
+    async with hub_and_client() as (hub, client):
+        await client.push(state(2), 1)
         assert hub.registry.worker("echo-0").replicas == (state(2),)
-        await line.push(state(1), 2)
-        await line.push(state(7), 1)  # overtaken
+        await client.push(state(1), 2)
+        await client.push(state(7), 1)  # overtaken
         assert hub.registry.worker("echo-0").replicas == (state(1),)
         assert hub.reached == 1
 
 
-async def test_who_watches_hears_of_a_change_at_once_and_gets_the_whole_snapshot() -> None:
-    async with hub_and_line() as (hub, line):
-        first = await line.watch(-1, 60)
-        watching = asyncio.create_task(line.watch(first.version, 60))
+async def test_a_watch_returns_the_whole_snapshot_at_once_after_a_change() -> None:
+    async with hub_and_client() as (hub, client):
+        first = await client.watch(-1, 60)
+        watching = asyncio.create_task(client.watch(first.version, 60))
         await asyncio.sleep(0.05)
         assert not watching.done()
-        await line.push(state(1), 1)
+        await client.push(state(1), 1)
         assert await watching == hub.registry.snapshot()
 
 
-async def test_who_watches_for_so_long_in_vain_gets_what_there_is() -> None:
-    async with hub_and_line() as (_, line):
-        first = await line.watch(-1, 60)
-        assert await line.watch(first.version, 0.05) == first
+async def test_a_watch_without_a_change_returns_the_present_snapshot() -> None:
+    async with hub_and_client() as (_, client):
+        first = await client.watch(-1, 60)
+        assert await client.watch(first.version, 0.05) == first
 
 
-async def test_a_change_that_no_push_brought_is_heard_of_too() -> None:
-    async with hub_and_line() as (hub, line):
-        first = await line.watch(-1, 60)
-        watching = asyncio.create_task(line.watch(first.version, 60))
+async def test_a_watch_returns_after_a_change_without_an_update() -> None:
+    async with hub_and_client() as (hub, client):
+        first = await client.watch(-1, 60)
+        watching = asyncio.create_task(client.watch(first.version, 60))
         await asyncio.sleep(0.05)
-        hub.registry.stop()
-        hub.lines.notice()
+        hub.registry.drain()
+        hub.server.notify()
         assert (await watching).stopping
 
 
-async def test_when_the_hub_dies_who_waits_is_told_and_the_next_call_finds_the_new_one() -> None:
-    async with hub_and_line() as (hub, line):
-        first = await line.watch(-1, 60)
-        watching = asyncio.create_task(line.watch(first.version, 60))
+async def test_a_replica_whose_connection_is_lost_is_gone_at_once() -> None:
+    async with hub_and_client() as (hub, watcher):
+        replica = StateClient(hub.reach)
+        await replica.push(state(), 1)
+        serving = await watcher.watch(-1, 60)
+        watching = asyncio.create_task(watcher.watch(serving.version, 60))
+        await asyncio.sleep(0.05)
+        replica.close()
+        async with asyncio.timeout(1):
+            gone = (await watching).worker("echo-0")
+        assert gone is not None
+        assert (gone.replicas, gone.was_ready) == ((), True)
+
+
+async def test_the_error_of_a_replica_stays_when_its_connection_is_lost() -> None:
+    async with hub_and_client() as (hub, _):
+        replica = StateClient(hub.reach)
+        await replica.push(state(phase="error", error="no weights"), 1)
+        replica.close()
+        await asyncio.sleep(0.05)
+        assert hub.registry.worker("echo-0").error == "no weights"
+
+
+async def test_a_lost_connection_does_not_remove_a_replica_that_has_connected_again() -> None:
+    async with hub_and_client() as (hub, client):
+        old = StateClient(hub.reach)
+        await old.push(state(1), 1)
+        await client.push(state(2), 2)
+        old.close()
+        await asyncio.sleep(0.05)
+        assert hub.registry.worker("echo-0").replicas == (state(2),)
+
+
+async def test_the_death_of_the_hub_fails_pending_calls_and_the_next_call_connects_to_the_new_one() -> None:
+    async with hub_and_client() as (hub, client):
+        first = await client.watch(-1, 60)
+        watching = asyncio.create_task(client.watch(first.version, 60))
         await asyncio.sleep(0.05)
         hub.restart()
-        with pytest.raises(ConnectionError, match="the hub is gone"):
+        with pytest.raises(ConnectionError, match="the connection was lost"):
             await watching
-        await line.push(state(), 2)
+        await client.push(state(), 2)
         assert hub.registry.worker("echo-0").ready
         assert hub.reached == 2
 
 
-async def test_a_hub_that_cannot_be_reached_is_asked_for_again_by_the_next_call() -> None:
-    async with hub_and_line() as (hub, line):
-        hub.lines.entrance, away = None, hub.lines.entrance  # type: ignore[assignment]
+async def test_concurrent_calls_open_one_connection() -> None:
+    async with hub_and_client() as (hub, client):
+        await asyncio.gather(*(client.watch(-1, 60) for _ in range(10)))
+        assert hub.reached == 1
+
+
+async def test_each_call_tries_again_to_reach_a_hub_that_is_away() -> None:
+    async with hub_and_client() as (hub, client):
+        hub.is_away = True
         for _ in range(2):
-            with pytest.raises(AttributeError):
-                await line.push(state(), 1)
-        hub.lines.entrance = away
-        await line.push(state(), 1)
+            with pytest.raises(RuntimeError, match="there is no hub"):
+                await client.push(state(), 1)
+        hub.is_away = False
+        await client.push(state(), 1)
         assert hub.reached == 3
 
 
-async def test_what_is_not_waited_for_any_longer_does_no_harm() -> None:
-    async with hub_and_line() as (_, line):
-        first = await line.watch(-1, 60)
+async def test_a_cancelled_call_leaves_the_connection_usable() -> None:
+    async with hub_and_client() as (_, client):
+        first = await client.watch(-1, 60)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                await line.watch(first.version, 60)
-        await line.push(state(), 1)  # answers both
-        await line.push(state(1), 2)
-        assert (await line.watch(first.version, 60)).worker("echo-0").replicas == (state(1),)  # type: ignore[union-attr]
+                await client.watch(first.version, 60)
+        await client.push(state(), 1)  # answers both
+        await client.push(state(1), 2)
+        assert (await client.watch(first.version, 60)).worker("echo-0").replicas == (state(1),)  # type: ignore[union-attr]
 
 
-async def test_nobody_without_the_key_is_listened_to() -> None:
-    async with hub_and_line() as (hub, _):
-        place = await hub.reach()
+async def test_a_state_that_cannot_be_encoded_raises_at_once_and_leaves_the_connection_usable() -> None:
+    async with hub_and_client() as (hub, client):
+        with pytest.raises(OverflowError):
+            await client.push(state(memory_bytes=2**64), 1)
+        await client.push(state(), 2)
+        assert hub.reached == 1
 
-        async def misled() -> Endpoint:
-            return Endpoint(place.host, place.port, "0" * 64)
 
-        stranger = StateClient(misled)
+async def test_a_state_that_the_hub_cannot_decode_is_in_its_log_with_the_field(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with hub_and_client() as (hub, client):
         with pytest.raises(ConnectionError):
-            await stranger.push(state(), 1)
+            await client.push(state(memory_bytes=None), 1)
+        assert "Expected `int`, got `None` - at `$[0][2].memory_bytes`" in caplog.text
         assert hub.registry.worker("echo-0").replicas == ()
 
 
-async def test_a_connection_that_was_given_up_does_not_end_the_one_after_it() -> None:
-    async with hub_and_line() as (hub, line):
-        first = await line.watch(-1, 60)
-        watching = asyncio.create_task(line.watch(first.version, 60))
-        await asyncio.sleep(0.05)
-        line._lost(asyncio.current_task())  # what an older one says when it is closed at last
-        await line.push(state(), 1)
-        assert (await watching).version > first.version
-        assert hub.reached == 1
+async def test_a_client_without_the_token_changes_nothing() -> None:
+    async with hub_and_client() as (hub, _):
+        endpoint = await hub.reach()
+
+        async def misled() -> Endpoint:
+            return Endpoint(endpoint.host, endpoint.port, "0" * 64)
+
+        stranger = StateClient(misled)
+        with pytest.raises(ConnectionError, match="did not prove the token"):
+            await stranger.push(state(), 1)
+        assert hub.registry.worker("echo-0").replicas == ()

@@ -1,11 +1,11 @@
-"""The ingress on a real socket, without Ray: its routes, its middleware, and one worker that nobody can reach."""
+"""The ingress on a real socket, without Ray: its routes, its middleware, and one worker without a channel."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -21,31 +21,35 @@ from rbee_serve.ingress.worker_state_cache import WorkerStateCache
 from rbee_serve.state import ReplicaState, Snapshot, WorkerState
 
 
-async def nothing_new(version: int, hold_s: float) -> Snapshot:
-    await asyncio.sleep(hold_s)
+async def no_change(version: int, max_wait_s: float) -> Snapshot:
+    await asyncio.sleep(max_wait_s)
     return Snapshot(version=version, workers=())
 
 
-async def seconds_since_last_push(worker_id: str) -> float:
-    return 0.0
-
-
-def ready_view(worker_id: str) -> WorkerStateCache:
-    """A view in which that worker is ready."""
-    view = WorkerStateCache(nothing_new, (worker_id,))
+def snapshot_of(worker_id: str, *, version: int = 1, serving: bool = True) -> Snapshot:
+    """A worker with one replica that serves, or with none."""
     replica = ReplicaState(worker_id=worker_id, replica_id="r", boot_id="b", phase="ready", backend="cpu")
-    view.snapshot = Snapshot(
-        version=1, workers=(WorkerState(worker_id=worker_id, desired_replicas=1, replicas=(replica,)),)
-    )
-    return view
+    worker = WorkerState(worker_id=worker_id, desired_replicas=1, replicas=(replica,) if serving else ())
+    return Snapshot(version=version, workers=(worker,))
+
+
+def ready_states(worker_id: str) -> WorkerStateCache:
+    """A cache in which that worker is ready."""
+    states = WorkerStateCache(no_change, (worker_id,))
+    states.snapshot = snapshot_of(worker_id)
+    return states
+
+
+def services_of(workers: Mapping[str, Worker], ready_worker_id: str) -> IngressServices:
+    """The services over these workers, one of which is ready."""
+    states = ready_states(ready_worker_id)
+    return IngressServices(dict(workers), LimitsConfig(), states, Router({}, 1.0), "http://localhost", 80)
 
 
 def application(token: bytes | None) -> Starlette:
     """The real routes over one worker that is ready."""
     worker = Worker(WorkerConfig(id="echo-0", type="echo"), SPEC, EchoRequest)
-    router = Router({}, 1.0, seconds_since_last_push, lambda worker_id, heard_at: False)
-    services = IngressServices({"echo-0": worker}, LimitsConfig(), ready_view("echo-0"), router, "http://localhost", 80)
-    app = build_ingress(services, token)
+    app = build_ingress(services_of({"echo-0": worker}, "echo-0"), token)
     assert isinstance(app, Starlette)
     return app
 

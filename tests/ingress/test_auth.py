@@ -1,4 +1,4 @@
-"""Who may call: everything but `/health` needs the token, however the request is written."""
+"""Every route but `/health` needs the token, however the request is written."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ def code(answer: Answer) -> str:
     return str(json.loads(answer.body)["error"]["code"])
 
 
-def test_every_route_but_health_asks_for_the_token(url: str) -> None:
+def test_every_route_but_health_needs_the_token(url: str) -> None:
     routes = application(TOKEN).routes
-    opened = set()
+    open_routes = set()
     for route in routes:
-        assert isinstance(route, Route), f"{route} is of a kind that this test does not know"
+        assert isinstance(route, Route), f"{route} is of a type that this test does not handle"
         for method in METHODS:
             target = route.path.replace("{worker_id}", "echo-0")
             answer = exchange(url, head(target, b"Content-Length: 0", method=method))
             if answer.status == 401:
                 assert not answer.body or code(answer) == "MISSING_API_KEY"
             else:
-                opened.add((method, target, answer.status))
+                open_routes.add((method, target, answer.status))
             allowed = exchange(url, head(target, ALLOWED, b"Content-Length: 0", method=method))
             assert (allowed.status == 405) == (method.decode() not in (route.methods or ()))
     assert len(routes) >= 9
-    assert opened == {
+    assert open_routes == {
         (b"GET", "/health", 200),
         (b"HEAD", "/health", 200),
         (b"GET", "/workers/echo-0/health", 200),
@@ -91,15 +91,15 @@ def test_every_route_but_health_asks_for_the_token(url: str) -> None:
         "localhost:80",
     ],
 )  # fmt: skip
-def test_no_path_opens_what_is_closed(url: str, target: str) -> None:
+def test_no_spelling_of_a_path_passes_without_the_token(url: str, target: str) -> None:
     for method in METHODS:
         answer = exchange(url, head(target, method=method))
-        # 400: the parser takes it for no HTTP.
+        # 400: not HTTP for the parser.
         assert answer.status in (400, 401), (method, answer)
         assert b"echo" not in answer.body
 
 
-def test_the_paths_that_are_open_are_open_in_each_way_of_writing_them(url: str) -> None:
+def test_every_spelling_of_an_open_path_passes_without_the_token(url: str) -> None:
     for target in ("/health?a=b", "/%68ealth", "/workers%2fecho-0%2fhealth", "/workers/echo-0/health?x"):
         assert exchange(url, head(target, method=b"GET")).status == 200
     assert exchange(url, head("/workers/nobody/health", method=b"GET")).status == 404
@@ -120,7 +120,7 @@ def test_the_paths_that_are_open_are_open_in_each_way_of_writing_them(url: str) 
         [b"Host: localhost", b"Upgrade: websocket", b"Connection: Upgrade"],
     ],
 )
-def test_no_header_opens_what_is_closed(url: str, lines: list[bytes]) -> None:
+def test_no_header_passes_without_the_token(url: str, lines: list[bytes]) -> None:
     for method, target in ((b"GET", "/v1/workers"), (b"GET", "/workers/echo-0/info"), (b"POST", "/v1/inference")):
         answer = exchange(url, head(target, *lines, method=method, host=None))
         assert answer.status in (400, 401), answer
@@ -162,14 +162,14 @@ def test_a_token_of_a_megabyte_is_refused() -> None:
     assert code(answer) == "INVALID_API_KEY"
 
 
-def test_a_token_anywhere_but_in_its_header_is_none(url: str) -> None:
-    places = [b"Cookie: token=" + TOKEN, b"X-API-Key: " + TOKEN, b"Proxy-Authorization: Bearer " + TOKEN]
-    answer = exchange(url, head("/v1/workers?token=s3cret&access_token=s3cret", *places, method=b"GET"))
+def test_a_token_outside_of_its_header_is_ignored(url: str) -> None:
+    headers = [b"Cookie: token=" + TOKEN, b"X-API-Key: " + TOKEN, b"Proxy-Authorization: Bearer " + TOKEN]
+    answer = exchange(url, head("/v1/workers?token=s3cret&access_token=s3cret", *headers, method=b"GET"))
     assert code(answer) == "MISSING_API_KEY"
 
 
 @pytest.mark.parametrize("value", [b"Bearer " + TOKEN, b"bearer " + TOKEN, b"BEARER   " + TOKEN + b"  "], ids=repr)
-def test_the_token_opens_everything(url: str, value: bytes) -> None:
+def test_the_token_opens_every_route(url: str, value: bytes) -> None:
     listed = exchange(url, head("/v1/workers", b"Authorization: " + value, method=b"GET"))
     assert json.loads(listed.body)["workers"][0]["id"] == "echo-0"
     refused = exchange(url, whole("/workers/echo-0/v1/inference", b"{}", b"Authorization: " + value))
@@ -187,9 +187,9 @@ def test_a_refusal_is_logged_with_a_fingerprint_and_cannot_forge_a_line(url: str
         assert len(line) < 400
 
 
-async def test_what_is_no_http_is_refused_too() -> None:
+async def test_a_websocket_is_refused() -> None:
     async def inside(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError("it was let in")
+        raise AssertionError("the middleware passed it on")
 
     sent: list[MutableMapping[str, Any]] = []
 

@@ -1,4 +1,4 @@
-"""A channel from end to end in one process: the ingress's end on the replica's, with a border that can break."""
+"""A channel from end to end in one process: both ends of a connection that can break."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from rbee_serve.ingress.channel import Channel
 from rbee_serve.transport.refusal import refusal
 from rbee_serve.transport.request_messages import WINDOW_BYTES, ResponseChunk
 from rbee_serve.transport.response_stream import ResponseStream
-from tests.ingress.border import Border, Work, soon
+from tests.ingress.deployment_handle import Handle, Work, soon
 
-Borders = Callable[[Work], Border]
+Handles = Callable[[Work], Handle]
 
 
 @pytest.fixture
-async def borders() -> AsyncIterator[Borders]:
-    """Makes borders, and closes them in the end."""
-    made: list[Border] = []
+async def handles() -> AsyncIterator[Handles]:
+    """Makes handles, and closes them at the end."""
+    made: list[Handle] = []
 
-    def make(work: Work) -> Border:
-        made.append(Border(work))
+    def make(work: Work) -> Handle:
+        made.append(Handle(work))
         return made[-1]
 
     yield make
-    for border in made:
-        await border.close()
+    for handle in made:
+        await handle.close()
 
 
-def channel_to(border: Border, *, balanced: bool = False) -> Channel:
-    handle: Any = border
-    return Channel(handle, "node", lambda: None, balanced=balanced)
+def channel_to(handle: Handle, *, balanced: bool = False) -> Channel:
+    ray_handle: Any = handle
+    return Channel(ray_handle, "node", balanced=balanced)
 
 
-async def whole(answer: ResponseStream) -> bytes:
-    """All of an answer, which is then closed."""
-    data, complete = await answer.next()
+async def whole(response: ResponseStream) -> bytes:
+    """All data of a response, which is then closed."""
+    data, complete = await response.next()
     while not complete:
-        more, complete = await answer.next()
+        more, complete = await response.next()
         data += more
-    answer.close()
+    response.close()
     return data
 
 
 async def counting(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
-    """As many numbers as the request asks for."""
+    """As many numbers as `count` in the request."""
     for i in range(fields["count"]):
         yield f"{fields['name']}.{i} ".encode(), False
         await asyncio.sleep(0)
@@ -62,9 +62,9 @@ def counted(name: str, count: int) -> bytes:
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-async def test_every_answer_comes_whole_and_in_order_however_many_there_are(borders: Borders, balanced: bool) -> None:
-    border = borders(counting)
-    channel = channel_to(border, balanced=balanced)
+async def test_every_response_is_complete_and_in_order_among_many(handles: Handles, balanced: bool) -> None:
+    handle = handles(counting)
+    channel = channel_to(handle, balanced=balanced)
 
     async def client(number: int) -> None:
         for turn in range(5):
@@ -72,51 +72,51 @@ async def test_every_answer_comes_whole_and_in_order_however_many_there_are(bord
             assert await whole(channel.send({"name": name, "count": count}, "corr")) == counted(name, count)
 
     await asyncio.gather(*(client(number) for number in range(50)))
-    assert len(border.calls) == (250 if balanced else 1)
-    assert len(border.replica._open) == 1
-    await soon(lambda: border.asked == border.open_calls == 0)
+    assert len(handle.calls) == (250 if balanced else 1)
+    assert len(handle.replica._connections) == 1
+    await soon(lambda: handle.running == handle.open_calls == 0)
 
 
-async def test_a_balanced_request_is_counted_by_ray_serve_until_it_is_done(borders: Borders) -> None:
+async def test_a_balanced_request_is_counted_by_ray_serve_until_it_is_done(handles: Handles) -> None:
     work = Endless()
-    border = borders(work)
-    channel = channel_to(border, balanced=True)
-    answers = [channel.send({"name": name}, "corr") for name in "abc"]
+    handle = handles(work)
+    channel = channel_to(handle, balanced=True)
+    responses = [channel.send({"name": name}, "corr") for name in "abc"]
     await work.until(set("abc"))
-    assert border.open_calls == 3
-    for left, answer in enumerate(answers, 1):
-        answer.close()
-        await soon(lambda left=left: border.open_calls == 3 - left)  # type: ignore[misc]
+    assert handle.open_calls == 3
+    for left, response in enumerate(responses, 1):
+        response.close()
+        await soon(lambda left=left: handle.open_calls == 3 - left)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-async def test_requests_wait_until_ray_serve_has_found_a_replica(borders: Borders, balanced: bool) -> None:
-    border = borders(counting)
-    border.hold = asyncio.Event()
-    channel = channel_to(border, balanced=balanced)
-    answers = [channel.send({"name": "a", "count": 3}, "corr") for _ in range(5)]
+async def test_requests_wait_until_ray_serve_has_found_a_replica(handles: Handles, balanced: bool) -> None:
+    handle = handles(counting)
+    handle.hold = asyncio.Event()
+    channel = channel_to(handle, balanced=balanced)
+    responses = [channel.send({"name": "a", "count": 3}, "corr") for _ in range(5)]
     await asyncio.sleep(0.02)
-    assert not any(answer.acknowledged.done() for answer in answers)
-    border.hold.set()
-    assert [await whole(answer) for answer in answers] == [counted("a", 3)] * 5
+    assert not any(response.acknowledged.done() for response in responses)
+    handle.hold.set()
+    assert [await whole(response) for response in responses] == [counted("a", 3)] * 5
 
 
-async def test_a_request_is_acknowledged_before_there_is_anything_to_say(borders: Borders) -> None:
+async def test_a_request_is_acknowledged_before_its_first_data(handles: Handles) -> None:
     go = asyncio.Event()
 
     async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         await go.wait()
         yield b"end", True
 
-    answers = [channel.send({}, "corr") for channel in [channel_to(borders(work))] for _ in range(20)]
+    responses = [channel.send({}, "corr") for channel in [channel_to(handles(work))] for _ in range(20)]
     async with asyncio.timeout(5):
-        await asyncio.gather(*(answer.acknowledged for answer in answers))
+        await asyncio.gather(*(response.acknowledged for response in responses))
     go.set()
-    assert [await whole(answer) for answer in answers] == [b"end"] * 20
+    assert [await whole(response) for response in responses] == [b"end"] * 20
 
 
 class Endless:
-    """Work without an end, and who does it."""
+    """Work without an end, and the names of the requests in it."""
 
     def __init__(self) -> None:
         self.working: set[str] = set()
@@ -136,88 +136,88 @@ class Endless:
 
 @pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("order", ["abcd", "dcba", "bcda"])
-async def test_who_leaves_stops_his_own_work_only(borders: Borders, order: str, balanced: bool) -> None:
+async def test_closing_a_response_cancels_its_own_request_only(handles: Handles, order: str, balanced: bool) -> None:
     work = Endless()
-    border = borders(work)
-    channel = channel_to(border, balanced=balanced)
-    answers = {name: channel.send({"name": name}, "corr") for name in "abcd"}
+    handle = handles(work)
+    channel = channel_to(handle, balanced=balanced)
+    responses = {name: channel.send({"name": name}, "corr") for name in "abcd"}
     await work.until(set("abcd"))
-    staying = set("abcd")
+    open_names = set("abcd")
     for name in order:
-        answers[name].close()
-        staying.discard(name)
-        await work.until(staying)
-        for other in staying:
-            await answers[other].next()
-            await answers[other].next()
-    await soon(lambda: border.asked == border.open_calls == 0)
+        responses[name].close()
+        open_names.discard(name)
+        await work.until(open_names)
+        for other in open_names:
+            await responses[other].next()
+            await responses[other].next()
+    await soon(lambda: handle.running == handle.open_calls == 0)
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-async def test_who_leaves_before_a_replica_was_found_is_not_sent(borders: Borders, balanced: bool) -> None:
+async def test_a_request_closed_before_a_replica_was_found_is_not_sent(handles: Handles, balanced: bool) -> None:
     seen: list[str] = []
 
     async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         seen.append(fields["name"])
         yield b"end", True
 
-    border = borders(work)
-    border.hold = asyncio.Event()
-    channel = channel_to(border, balanced=balanced)
+    handle = handles(work)
+    handle.hold = asyncio.Event()
+    channel = channel_to(handle, balanced=balanced)
     gone, stays = (channel.send({"name": name}, "corr") for name in "ab")
     await asyncio.sleep(0)
     gone.close()
-    border.hold.set()
+    handle.hold.set()
     assert await whole(stays) == b"end"
     assert seen == ["b"]
-    await soon(lambda: border.open_calls == 0)
+    await soon(lambda: handle.open_calls == 0)
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-async def test_after_a_thousand_who_left_at_any_moment_nothing_is_left(borders: Borders, balanced: bool) -> None:
+async def test_a_thousand_requests_closed_at_random_moments_leave_nothing(handles: Handles, balanced: bool) -> None:
     generator = random.Random(0)
     work = Endless()
-    border = borders(work)
-    channel = channel_to(border, balanced=balanced)
+    handle = handles(work)
+    channel = channel_to(handle, balanced=balanced)
 
     async def client(number: int) -> None:
         for turn in range(20):
-            answer = channel.send({"name": f"{number}-{turn}"}, "corr")
-            waiting = asyncio.ensure_future(answer.next())
+            response = channel.send({"name": f"{number}-{turn}"}, "corr")
+            waiting = asyncio.ensure_future(response.next())
             for _ in range(generator.randrange(12)):
                 await asyncio.sleep(0)
             waiting.cancel()
-            answer.close()
+            response.close()
 
     await asyncio.gather(*(client(number) for number in range(50)))
     await work.until(set())
-    await soon(lambda: border.asked == border.open_calls == 0)
+    await soon(lambda: handle.running == handle.open_calls == 0)
     assert not channel._waiting
 
 
 @pytest.mark.parametrize("balanced", [True, False])
 async def test_a_replica_that_dies_fails_its_requests_and_the_next_goes_to_another(
-    borders: Borders, balanced: bool
+    handles: Handles, balanced: bool
 ) -> None:
     work = Endless()
-    border = borders(work)
-    channel = channel_to(border, balanced=balanced)
-    answers = [channel.send({"name": name}, "corr") for name in "ab"]
+    handle = handles(work)
+    channel = channel_to(handle, balanced=balanced)
+    responses = [channel.send({"name": name}, "corr") for name in "ab"]
     await work.until({"a", "b"})
-    border.replace()
-    for answer in answers:
+    handle.kill()
+    for response in responses:
         with pytest.raises(ConnectionError):
-            await whole(answer)
-        answer.close()
+            await whole(response)
+        response.close()
     await work.until(set())
     later = channel.send({"name": "c"}, "corr")
     await work.until({"c"})
     later.close()
-    await soon(lambda: border.asked == border.open_calls == 0)
+    await soon(lambda: handle.running == handle.open_calls == 0)
 
 
 @pytest.mark.parametrize("balanced", [True, False])
-async def test_a_replica_that_goes_finishes_what_it_has_and_gets_no_more(borders: Borders, balanced: bool) -> None:
+async def test_a_stopping_replica_finishes_its_requests_and_gets_no_new_ones(handles: Handles, balanced: bool) -> None:
     go = asyncio.Event()
 
     async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
@@ -225,77 +225,77 @@ async def test_a_replica_that_goes_finishes_what_it_has_and_gets_no_more(borders
         await go.wait()
         yield b"last", True
 
-    border = borders(work)
-    channel = channel_to(border, balanced=balanced)
-    answer = channel.send({}, "corr")
-    await answer.acknowledged
-    old = border.replica
-    border.replace_peacefully()
+    handle = handles(work)
+    channel = channel_to(handle, balanced=balanced)
+    response = channel.send({}, "corr")
+    await response.acknowledged
+    old = handle.replica
+    handle.replace()
     closing = asyncio.create_task(old.close(5))
     await asyncio.sleep(0.02)
     later = channel.send({}, "corr")
     await later.acknowledged
     assert not closing.done()
-    assert [len(connection.tasks()) for connection in old._open] == [1]
+    assert [len(connection.tasks()) for connection in old._connections] == [1]
     go.set()
-    assert [await whole(answer), await whole(later)] == [b"first last"] * 2
+    assert [await whole(response), await whole(later)] == [b"first last"] * 2
     await closing
-    await soon(lambda: not old._open)
+    await soon(lambda: not old._connections)
 
 
-async def test_a_replica_that_ray_serve_cannot_find_fails_what_waits(borders: Borders) -> None:
-    border = borders(counting)
+async def test_an_error_of_ray_serve_fails_the_waiting_requests(handles: Handles) -> None:
+    handle = handles(counting)
 
     async def nowhere() -> Any:
         raise RuntimeError("the deployment has failed")
 
-    border._place = nowhere  # type: ignore[method-assign]
-    channel = channel_to(border)
+    handle.reach = nowhere  # type: ignore[method-assign]
+    channel = channel_to(handle)
     for _ in range(2):
-        answer = channel.send({"name": "a", "count": 1}, "corr")
+        response = channel.send({"name": "a", "count": 1}, "corr")
         with pytest.raises(RuntimeError, match="the deployment has failed"):
-            await whole(answer)
+            await whole(response)
 
 
-async def test_a_reader_that_is_behind_slows_its_own_work_down_and_no_other(borders: Borders) -> None:
-    made: dict[str, int] = {"slow": 0, "fast": 0}
-    piece = b"x" * 10_000
+async def test_a_slow_reader_pauses_its_own_request_only(handles: Handles) -> None:
+    produced: dict[str, int] = {"slow": 0, "fast": 0}
+    data = b"x" * 10_000
 
     async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         for _ in range(1000):
-            made[fields["name"]] += 1
-            yield piece, False
+            produced[fields["name"]] += 1
+            yield data, False
             await asyncio.sleep(0)
         yield b"end", True
 
-    border = borders(work)
-    channel = channel_to(border)
+    handle = handles(work)
+    channel = channel_to(handle)
     slow, fast = channel.send({"name": "slow"}, "corr"), channel.send({"name": "fast"}, "corr")
-    assert len(await whole(fast)) == 1000 * len(piece) + 3
-    assert made["fast"] == 1000
-    assert made["slow"] * len(piece) <= WINDOW_BYTES + len(piece)
-    assert len(await whole(slow)) == 1000 * len(piece) + 3
+    assert len(await whole(fast)) == 1000 * len(data) + 3
+    assert produced["fast"] == 1000
+    assert produced["slow"] * len(data) <= WINDOW_BYTES + len(data)
+    assert len(await whole(slow)) == 1000 * len(data) + 3
 
 
-async def test_an_answer_larger_than_the_window_comes_whole(borders: Borders) -> None:
+async def test_a_document_larger_than_the_window_is_complete(handles: Handles) -> None:
     document = b"x" * (5 * WINDOW_BYTES)
 
     async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         yield document, True, "audio/wav"
 
-    border = borders(work)
-    answer = channel_to(border).send({}, "corr")
-    assert await whole(answer) == document
-    assert answer.media_type == "audio/wav"
+    handle = handles(work)
+    response = channel_to(handle).send({}, "corr")
+    assert await whole(response) == document
+    assert response.media_type == "audio/wav"
 
 
-async def test_a_refusal_and_a_fault_in_the_work_are_answers_too(borders: Borders) -> None:
+async def test_a_refusal_and_an_unexpected_exception_are_responses(handles: Handles) -> None:
     async def work(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
         if fields["name"] == "fault":
-            raise ValueError("nobody has foreseen this")
+            raise ValueError("an unexpected exception")
         yield refusal(InvalidRequest("not so"))
 
-    channel = channel_to(borders(work))
+    channel = channel_to(handles(work))
     refused, failed = (channel.send({"name": name}, "corr") for name in ("refusal", "fault"))
     assert b'"message":"not so"' in await whole(refused)
     assert b'"code":"INTERNAL"' in await whole(failed)

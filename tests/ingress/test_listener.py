@@ -33,7 +33,7 @@ async def get(address: Address) -> httpx.Response:
         return await client.get(f"http://{address.host}:{address.port}/")
 
 
-async def test_it_answers_and_says_nothing_of_what_it_is(address: Address) -> None:
+async def test_it_responds_without_a_server_header(address: Address) -> None:
     listener = Listener(answering("here"), address)
     answer = await get(address)
     assert answer.text == "here"
@@ -41,7 +41,7 @@ async def test_it_answers_and_says_nothing_of_what_it_is(address: Address) -> No
     await listener.close(1)
 
 
-async def test_a_second_one_takes_over_from_the_first(address: Address) -> None:
+async def test_a_second_listener_takes_over_from_the_first(address: Address) -> None:
     first = Listener(answering("first"), address)
     assert (await get(address)).text == "first"
     second = Listener(answering("second"), address)
@@ -51,7 +51,7 @@ async def test_a_second_one_takes_over_from_the_first(address: Address) -> None:
     await second.close(1)
 
 
-async def test_open_requests_are_finished_and_no_new_ones_taken(address: Address) -> None:
+async def test_closing_finishes_open_requests_and_accepts_no_new_ones(address: Address) -> None:
     listener = Listener(answering("late", delay_s=0.5), address)
     open_request = asyncio.create_task(get(address))
     await asyncio.sleep(0.2)

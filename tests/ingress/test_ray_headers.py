@@ -1,4 +1,4 @@
-"""What is left of the headers that Ray reads."""
+"""The headers that Ray reads, after the middleware."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def headers(request: Request) -> JSONResponse:
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "stays"),
+    ("name", "value", "is_kept"),
     [
         ("x-request-timeout-seconds", b"1", False),
         ("x-request-disconnect-disabled", b"?1", False),
@@ -32,8 +32,8 @@ async def headers(request: Request) -> JSONResponse:
         ("x-anything-else", b"\xff", True),
     ],
 )
-def test_a_header_that_ray_reads_stays_only_if_it_is_harmless(name: str, value: bytes, stays: bool) -> None:
+def test_a_header_that_ray_reads_is_kept_only_if_it_is_harmless(name: str, value: bytes, is_kept: bool) -> None:
     client = TestClient(Starlette(routes=[Route("/", headers)], middleware=middlewares()))
     seen = client.get("/", headers=[(name.encode(), value)]).json()
-    assert (name.lower() in seen) is stays
+    assert (name.lower() in seen) is is_kept
     assert "host" in seen

@@ -1,4 +1,4 @@
-"""Requests that are files: forms, and bodies that are nothing but the file."""
+"""Requests with files: forms, and bodies that are one file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from rbee_serve.config import LimitsConfig, WorkerConfig
+from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InvalidRequest, UnsupportedMediaType, WorkerError
 from rbee_serve.ingress.addressing import resolve_request
-from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.request import InferenceRequest
-from tests.ingress.application import ready_view, seconds_since_last_push
+from tests.ingress.application import services_of
 from tests.outside_worker import SPEC, LetterRequest
 
 BOOK = b"abracadabra \x00\r\n--x"
@@ -23,12 +22,11 @@ BOOK = b"abracadabra \x00\r\n--x"
 
 def services() -> IngressServices:
     worker = Worker(WorkerConfig(id="letters", type="tests.outside_worker:SPEC"), SPEC, LetterRequest)
-    router = Router({}, 1.0, seconds_since_last_push, lambda worker_id, heard_at: False)
-    return IngressServices({"letters": worker}, LimitsConfig(), ready_view("letters"), router, "http://localhost", 80)
+    return services_of({"letters": worker}, "letters")
 
 
-async def read(request: httpx.Request, *, named: bool = True) -> InferenceRequest:
-    """What the ingress makes of a request that httpx has built."""
+async def read(request: httpx.Request, *, at_worker: bool = True) -> InferenceRequest:
+    """The request that the ingress reads from a request of httpx."""
     body = request.read()
 
     async def receive() -> dict[str, Any]:
@@ -40,7 +38,7 @@ async def read(request: httpx.Request, *, named: bool = True) -> InferenceReques
         "path": "/",
         "query_string": request.url.query,
         "headers": [(name.lower(), value) for name, value in request.headers.raw],
-        "path_params": {"worker_id": "letters"} if named else {},
+        "path_params": {"worker_id": "letters"} if at_worker else {},
     }
     worker, found = await resolve_request(Request(scope, receive), services())
     assert worker.config.id == "letters"
@@ -51,7 +49,7 @@ def form(files: Any = None, **data: Any) -> httpx.Request:
     return httpx.Request("POST", "http://x/", files=files or {"book": ("b.txt", BOOK)}, data=data)
 
 
-def whole(content: bytes = BOOK, kind: str = "book/plain", **query: Any) -> httpx.Request:
+def file_body(content: bytes = BOOK, kind: str = "book/plain", **query: Any) -> httpx.Request:
     return httpx.Request("POST", "http://x/", content=content, headers={"content-type": kind}, params=query)
 
 
@@ -68,27 +66,28 @@ def test_a_request_with_a_file_can_be_written_as_json() -> None:
     assert LetterRequest(text="a").model_dump(mode="json")["book"] is None
 
 
-@pytest.mark.parametrize("request_", [form(), whole(), whole(kind="application/octet-stream")])
-async def test_a_file_arrives_as_it_is(request_: httpx.Request) -> None:
+@pytest.mark.parametrize("request_", [form(), file_body(), file_body(kind="application/octet-stream")])
+async def test_a_file_arrives_unchanged(request_: httpx.Request) -> None:
     assert (await read(request_)).model_dump()["book"] == BOOK
 
 
 @pytest.mark.parametrize(
-    "request_", [form(alphabet="12", at_least="3", as_table="true"), whole(alphabet=12, at_least=3, as_table="true")]
+    "request_",
+    [form(alphabet="12", at_least="3", as_table="true"), file_body(alphabet=12, at_least=3, as_table="true")],
 )
-async def test_texts_become_what_the_fields_are_made_of(request_: httpx.Request) -> None:
+async def test_texts_become_the_types_of_their_fields(request_: httpx.Request) -> None:
     found = (await read(request_)).model_dump(exclude_unset=True)
     assert found == {"book": BOOK, "alphabet": "12", "at_least": 3, "as_table": True}
 
 
 @pytest.mark.parametrize(
-    "request_", [form(worker="letters"), form(model="tests.outside_worker:SPEC"), whole(worker="letters")]
+    "request_", [form(worker="letters"), form(model="tests.outside_worker:SPEC"), file_body(worker="letters")]
 )
-async def test_at_the_root_the_worker_is_a_field_or_in_the_query(request_: httpx.Request) -> None:
-    assert (await read(request_, named=False)).model_dump(exclude_unset=True) == {"book": BOOK}
+async def test_at_the_root_the_worker_is_named_by_a_field_or_the_query(request_: httpx.Request) -> None:
+    assert (await read(request_, at_worker=False)).model_dump(exclude_unset=True) == {"book": BOOK}
 
 
-def broken(cut: int) -> httpx.Request:
+def truncated(cut: int) -> httpx.Request:
     request = form()
     return httpx.Request(
         "POST", "http://x/", content=request.read()[:-cut], headers={"content-type": request.headers["content-type"]}
@@ -98,8 +97,8 @@ def broken(cut: int) -> httpx.Request:
 @pytest.mark.parametrize(
     ("request_", "field"),
     [
-        (broken(4), "body"),
-        (broken(60), "body"),
+        (truncated(4), "body"),
+        (truncated(60), "body"),
         (httpx.Request("POST", "http://x/", content=b"x", headers={"content-type": "multipart/form-data"}), "body"),
         (form(at_least="many"), "at_least"),
         (form(at_least="[" * 5000), "at_least"),
@@ -110,19 +109,19 @@ def broken(cut: int) -> httpx.Request:
         (form([(f"part{n}", BOOK) for n in range(65)]), "body"),
         (form({"text": ("t", BOOK)}), "text"),
         (form({"book": (None, "not a file")}), "book"),
-        (whole(b""), "book"),
-        (whole(at_least=1.5), "at_least"),
-        (whole(b"x" * 500_001), "book"),
+        (file_body(b""), "book"),
+        (file_body(at_least=1.5), "at_least"),
+        (file_body(b"x" * 500_001), "book"),
     ],
 )  # fmt: skip
-async def test_what_is_wrong_is_told_by_its_field(request_: httpx.Request, field: str) -> None:
+async def test_a_violation_names_its_field(request_: httpx.Request, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await read(request_)
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-async def test_a_content_type_that_no_file_here_has_is_refused() -> None:
+async def test_a_content_type_that_no_field_takes_is_refused() -> None:
     with pytest.raises(UnsupportedMediaType, match="book"):
-        await read(whole(kind="image/png"))
+        await read(file_body(kind="image/png"))
     with pytest.raises(WorkerError, match="name the worker"):
-        await read(whole(), named=False)
+        await read(file_body(), at_worker=False)

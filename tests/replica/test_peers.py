@@ -87,7 +87,7 @@ async def test_a_stream_without_an_end_raises_worker_lost() -> None:
 
 
 async def test_a_worker_that_does_not_respond_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "SLOW_ACKNOWLEDGEMENT_S", 0.05)
+    monkeypatch.setattr(peers, "UNANSWERED_CALL_S", 0.05)
     handle = Handle(STARTED, END, pause_s=0.2)
     with pytest.raises(WorkerLost, match="does not respond"):
         await read(events_of(handle))

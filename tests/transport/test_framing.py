@@ -1,13 +1,16 @@
-"""The frames between an ingress and a replica."""
+"""Frames: how messages are grouped, split and refused."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
+import msgspec
 import pytest
 
-from rbee_serve.transport.framing import FramedConnection
+from rbee_serve.state import LoadProgress, ReplicaState
+from rbee_serve.transport.framing import FramedConnection, encoded
 from rbee_serve.transport.request_messages import (
     Chunk,
     FromIngress,
@@ -16,10 +19,11 @@ from rbee_serve.transport.request_messages import (
     StartRequest,
     WindowUpdate,
 )
+from rbee_serve.transport.state_messages import StateUpdate, ToHub
 
 
 class Transport:
-    """What was written, and whether the wire has been cut."""
+    """Records what is written, and whether it is aborted."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
@@ -35,82 +39,159 @@ class Transport:
         self.aborted = True
 
     def get_extra_info(self, name: str) -> Any:
-        return self
+        return ("192.0.2.1", 1234) if name == "peername" else self
 
     def setsockopt(self, *option: int) -> None:
         pass
 
 
-def end(heard: Any, *, longest: int | None = None) -> tuple[FramedConnection[Any], Transport, list[Any]]:
-    """An end of a wire, its transport, and what it has heard so far."""
+def end(
+    message_types: Any, *, max_frame_bytes: int | None = None
+) -> tuple[FramedConnection[Any], Transport, list[Any]]:
+    """An end of a connection, its transport, and the messages that it has received."""
     received: list[Any] = []
     transport: Any = Transport()
-    wire: FramedConnection[Any] = FramedConnection(heard, received.append, lambda: None, longest=longest)
-    wire.connection_made(transport)
-    return wire, transport, received
+    connection: FramedConnection[Any] = FramedConnection(
+        message_types, received.append, lambda: None, max_frame_bytes=max_frame_bytes
+    )
+    connection.connection_made(transport)
+    return connection, transport, received
 
 
 async def frames(*turns: list[Any]) -> bytes:
-    """What is written for messages of several turns of the event loop."""
-    wire, transport, _ = end(FromReplica)
+    """The bytes written for messages of several iterations of the event loop."""
+    connection, transport, _ = end(FromReplica)
     for messages in turns:
         for message in messages:
-            wire.send(message)
+            connection.send(message)
         await asyncio.sleep(0)
     assert len(transport.written) == len(turns)
     return b"".join(transport.written)
 
 
+FIELDS = {
+    "prompt": "grüße \x00",
+    "u64": 2**64 - 1,
+    "i64": -(2**63),
+    "image": bytes(range(256)),
+    "nested": [{"a": None}, [1.5, True]],
+    "by_number": {1: "one"},
+}
+
+
 @pytest.mark.parametrize("size", [1, 3, 7, 10_000])
-async def test_messages_come_as_they_were_said_wherever_the_bytes_are_cut(size: int) -> None:
-    said: list[Any] = [StartRequest(1, b"fields", "corr-1"), WindowUpdate(1, 2**40), StartRequest(2, b"", "")]
-    data = await frames(said[:1], said[1:])
-    wire, _, received = end(FromIngress)
+async def test_messages_arrive_unchanged_wherever_the_bytes_are_split(size: int) -> None:
+    messages: list[Any] = [StartRequest(1, FIELDS, "corr-1"), WindowUpdate(1, 2**40), StartRequest(2, {}, "")]
+    data = await frames(messages[:1], messages[1:])
+    connection, _, received = end(FromIngress)
     for begin in range(0, len(data), size):
-        wire.data_received(data[begin : begin + size])
-    assert received == said
+        connection.data_received(data[begin : begin + size])
+    assert received == messages
 
 
-async def test_a_message_of_megabytes_comes_whole_and_so_do_those_around_it() -> None:
-    said: list[Any] = [Chunk(1, b"small", False), Chunk(2, bytes(range(256)) * 10_000, True), RequestAck(3)]
-    wire, transport, _ = end(FromIngress)
-    for message in said:
-        wire.send(message)
+async def test_a_message_of_megabytes_is_complete_and_so_are_its_neighbours() -> None:
+    messages: list[Any] = [Chunk(1, b"small", False), Chunk(2, bytes(range(256)) * 10_000, True), RequestAck(3)]
+    connection, transport, _ = end(FromIngress)
+    for message in messages:
+        connection.send(message)
         await asyncio.sleep(0)
     data = b"".join(transport.written)
     other, _, received = end(FromReplica)
     for begin in range(0, len(data), 100_000):
         other.data_received(data[begin : begin + 100_000])
-    assert received == said
+    assert received == messages
 
 
-async def test_what_is_said_while_the_other_end_is_behind_leaves_in_one_frame_when_it_is_not() -> None:
-    wire, transport, _ = end(FromIngress)
-    wire.pause_writing()
-    for number in range(100):
-        wire.send(Chunk(number, b"x", False))
+async def test_messages_sent_while_the_peer_does_not_read_are_one_frame() -> None:
+    connection, transport, _ = end(FromIngress)
+    connection.pause_writing()
+    for stream_id in range(100):
+        connection.send(Chunk(stream_id, b"x", False))
         await asyncio.sleep(0)
     assert transport.written == []
-    wire.resume_writing()
+    connection.resume_writing()
     assert len(transport.written) == 1
     other, _, received = end(FromReplica)
     other.data_received(transport.written[0])
-    assert [part.number for part in received] == list(range(100))
+    assert [chunk.stream_id for chunk in received] == list(range(100))
 
 
-@pytest.mark.parametrize("frame", [b"\x00\x00\x00\x01\xc1", b"\x00\x00\x00\x02\x91\x05", b"\x00\x00\x00\x65"])
-async def test_a_frame_that_cannot_be_read_or_is_too_long_cuts_the_wire(frame: bytes) -> None:
-    wire, transport, received = end(FromIngress, longest=100)
-    wire.data_received(frame)
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        (2**64, OverflowError),
+        (-(2**63) - 1, OverflowError),
+        (object(), TypeError),
+        ("\ud800", UnicodeEncodeError),
+    ],
+    ids=repr,
+)
+def test_a_value_without_a_form_in_messagepack_raises_at_its_sender(value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        encoded(StartRequest(1, {"value": value}, ""))
+
+
+async def test_a_message_that_cannot_be_encoded_closes_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    connection, transport, _ = end(FromIngress)
+    connection.send(StartRequest(1, {"value": 2**64}, ""))
+    await asyncio.sleep(0)
+    assert transport.aborted
+    assert "a message cannot be encoded" in caplog.text
+
+
+def test_an_encoded_message_is_sent_as_it_is() -> None:
+    message = StartRequest(1, FIELDS, "corr")
+    assert msgspec.msgpack.encode([encoded(message)]) == msgspec.msgpack.encode([message])
+
+
+@pytest.mark.parametrize(
+    ("frame", "reason"),
+    [
+        (b"\x00\x00\x00\x01\xc1", "cannot be decoded"),
+        (b"\x00\x00\x00\x02\x91\x05", "cannot be decoded"),
+        (b"\x00\x00\x00\x05\xdd\xff\xff\xff\xff", "cannot be decoded"),
+        (b"\x00\x00\x00\x50" + b"\x91" * 80, "cannot be decoded"),
+        (b"\x00\x00\x00\x65", "a frame of 101 bytes where at most 100 are allowed"),
+    ],
+)
+async def test_an_undecodable_or_oversized_frame_closes_the_connection_with_its_reason(
+    frame: bytes, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection, transport, received = end(FromIngress, max_frame_bytes=100)
+    connection.data_received(frame)
+    assert transport.aborted
+    assert received == []
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("closed the connection with 192.0.2.1:1234: ")
+    assert reason in record.getMessage()
+
+
+async def test_nesting_beyond_the_recursion_limit_closes_the_connection() -> None:
+    body = msgspec.msgpack.encode([1, 1, {"a": 0}, ""]).replace(b"\xa1a\x00", b"\xa1a" + b"\x91" * 100_000 + b"\x00")
+    connection, transport, received = end(FromIngress)
+    connection.data_received((len(body) + 1).to_bytes(4) + b"\x91" + body)
     assert transport.aborted
     assert received == []
 
 
-async def test_nothing_is_written_once_the_connection_is_gone() -> None:
-    wire, transport, _ = end(FromIngress)
-    wire.send(RequestAck(1))
+async def test_the_log_names_the_field_that_cannot_be_decoded_and_no_payload(caplog: pytest.LogCaptureFixture) -> None:
+    load: Any = LoadProgress(stage="loading_to_vram", bytes_done=0.5)  # type: ignore[arg-type]
+    state = ReplicaState(worker_id="secret", replica_id="r", boot_id="b", phase="loading", backend="cpu", load=load)
+    body = msgspec.msgpack.encode([StateUpdate(1, state, 1)])
+    connection, transport, _ = end(ToHub)
+    connection.data_received(len(body).to_bytes(4) + body)
+    assert transport.aborted
+    assert "Expected `int | null`, got `float` - at `$[0][2].load.bytes_done`" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_nothing_is_written_after_the_connection_is_lost() -> None:
+    connection, transport, _ = end(FromIngress)
+    connection.send(RequestAck(1))
     transport.abort()
-    wire.connection_lost(None)
-    wire.send(RequestAck(2))
+    connection.connection_lost(None)
+    connection.send(RequestAck(2))
     await asyncio.sleep(0)
     assert transport.written == []
+    assert connection.closed
