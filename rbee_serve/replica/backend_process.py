@@ -57,12 +57,12 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
         self._connection: FramedConnection[FromBackend] = FramedConnection(
             FromBackend, self._on_message, self._on_close
         )
-        self._socket, theirs = socket.socketpair()
-        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        with theirs, tempfile.TemporaryFile() as file:
+        self._socket, child_end = socket.socketpair()
+        child_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        with child_end, tempfile.TemporaryFile() as file:
             file.truncate(messages.WATCHDOG_BYTES)
             context.steps.share(messages.watchdog_cells(file.fileno()))
-            descriptors = (theirs.fileno(), file.fileno())
+            descriptors = (child_end.fileno(), file.fileno())
             self._process = subprocess.Popen(  # noqa: S603  (no argument comes from a request)
                 [sys.executable, "-m", "rbee_serve.replica.backend_server", spec_path, *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
