@@ -138,7 +138,7 @@ def load(context: LoadContext) -> EchoBackend:
         time.sleep(0.1)
     if message := options.get("load_error"):
         raise InternalError(str(message))
-    return EchoBackend(context.steps)
+    return EchoBackend(context.watchdog)
 
 
 SPEC = WorkerSpec(

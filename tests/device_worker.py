@@ -17,6 +17,7 @@ class DeviceOutput(OutputValue, frozen=True, kw_only=True, tag="device"):
     given: list[int]
     fraction: float
     visible: list[str]
+    i: int
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
@@ -30,7 +31,7 @@ class DeviceBackend(InferenceBackend[InferenceRequest, DeviceOutput]):
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[DeviceOutput], None]:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        yield Output(DeviceOutput(given=list(self._device.indices), fraction=self._device.fraction, visible=visible))
+        yield Output(DeviceOutput(given=list(self._device.indices), fraction=self._device.fraction, visible=visible, i=0))
         yield End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)
 
     def memory_bytes(self) -> int:

@@ -7,7 +7,7 @@ process the event loop, and Ray's threads a hundred times a second. Alone in a p
     BackendProcess.execute    -- request -->   the worker type's own backend
                               <-- events --
     LoadContext.report        <-- progress --  its load
-    LoadContext.steps         == shared memory ==
+    LoadContext.watchdog         == shared memory ==
 
 What is sent is pickled, between two processes that trust each other.
 """
@@ -70,7 +70,7 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
         self._connection, theirs = Pipe()
         with tempfile.TemporaryFile() as file:
             file.truncate(8 * CELLS)
-            context.steps.share(_cells(file.fileno()))
+            context.watchdog.share(_cells(file.fileno()))
             descriptors = (theirs.fileno(), file.fileno())
             self._process = subprocess.Popen(  # noqa: S603  (nothing of a request is among the arguments)
                 [sys.executable, "-m", __name__, spec_path, *map(str, descriptors)],

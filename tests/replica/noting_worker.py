@@ -27,7 +27,7 @@ class ForeignError(Exception):
 class NotingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
     def __init__(self, context: LoadContext) -> None:
         self._engine: dict[str, Any] = context.worker.engine
-        self._steps = context.steps
+        self._steps = context.watchdog
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[TokenOutput], None]:
         folder = Path(self._engine["notes"])
