@@ -25,7 +25,7 @@ class InferenceBackend(Protocol[RequestT_contra, OutputT]):
     if not TYPE_CHECKING:
 
         def __new__(cls, *arguments: Any, **options: Any) -> Any:
-            """Raise `ConfigurationError` where a method is missing: Python's own error names neither rule nor remedy."""
+            """Raise `ConfigurationError` where a method is missing, so that the operator reads one sentence."""
             if missing := ", ".join(sorted(cls.__abstractmethods__)):
                 raise ConfigurationError(f"the backend {cls.__module__}.{cls.__qualname__} must define {missing}")
             return super().__new__(cls)

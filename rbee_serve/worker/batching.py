@@ -52,7 +52,7 @@ class Batcher(Generic[ItemT, ResultT]):
     `size` returns the size of an item, such as its number of tokens. All items of a batch are padded to the largest:
     the largest size times the number of items is at most `max_batch_cost`, unless a single item is larger.
     `batch_overhead` is the cost of a batch beside its items, in the same unit: items of different sizes share a batch
-    where the padding costs less than another batch would. If items are not `padded`, only the sum of their sizes counts.
+    where the padding costs less than another batch would. Without `padded` only the sum of the sizes counts.
 
     Waiting requests share the model equally, so a request of one item does not wait behind one of hundreds.
 

@@ -20,9 +20,7 @@ def choose_device(worker: WorkerConfig, spec: WorkerSpec[Any], gpu_ids: Sequence
     """
     accelerator = worker.backend
     if accelerator == "auto":
-        accelerator = (
-            "cuda" if worker.gpus else "metal" if "metal" in spec.accelerators and _has_metal() else "cpu"
-        )
+        accelerator = "cuda" if worker.gpus else "metal" if "metal" in spec.accelerators and _has_metal() else "cpu"
     if accelerator not in spec.accelerators:
         supported = ", ".join(sorted(spec.accelerators))
         raise ConfigurationError(

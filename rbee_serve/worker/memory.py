@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import time
 from collections.abc import Callable
@@ -33,8 +34,7 @@ def cuda_tree_bytes(indices: tuple[int, ...]) -> int:
     0 where the driver does not report them (no `pynvml`, or a container that hides the process ids).
     """
     try:
-        import pynvml as nvml
-
+        nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
         own = psutil.Process()
         pids = {own.pid, *(child.pid for child in own.children(recursive=True))}

@@ -24,8 +24,8 @@ OutputT = TypeVar("OutputT", bound=OutputValue)
 
 
 class BlockingBackend(InferenceBackend[RequestT, OutputT], Generic[RequestT, OutputT]):
-    """A model that blocks while it computes, such as most Python libraries. Override `predict`, and use the class itself
-    as the `load` of a `WorkerSpec`: load the model in `__init__`, after `super().__init__(context)`.
+    """A model that blocks while it computes, as in most Python libraries. Override `predict`, and use the class as the
+    `load` of a `WorkerSpec`: load the model in `__init__`, after `super().__init__(context)`.
 
     The library adds the thread, the watchdog, cancellation, the index `i` of each output, `metrics` and `end`. Requests
     take turns after each item that `predict` yields, so a short request does not wait for a long one. A model that

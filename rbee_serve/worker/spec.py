@@ -22,8 +22,8 @@ RequestT = TypeVar("RequestT", bound=InferenceRequest)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a replica runs: `accelerator` is `cuda`, `cpu` or `metal`; `indices` are the numbers of its devices of that kind
-    on the machine; `fraction` is the share of one device that it may use."""
+    """Where a replica runs: `accelerator` is `cuda`, `cpu` or `metal`; `indices` number its devices of that kind on the
+    machine; `fraction` is the share of one device that it may use."""
 
     accelerator: str
     indices: tuple[int, ...] = (0,)
@@ -44,8 +44,8 @@ class LoadContext:
     report: Callable[[LoadProgress], None]
     """Reports the progress of the load; may be called from any thread, at any rate."""
     watchdog: Watchdog = field(default_factory=lambda: Watchdog(math.inf))
-    """Records the engine's steps; a replica whose engine has work and completes no step for `hang_timeout_s` is replaced.
-    A worker type that does not use it is never stalled."""
+    """Records the engine's steps. A replica whose engine has work and completes no step for `hang_timeout_s` is
+    replaced; a worker type that does not use the watchdog never stalls."""
     peers: Mapping[str, Peer] = field(default_factory=dict)
     """The workers that this one may call, by role (`uses:` in the configuration)."""
 

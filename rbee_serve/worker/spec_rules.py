@@ -17,7 +17,7 @@ _REQUIRED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _UNBOUNDED_PATTERN = re.compile(r"(?<!\\)[*+]|\{\d*,\}")
 
 
-def request_faults(request_type: type[InferenceRequest]) -> Iterator[str]:
+def request_faults(request_type: object) -> Iterator[str]:
     """A sentence for each field without bounds, and for a base class or a configuration that is not strict.
 
     An unbounded field lets one client use any amount of memory or time.
@@ -73,7 +73,7 @@ def _value_faults(schema: Mapping[str, Any]) -> Iterator[str]:
             yield "accepts any value: give it a type"
 
 
-def output_faults(output_types: Sequence[type[OutputValue]]) -> Iterator[str]:
+def output_faults(output_types: Sequence[object]) -> Iterator[str]:
     """A sentence for each output class that would break the stream of its own worker type."""
     if not output_types:
         yield "outputs is empty; list the classes that the backend yields"
@@ -85,7 +85,7 @@ def output_faults(output_types: Sequence[type[OutputValue]]) -> Iterator[str]:
             continue
         config, tag = output_type.__struct_config__, output_type.wire_name()
         if tag == OutputValue.wire_name():
-            yield f"the output {name} has no tag of its own: class {name}(OutputValue, frozen=True, kw_only=True, tag=…)"
+            yield f"the output {name} has no tag: class {name}(OutputValue, frozen=True, kw_only=True, tag=…)"
         elif config.tag_field != "type" or not isinstance(config.tag, str):
             yield f"the output {name} must have a text as its tag, in the field 'type'"
         elif tag in EVENT_TYPES:

@@ -19,7 +19,7 @@ _LAST, _PENDING, _STEPS = range(CELLS)
 class Watchdog:
     """Records the steps of an engine, and whether it has work.
 
-    A step is the smallest unit of work that the engine completes: one forward pass over a batch, one denoising step, one
+    A step is the smallest unit of work that the engine completes: a forward pass over a batch, a denoising step, a
     window of audio. An engine that has work and completes no step for `timeout_s` seconds is stalled, until its next
     step. A busy engine makes steps, however many requests wait for it. May be used from any thread.
     """

@@ -1,0 +1,121 @@
+"""The part of the contract about a disconnect in the middle of a long request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import psutil
+
+from rbee_serve.events import Error, Event
+from rbee_serve.replica.service import WorkerService
+from rbee_serve.testing.failure import fail
+
+MAX_BLOCK_S = 1.0
+"""The longest that a backend may block the event loop; every other request of the replica waits meanwhile."""
+WINDOW_S = 0.15
+"""The time over which CPU use is measured."""
+IDLE_CPU = 0.5
+"""CPU cores below which the process and its children count as idle. A model that computes uses at least one."""
+
+
+async def check_cancellation(service: WorkerService, cancel_after_s: float, idle_within_s: float) -> None:
+    """Cancels the long request `cancel_after_s` after its first event, as a disconnect does. The backend must be idle
+    `idle_within_s` later: no request in the engine, no pending step, no CPU use."""
+    spec = service.spec
+    assert spec.long_request is not None
+    first = asyncio.Event()
+    async with _measured_blocks() as blocks:
+        began = time.monotonic()
+        reading = asyncio.create_task(_read(service.events(spec.long_request()), first))
+        await asyncio.wait([reading, asyncio.create_task(first.wait())], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([reading], timeout=cancel_after_s)
+        seconds = time.monotonic() - began
+        await asyncio.sleep(0)  # the measurement catches up
+    first.set()
+    if max(blocks) > MAX_BLOCK_S:
+        fail(
+            spec,
+            f"execute blocked the event loop for {max(blocks):.1f} s; run the model in a thread or a process, such as "
+            "EngineThread, Batcher or BlockingBackend",
+        )
+    if reading.done():
+        if error := reading.exception():
+            fail(spec, f"the long request failed: {error}", error)
+        fail(
+            spec,
+            f"long_request() was done after {seconds:.2f} s, too early to cancel it in the middle; give one that "
+            "takes seconds",
+        )
+    reading.cancel()
+    cancelled_at = time.monotonic()
+    await asyncio.wait([reading], timeout=idle_within_s)
+    if not reading.done():
+        fail(spec, f"execute did not return within {idle_within_s:g} s after a disconnect; do not wait in `finally`")
+    if not reading.cancelled() and (error := reading.exception()):
+        fail(spec, f"execute raised {type(error).__name__} after a disconnect; clean up in `finally`", error)
+    while busy := await _busy(service):
+        if time.monotonic() - cancelled_at > idle_within_s:
+            fail(
+                spec,
+                f"the engine was not idle {idle_within_s:g} s after a disconnect: {busy}; stop the work when the "
+                "iterator of execute is closed",
+            )
+
+
+async def _read(events: AsyncGenerator[Event[Any], None], first: asyncio.Event) -> None:
+    async with aclosing(events):
+        async for event in events:
+            first.set()
+            if isinstance(event, Error):
+                raise event.to_exception()
+
+
+async def _busy(service: WorkerService) -> str | None:
+    """Why the engine is not idle, measured over `WINDOW_S`."""
+    before = await asyncio.to_thread(_cpu_seconds)
+    await asyncio.sleep(WINDOW_S)
+    used = await asyncio.to_thread(_cpu_seconds) - before
+    if count := service.backend.engine_requests():
+        return f"engine_requests() is {count}"
+    if service.steps.last_progress_age_s is not None:
+        return "the watchdog still expects a step"
+    if used > IDLE_CPU * WINDOW_S:
+        return f"the process uses {used / WINDOW_S:.1f} CPU cores"
+    return None
+
+
+def _cpu_seconds() -> float:
+    """CPU time of this process and its descendants."""
+    total = 0.0
+    own = psutil.Process()
+    for process in [own, *own.children(recursive=True)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
+
+
+@asynccontextmanager
+async def _measured_blocks() -> AsyncIterator[list[float]]:
+    """The pauses of the event loop while the block runs, in seconds."""
+    blocks = [0.0]
+    period_s = 0.01
+
+    async def measure() -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(period_s)
+            blocks.append(time.monotonic() - began - period_s)
+
+    measuring = asyncio.create_task(measure())
+    try:
+        yield blocks
+        await asyncio.sleep(2 * period_s)  # a block that has just ended is measured too
+    finally:
+        measuring.cancel()
