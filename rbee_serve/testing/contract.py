@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Any
@@ -127,7 +127,7 @@ async def _check_stream(spec: WorkerSpec[Any], backend: InferenceBackend[Any, An
     grammar, body, events = StreamGrammar(), bytearray(frame(to_json(started))), list[Event[Any]]()
     grammar.accept(started)
     iterator = backend.execute(spec.warm_up())
-    if not hasattr(iterator, "aclose"):
+    if not isinstance(iterator, AsyncGenerator):
         fail(spec, "execute must be an async generator (async def with yield), so that a disconnect can close it")
     async with aclosing(iterator):
         try:
@@ -163,10 +163,8 @@ def _encoded(spec: WorkerSpec[Any], event: Event[Any]) -> bytes:
         data = to_json(event)
     except Exception as exc:
         fail(spec, f"execute yielded an event that cannot be encoded as JSON: {event!r:.200}", exc)
-    if isinstance(event, Output) and '"i":' not in data.decode():
-        fail(
-            spec, f"the JSON of a {type(event.value).__name__} has no i; omit_defaults and a default of i are exclusive"
-        )
+    if isinstance(event, Output) and b'"i":' not in data:
+        fail(spec, f"the JSON of a {type(event.value).__name__} has no i; drop omit_defaults, or the default of i")
     return data
 
 
@@ -182,12 +180,13 @@ async def _check_result(service: WorkerService) -> None:
         fail(service.spec, f"join returned the field {taken[0]}, which every result has already; choose another name")
     try:
         encoded = await service.encode_result(request, result)
+        memoryview(encoded.data)  # raises TypeError unless it holds bytes
+        if encoded.media_type == JSON:
+            msgspec.json.decode(encoded.data, type=dict)
     except Exception as exc:
         fail(service.spec, f"the result cannot be encoded: {type(exc).__name__}: {exc}", exc)
-    if not isinstance(encoded.data, bytes) or "/" not in encoded.media_type:
-        fail(service.spec, f"encode_result must return bytes and a media type, not {encoded!r:.200}")
-    if encoded.media_type == JSON:
-        msgspec.json.decode(encoded.data, type=dict)
+    if "/" not in encoded.media_type:
+        fail(service.spec, f"encode_result returned the media type {encoded.media_type!r}; an example is audio/wav")
 
 
 async def _check_further_request(service: WorkerService, within_s: float) -> None:
@@ -197,7 +196,7 @@ async def _check_further_request(service: WorkerService, within_s: float) -> Non
     except TimeoutError as exc:
         fail(
             service.spec,
-            f"a request after a disconnect was not done within {within_s:.1f} s; the cancelled one still holds the engine",
+            f"a request after a disconnect was not done within {within_s:.1f} s; the cancelled one holds the engine",
             exc,
         )
     if not (service.is_healthy() and service.backend.is_ready()):
@@ -207,7 +206,5 @@ async def _check_further_request(service: WorkerService, within_s: float) -> Non
 async def _collected(service: WorkerService, request: InferenceRequest) -> Result:
     try:
         return await collect(service.events(request), service.spec.outputs)
-    except TimeoutError:
-        raise
     except Exception as exc:
         fail(service.spec, f"the warm-up request failed: {type(exc).__name__}: {exc}", exc)
