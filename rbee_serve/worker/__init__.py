@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from rbee_serve.state import LoadProgress
     from rbee_serve.validation.violations import violated
     from rbee_serve.worker.backend import InferenceBackend
+    from rbee_serve.worker.batched import BatchedBackend
     from rbee_serve.worker.batching import Batcher
     from rbee_serve.worker.completion import RequestClock
     from rbee_serve.worker.device import usable_cores
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AudioChunkOutput",
+    "BatchedBackend",
     "Batcher",
     "BlockingBackend",
     "ConfigurationError",
@@ -153,6 +155,7 @@ _NAMES = {
     "state": "LoadProgress",
     "validation.violations": "violated",
     "worker.backend": "InferenceBackend",
+    "worker.batched": "BatchedBackend",
     "worker.batching": "Batcher",
     "worker.completion": "RequestClock",
     "worker.device": "usable_cores",

@@ -28,8 +28,8 @@ class BlockingBackend(InferenceBackend[RequestT, OutputT], Generic[RequestT, Out
     `load` of a `WorkerSpec`: load the model in `__init__`, after `super().__init__(context)`.
 
     The library adds the thread, the watchdog, cancellation, the index `i` of each output, `metrics` and `end`. Requests
-    take turns after each item that `predict` yields, so a short request does not wait for a long one. A model that
-    computes several requests in one batch implements `InferenceBackend` with a `Batcher` instead.
+    take turns after each item that `predict` yields, so a short request does not wait for a long one. `BatchedBackend`
+    is for a model that computes items of several requests in one batch.
     """
 
     def __init__(self, context: LoadContext) -> None:
@@ -63,9 +63,7 @@ class BlockingBackend(InferenceBackend[RequestT, OutputT], Generic[RequestT, Out
                 else:
                     yield item
         total = counts.total()
-        seconds = clock.seconds
-        rates = {"outputs_per_sec": round(total / seconds, 3), "time_to_first_output_ms": clock.first_output_ms}
-        for event in clock.complete(self, rates | metrics, tokens_out=total, seconds=seconds):
+        for event in clock.complete(self, clock.rates(total) | metrics, tokens_out=total):
             yield event
 
     def memory_bytes(self) -> int:

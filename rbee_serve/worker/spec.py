@@ -95,9 +95,9 @@ class WorkerSpec(Generic[RequestT]):
     """Other workers that it can call, by role: the registry's name of the type that each must have, such as
     `{"audio": "audio/generate"}`. The configuration names them (`uses:`), and `InferenceRequest.roles` returns those
     that a request needs."""
-    check: Callable[[WorkerConfig], None] | None = None
-    """Checks the worker's configuration before anything starts; raises `ConfigurationError` whose message begins with
-    the wrong key, such as `model_ref: …`."""
+    check: Callable[[WorkerConfig], object] | None = None
+    """Checks the worker's configuration before anything starts, such as `partial(parse_engine, Options)`; raises
+    `ConfigurationError` whose message begins with the wrong key, such as `engine.dtype: …`."""
 
     def __post_init__(self) -> None:
         faults = [*request_faults(self.request), *output_faults(self.outputs)]
