@@ -18,10 +18,11 @@ from rbee_serve.testing.failure import fail
 MAX_BLOCK_S = 1.0
 """The longest that a backend may block the event loop; every other request of the replica waits meanwhile."""
 PERIOD_S = 0.01
-WINDOW_S = 0.15
+"""Between two measurements of pauses."""
+WINDOW_S = 0.3
 """The time over which CPU use is measured."""
-IDLE_CPU = 0.5
-"""CPU cores below which the process and its children count as idle. A model that computes uses at least one."""
+IDLE_CPU = 0.05
+"""CPU cores below which the process counts as idle: a model that computes uses one or more, on a busy machine less."""
 
 
 async def check_cancellation(service: WorkerService, cancel_after_s: float, idle_within_s: float) -> None:
@@ -77,24 +78,27 @@ async def _read(events: AsyncGenerator[Event[Any], None], first: asyncio.Event) 
 
 
 async def _busy(service: WorkerService) -> str | None:
-    """Why the engine is not idle, measured over `WINDOW_S`."""
-    before = await asyncio.to_thread(_cpu_seconds)
-    await asyncio.sleep(WINDOW_S)
-    used = await asyncio.to_thread(_cpu_seconds) - before
+    """Why the engine is not idle; takes `WINDOW_S`."""
+    used = await asyncio.to_thread(_cpu_use)
     if count := service.backend.engine_requests():
         return f"engine_requests() is {count}"
     if service.steps.last_progress_age_s is not None:
         return "the watchdog still expects a step"
-    if used > IDLE_CPU * WINDOW_S:
-        return f"the process uses {used / WINDOW_S:.1f} CPU cores"
-    return None
+    return f"the process uses {used:.1f} CPU cores" if used > IDLE_CPU else None
+
+
+def _cpu_use() -> float:
+    """CPU cores that this process and its descendants use, without this thread, measured over `WINDOW_S`."""
+    own, began = time.thread_time(), time.monotonic()
+    before = _cpu_seconds()
+    time.sleep(WINDOW_S)
+    used = _cpu_seconds() - before - (time.thread_time() - own)
+    return used / (time.monotonic() - began)
 
 
 def _cpu_seconds() -> float:
-    """CPU time of this process and its descendants."""
-    total = 0.0
-    own = psutil.Process()
-    for process in [own, *own.children(recursive=True)]:
+    total = time.process_time()
+    for process in psutil.Process().children(recursive=True):
         try:
             times = process.cpu_times()
         except psutil.NoSuchProcess:

@@ -96,7 +96,9 @@ async def _check(
         began = time.monotonic()
         await _check_stream(spec, backend, device)
         warm_up_s = time.monotonic() - began
-        await asyncio.gather(_check_result(service), _check_result(service))
+        for error in await asyncio.gather(_check_result(service), _check_result(service), return_exceptions=True):
+            if error is not None:
+                raise error
         check_refusals(spec, service.request_type)
         await check_cancellation(service, cancel_after_s, idle_within_s)
         await _check_further_request(service, idle_within_s + 5 * warm_up_s)
@@ -128,6 +130,8 @@ async def _check_stream(spec: WorkerSpec[Any], backend: InferenceBackend[Any, An
     grammar.accept(started)
     iterator = backend.execute(spec.warm_up())
     if not isinstance(iterator, AsyncGenerator):
+        if isinstance(iterator, Coroutine):
+            iterator.close()
         fail(spec, "execute must be an async generator (async def with yield), so that a disconnect can close it")
     async with aclosing(iterator):
         try:

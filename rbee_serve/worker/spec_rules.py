@@ -14,6 +14,7 @@ from rbee_serve.outputs import OutputValue, TokenOutput
 from rbee_serve.request import InferenceRequest
 
 _REQUIRED = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_BOUNDED_FORMATS = frozenset({"date", "date-time", "time", "uuid"})
 _UNBOUNDED_PATTERN = re.compile(r"(?<!\\)[*+]|\{\d*,\}")
 
 
@@ -57,7 +58,8 @@ def _value_faults(schema: Mapping[str, Any]) -> Iterator[str]:
                 yield "has no upper bound: add le= or lt="
         case "string":
             pattern = schema.get("pattern")
-            if "maxLength" not in schema and (pattern is None or _UNBOUNDED_PATTERN.search(pattern)):
+            bounded = "maxLength" in schema or schema.get("format") in _BOUNDED_FORMATS
+            if not bounded and (pattern is None or _UNBOUNDED_PATTERN.search(pattern)):
                 yield "has no largest length: add max_length="
         case "array":
             if "maxItems" not in schema:

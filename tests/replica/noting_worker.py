@@ -1,4 +1,4 @@
-"""A worker type that tells, in files of the folder `engine.notes`, how far it is and that it was closed."""
+"""A worker type that writes its progress, and that it was closed, to files in the folder `engine.notes`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rbee_serve.events import Event, Progress
-from rbee_serve.outputs import TokenOutput
-from rbee_serve.request import InferenceRequest
-from rbee_serve.state import LoadProgress
-from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.spec import LoadContext, WorkerSpec
+from rbee_serve.worker import (
+    Event,
+    InferenceBackend,
+    InferenceRequest,
+    LoadContext,
+    LoadProgress,
+    Progress,
+    TokenOutput,
+    WorkerSpec,
+)
 
 
 class ForeignError(Exception):
-    """As some libraries have them: it cannot be made again from its message."""
+    """An error as some libraries have them: it cannot be reconstructed from its message."""
 
     def __init__(self, file: str, line: int) -> None:
         super().__init__(f"{file}:{line}")
@@ -27,17 +31,17 @@ class ForeignError(Exception):
 class NotingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
     def __init__(self, context: LoadContext) -> None:
         self._engine: dict[str, Any] = context.worker.engine
-        self._steps = context.watchdog
+        self._watchdog = context.watchdog
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[TokenOutput], None]:
         folder = Path(self._engine["notes"])
         try:
-            for number in count(1):
-                with self._steps.working():
+            for step in count(1):
+                with self._watchdog.working():
                     await asyncio.sleep(self._engine.get("wait_s", 0))
-                    self._steps.step()
-                (folder / "made").write_text(str(number))
-                yield Progress(step=number, total=1_000_000)
+                    self._watchdog.step()
+                (folder / "made").write_text(str(step))
+                yield Progress(step=step, total=1_000_000)
         finally:
             (folder / "closed").touch()
 
