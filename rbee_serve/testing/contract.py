@@ -43,7 +43,7 @@ def check_worker_type(
     *,
     device: Device | None = None,
     peers: Mapping[str, Peer] | None = None,
-    cancel_after_s: float = 0.3,
+    cancel_after_s: float = 0.5,
     idle_within_s: float = 5.0,
 ) -> None:
     """Check that a worker type keeps its contract; raises `ContractError` with the first rule that it breaks.
@@ -52,9 +52,9 @@ def check_worker_type(
     `model_ref` and the `engine` options of a real model, and may be left out where the type needs none. `device` is by
     default what `worker` configures, without a GPU; `peers` are the helper workers of a type with `roles`.
 
-    The long request is cancelled `cancel_after_s` seconds after its first event, and the engine must be idle
-    `idle_within_s` seconds after that: allow for its slowest single step. Errors of the configuration and of the load
-    are raised as they are.
+    The long request is cancelled `cancel_after_s` seconds after its start: give more where a model's first output takes
+    longer. The engine must be idle `idle_within_s` seconds after that: allow for its slowest single step. Errors of the
+    configuration and of the load are raised as they are.
     """
     check_declarations(spec)
     worker = worker or WorkerConfig(id="checked", type=spec.name, task=spec.task)
