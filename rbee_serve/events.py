@@ -121,6 +121,9 @@ _FIXED: dict[str, type[Started | Progress | Narration | End | Error]] = {
     "end": End,
     "error": Error,
 }
+EVENT_TYPES = frozenset({"metrics", *_FIXED})
+"""The `type` of every event that is no output: no output may use one as its tag."""
+
 _encoder = msgspec.json.Encoder()
 
 

@@ -1,4 +1,4 @@
-"""A worker type that tells which devices it was given, and which its process can see."""
+"""A worker type that reports the devices it was assigned, and those that its process can see."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Self
 
-from rbee_serve.events import End, Event, Output, StopReason
-from rbee_serve.outputs import OutputValue
-from rbee_serve.request import InferenceRequest
-from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.spec import Device, WorkerSpec
+from rbee_serve.worker import (
+    Device,
+    End,
+    Event,
+    InferenceBackend,
+    InferenceRequest,
+    Output,
+    OutputValue,
+    StopReason,
+    WorkerSpec,
+)
 
 
 class DeviceOutput(OutputValue, frozen=True, kw_only=True, tag="device"):
     given: list[int]
     fraction: float
     visible: list[str]
+    i: int
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
@@ -30,7 +37,8 @@ class DeviceBackend(InferenceBackend[InferenceRequest, DeviceOutput]):
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[DeviceOutput], None]:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        yield Output(DeviceOutput(given=list(self._device.indices), fraction=self._device.fraction, visible=visible))
+        indices, fraction = list(self._device.indices), self._device.fraction
+        yield Output(DeviceOutput(given=indices, fraction=fraction, visible=visible, i=0))
         yield End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)
 
     def memory_bytes(self) -> int:

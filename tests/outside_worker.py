@@ -1,20 +1,27 @@
-"""A worker type that lives outside `deployments`, as somebody else's package would: it counts letters, in a text or in
-a file, and gives the result as a table where one is wanted."""
+"""A worker type outside of `deployments`, as in the package of another author: it counts letters in a text or in a
+file, and returns the result as a table on request."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from rbee_serve.content import FileField
-from rbee_serve.events import End, Event, Metrics, Output, StopReason
-from rbee_serve.outputs import OutputValue
-from rbee_serve.request import InferenceRequest
-from rbee_serve.result import EncodedResult, Result
-from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.spec import LoadContext, WorkerSpec
+from rbee_serve.worker import (
+    EncodedResult,
+    Event,
+    FileField,
+    InferenceBackend,
+    InferenceRequest,
+    LoadContext,
+    Output,
+    OutputValue,
+    RequestClock,
+    Result,
+    WorkerSpec,
+)
 
 
 class LetterOutput(OutputValue, frozen=True, kw_only=True, tag="letter"):
@@ -29,10 +36,17 @@ class LetterOutput(OutputValue, frozen=True, kw_only=True, tag="letter"):
 
 class LetterRequest(InferenceRequest):
     text: Annotated[str | None, Field(min_length=1, max_length=1000, repr=False)] = None
+    """The text, unless there is a book."""
     book: Annotated[bytes | None, Field(min_length=1, max_length=500_000, repr=False), FileField("book")] = None
+    """The text as a file."""
     alphabet: Annotated[str, Field(min_length=1, max_length=26)] = "abc"
+    """The letters to count."""
     at_least: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Letters that are rarer are left out."""
+    pause_s: Annotated[float, Field(ge=0, le=10)] = 0
+    """Seconds before each letter."""
     as_table: bool = False
+    """Whether the result is a file of comma-separated values."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -43,12 +57,14 @@ class LetterRequest(InferenceRequest):
 
 class LetterBackend(InferenceBackend[LetterRequest, LetterOutput]):
     async def execute(self, request: LetterRequest) -> AsyncGenerator[Event[LetterOutput], None]:
+        clock = RequestClock()
         text = request.text or (request.book or b"").decode()
         counts = {letter: text.count(letter) for letter in request.alphabet if text.count(letter) >= request.at_least}
         for i, (letter, count) in enumerate(counts.items()):
+            await asyncio.sleep(request.pause_s)
             yield Output(LetterOutput(letter=letter, count=count, i=i))
-        yield Metrics({"letters": len(request.alphabet)})
-        yield End(tokens_out=len(request.alphabet), decode_time_ms=0, stop_reason=StopReason.COMPLETE)
+        for event in clock.complete(self, {"letters": len(request.alphabet)}, tokens_out=len(request.alphabet)):
+            yield event
 
     def memory_bytes(self) -> int:
         return 26
@@ -71,6 +87,7 @@ SPEC = WorkerSpec(
     outputs=(LetterOutput,),
     load=load,
     warm_up=lambda: LetterRequest(text="warm"),
+    long_request=lambda: LetterRequest(text="long", alphabet="abcdefghij", pause_s=0.5),
     needs_model=False,
     encode_result=encode_result,
 )

@@ -1,4 +1,4 @@
-"""Folders are processes: who may import whom, and what may be imported only where a model is loaded."""
+"""The import law: which folder may import which, and what is imported only by the function that loads a model."""
 
 import ast
 import importlib.metadata
@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rbee_serve", "deployments")
 
-RAY_BORDER = (
+RAY_MODULES = (
     "rbee_serve.ray_boundary",
     "rbee_serve.ingress.channel",
     "rbee_serve.ingress.router",
@@ -26,6 +26,49 @@ RAY_BORDER = (
     "rbee_serve.supervisor",
     "deployments.app",
 )
+LIBRARY_FOLDERS: dict[str, set[str]] = {
+    "": set(),
+    "client": set(),
+    "hub": {"transport"},
+    "ingress": {"transport", "validation", "worker"},
+    "model_files": {"worker"},
+    "replica": {"transport", "validation", "worker"},
+    "scaffold": set(),
+    "supervisor": {"client", "scaffold", "worker"},
+    "testing": {"replica", "validation", "worker"},
+    "transport": set(),
+    "validation": set(),
+    "worker": set(),
+}
+"""The folders of the library, and which of the others each may import. Every one may import the modules at the root."""
+
+DEPLOYMENT_FOLDERS: dict[str, set[str]] = {
+    "audio": {"media", "torch_runtime"},
+    "embedding": {"torch_runtime", "vllm_runtime"},
+    "llm": {"vllm_runtime"},
+    "media": set(),
+    "multimodal": {"llm", "media", "vllm_runtime"},
+    "torch_runtime": set(),
+    "vision": {"media", "torch_runtime"},
+    "vllm_runtime": set(),
+}
+"""The same for the folders of `deployments`; its root may import all of them, and none of them the root."""
+
+ROOT_HELPERS = frozenset({"deployments.engine_choice"})
+"""Modules at the root of `deployments` that its folders may import."""
+
+ENGINE_MODULE = re.compile(r"deployments\.(?:(?:media|torch_runtime|vllm_runtime)\..+|.+_engine)")
+"""Modules that adapt one library: they return domain values, and know no request, no event and no worker type."""
+WORKER_NAMES = frozenset(
+    ["End", "Error", "Event", "InferenceRequest", "Metrics", "Narration", "Output", "Progress", "Started", "WorkerSpec"]
+)
+WORKER_MODULES = ("rbee_serve.events", "rbee_serve.request", "rbee_serve.worker")
+MIXED_ENGINE_MODULES = frozenset({"deployments.vision.diffusers_engine"})
+"""Engine modules that still break that rule."""
+
+TRANSITIVE = frozenset({"huggingface_hub", "tokenizers", "torch", "tqdm"})
+"""Libraries that vLLM, transformers and sentence-transformers bring, in the build that they need."""
+
 HEAVY = frozenset(
     [
         "PIL",
@@ -120,24 +163,71 @@ def none_of(broken: list[Import]) -> None:
     assert not broken, "\n".join(map(str, broken))
 
 
-@pytest.mark.parametrize(
-    ("importer", "imported"),
-    [
-        ("rbee_serve.ingress", "rbee_serve.replica"),
-        ("rbee_serve.replica", "rbee_serve.ingress"),
-        ("rbee_serve", "deployments"),
-    ],
-)
-def test_these_never_import_those(importer: str, imported: str) -> None:
-    none_of([found for found in ALL_IMPORTS if within(found.importer, importer) and within(found.imported, imported)])
+def folder_of(name: str, package: str) -> str | None:
+    """The folder of a module of `package`: "" for its root, None for a module of another package."""
+    if not within(name, package):
+        return None
+    folder = name.removeprefix(package).removeprefix(".").partition(".")[0]
+    return folder if (ROOT / package / folder / "__init__.py").is_file() and folder else ""
 
 
-def test_ray_is_imported_only_at_the_border() -> None:
+def test_the_library_never_imports_the_deployments() -> None:
+    library = [found for found in ALL_IMPORTS if within(found.importer, "rbee_serve")]
+    none_of([found for found in library if within(found.imported, "deployments")])
+
+
+@pytest.mark.parametrize("folder", sorted(LIBRARY_FOLDERS))
+def test_a_folder_of_the_library_imports_only_the_folders_it_may(folder: str) -> None:
+    allowed = {folder, "", *LIBRARY_FOLDERS[folder]}
     none_of(
         [
             found
             for found in ALL_IMPORTS
-            if top(found.imported) == "ray" and not any(within(found.importer, border) for border in RAY_BORDER)
+            if folder_of(found.importer, "rbee_serve") == folder
+            and (imported := folder_of(found.imported, "rbee_serve")) is not None
+            and imported not in allowed
+        ]
+    )
+
+
+@pytest.mark.parametrize("folder", sorted(DEPLOYMENT_FOLDERS))
+def test_a_folder_of_the_deployments_imports_only_the_folders_it_may(folder: str) -> None:
+    allowed = {folder, *DEPLOYMENT_FOLDERS[folder]}
+    none_of(
+        [
+            found
+            for found in ALL_IMPORTS
+            if folder_of(found.importer, "deployments") == folder
+            and (imported := folder_of(found.imported, "deployments")) is not None
+            and imported not in allowed
+            and not any(within(found.imported, helper) for helper in ROOT_HELPERS)
+        ]
+    )
+
+
+def test_every_folder_has_its_line_in_the_import_law() -> None:
+    for package, law in (("rbee_serve", LIBRARY_FOLDERS), ("deployments", DEPLOYMENT_FOLDERS)):
+        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert folders == law.keys() - {""}
+
+
+def knows_worker_types(found: Import) -> bool:
+    module, _, name = found.imported.rpartition(".")
+    return name in WORKER_NAMES and any(within(module, package) for package in WORKER_MODULES)
+
+
+def test_an_engine_module_knows_no_request_no_event_and_no_worker_type() -> None:
+    mixed = [found for found in ALL_IMPORTS if ENGINE_MODULE.fullmatch(found.importer) and knows_worker_types(found)]
+    none_of([found for found in mixed if found.importer not in MIXED_ENGINE_MODULES])
+    assert {found.importer for found in mixed} == MIXED_ENGINE_MODULES, "take what is clean off the list"
+
+
+def test_ray_is_imported_only_by_the_modules_that_are_listed() -> None:
+    none_of(
+        [
+            found
+            for found in ALL_IMPORTS
+            if top(found.imported) == "ray" and not any(within(found.importer, module) for module in RAY_MODULES)
         ]
     )
 
@@ -184,7 +274,7 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
         f"{found} (from {', '.join(origin[top(found.imported)])})"
         for found in ALL_IMPORTS
         if top(found.imported) in origin
-        and top(found.imported) not in PACKAGES
+        and top(found.imported) not in {*PACKAGES, *TRANSITIVE}
         and not names.intersection(name.lower().replace("_", "-") for name in origin[top(found.imported)])
     }
     assert not undeclared, "\n".join(sorted(undeclared))

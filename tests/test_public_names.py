@@ -1,4 +1,4 @@
-"""The public names of the library's root: to add or drop one is a decision, and shows here."""
+"""The public names of the library: adding or dropping one is a decision, and shows here."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PUBLIC = {
         "WorkerNotFound", "WorkerStopping", "WorkerUnhealthy", "error_from_code", "error_from_json",
     },
     "rbee_serve.events": {
-        "End", "Error", "Event", "Metrics", "Narration", "Output", "Progress", "Started", "StopReason", "from_json",
-        "to_json",
+        "EVENT_TYPES", "End", "Error", "Event", "Metrics", "Narration", "Output", "Progress", "Started", "StopReason",
+        "from_json", "to_json",
     },
     "rbee_serve.grammar": {"GrammarError", "StreamGrammar", "check_stream"},
     "rbee_serve.validation.limits": {"with_limits"},
@@ -34,7 +34,20 @@ PUBLIC = {
     "rbee_serve.sse": {
         "DONE", "Decoder", "EventTooLarge", "KEEP_ALIVE", "MARKER", "MAX_EVENT_BYTES", "MEDIA_TYPE", "frame",
     },
+    "rbee_serve.testing": {"ContractError", "check_worker_type"},
     "rbee_serve.validation.parse": {"parse", "parse_object", "violated", "with_limits"},
+    "rbee_serve.worker": {
+        "AudioChunkOutput", "BatchedBackend", "Batcher", "BlockingBackend", "ConfigurationError", "CudaError",
+        "Device", "EmbeddingOutput", "EncodedResult", "End", "EngineOptions", "EngineThread", "Error", "Event",
+        "FileField", "ImageOutput", "InferenceBackend", "InferenceRequest", "InferenceTimeout",
+        "InsufficientResources", "InsufficientVram", "InternalError", "InvalidRequest", "Label", "LabelOutput",
+        "LoadContext", "LoadProgress", "MemoryGauge", "Metrics", "ModelFiles", "Narration", "Output", "OutputValue",
+        "Peer", "Progress", "RankOutput", "RecordingOutput", "RequestClock", "RequestTooLong", "Result",
+        "SegmentOutput", "Sink", "Started", "StopReason", "TimedWord", "TokenOutput", "Violation", "Watchdog",
+        "WorkerConfig", "WorkerError", "WorkerLost", "WorkerSpec", "WorkerUnhealthy", "check_local_model",
+        "cuda_tree_bytes", "memory_gauge", "narrate", "parse_engine", "prepare_model", "process_tree_bytes",
+        "require_memory", "resolve_model", "usable_cores", "violated", "weights_memory_bytes",
+    },
 }  # fmt: skip
 
 

@@ -200,7 +200,7 @@ def _engine_module(worker: WorkerConfig) -> Any:
 def load(context: LoadContext) -> SpeechBackend:
     """Load the configured engine."""
     module = _engine_module(context.worker)
-    return SpeechBackend(module.load(context), EngineThread(context.steps), memory_gauge(context.device))
+    return SpeechBackend(module.load(context), EngineThread(context.watchdog), memory_gauge(context.device))
 
 
 def check(worker: WorkerConfig) -> None:

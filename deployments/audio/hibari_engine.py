@@ -85,7 +85,7 @@ def load(context: LoadContext) -> HibariEngine:
         voice = hibari.Hibari(name, threads=context.worker.threads or 1, g2p=readers.get(entry["british"]))
         readers[entry["british"]] = voice.g2p
         voices[name] = voice
-    return HibariEngine(voices, context.steps)
+    return HibariEngine(voices, context.watchdog)
 
 
 class _Part(NamedTuple):

@@ -193,9 +193,9 @@ def load(context: LoadContext) -> TranscribeBackend:
     options = dict(context.worker.engine)
     module = importlib.import_module(ENGINES[options.pop("name", next(iter(ENGINES)))])
     decoder = AudioDecoder(float(options.pop("max_audio_s", MAX_AUDIO_S)))
-    windows = WindowProgress(context.steps)
+    windows = WindowProgress(context.watchdog)
     engine: TranscriptionEngine = module.load(context, options, windows)
-    return TranscribeBackend(engine, windows, decoder, context.steps, memory_gauge(context.device))
+    return TranscribeBackend(engine, windows, decoder, context.watchdog, memory_gauge(context.device))
 
 
 def check(worker: WorkerConfig) -> None:

@@ -98,7 +98,7 @@ def load(context: LoadContext) -> TransformersEngine:
     )
     if pipeline.vocoder is not None:
         pipeline.vocoder.to(pipeline.model.dtype)
-    return TransformersEngine(pipeline, options.voices, context.steps)
+    return TransformersEngine(pipeline, options.voices, context.watchdog)
 
 
 class TransformersEngine:

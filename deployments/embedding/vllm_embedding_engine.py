@@ -43,9 +43,9 @@ def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, Mode
     folder = prepare(context.worker.model_ref, context.report)
     worker = context.worker.model_copy(update={"engine": options.model_extra or {}})
     context = replace(context, worker=worker)
-    statistics = EngineStatistics(context.steps)
+    statistics = EngineStatistics(context.watchdog)
     engine = start_engine(context, {"runner": "pooling", **engine_options(context, folder)}, statistics)
-    return VllmEmbeddingEngine(engine, context.steps), ModelCard(folder, options)
+    return VllmEmbeddingEngine(engine, context.watchdog), ModelCard(folder, options)
 
 
 class VllmEmbeddingEngine:

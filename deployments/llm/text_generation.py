@@ -92,11 +92,11 @@ def load_engine(context: LoadContext, model: Path, **defaults: Any) -> Generatio
         raise ConfigurationError(f"worker {context.worker.id}: engine.lora_modules is a table of name: path")
     if adapters:
         options.setdefault("enable_lora", True)
-    statistics = EngineStatistics(context.steps)
+    statistics = EngineStatistics(context.watchdog)
     llm = start_engine(context, options, statistics)
     request = importlib.import_module("vllm.lora.request").LoRARequest
     loras = {name: request(name, number, str(path)) for number, (name, path) in enumerate(adapters.items(), start=1)}
-    return GenerationEngine(llm, context.steps, statistics, memory_gauge(context.device), loras)
+    return GenerationEngine(llm, context.watchdog, statistics, memory_gauge(context.device), loras)
 
 
 class GenerationBackend(InferenceBackend[RequestT, OutputT]):

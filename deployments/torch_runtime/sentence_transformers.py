@@ -101,10 +101,10 @@ def batcher(
     return Batcher(
         run,
         tokens,
-        budget=options.batch_tokens or BATCH_TOKENS[backend],
-        overhead=BATCH_OVERHEAD[backend],
-        steps=context.steps,
+        max_batch_cost=options.batch_tokens or BATCH_TOKENS[backend],
+        batch_overhead=BATCH_OVERHEAD[backend],
+        watchdog=context.watchdog,
         concurrency=concurrency.count,
-        enter=concurrency.enter,
+        before_batch=concurrency.enter,
         padded=padded,
     )

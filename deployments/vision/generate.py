@@ -185,7 +185,7 @@ def load(context: LoadContext) -> ImageBackend:
     """Load the pipeline and try it out."""
     options = parse_engine(Options, context.worker)
     engine = DiffusersEngine(load_pipeline(context, options), options, context.device)
-    return ImageBackend(engine, options, context.steps, memory_gauge(context.device))
+    return ImageBackend(engine, options, context.watchdog, memory_gauge(context.device))
 
 
 def check(worker: WorkerConfig) -> None:

@@ -75,7 +75,7 @@ class ImageTextModel(VisionModel):
         self._tokenizing = threading.Lock()  # a tokenizer of transformers cannot be used by two threads at a time
         self._most_tokens: int = model.config.text_config.max_position_embeddings
         self._texts: Batcher[Tokens, Array] = Batcher(
-            self._read_texts, lambda tokens: 1, budget=self._batch, overhead=0, steps=context.steps
+            self._read_texts, lambda tokens: 1, max_batch_cost=self._batch, batch_overhead=0, watchdog=context.watchdog
         )
         self._known: dict[Tokens, Array] = {}
 

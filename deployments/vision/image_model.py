@@ -92,8 +92,8 @@ class VisionModel(ABC):
         self._readers = ThreadPoolExecutor(decoders + 1, thread_name_prefix="picture")
         concurrency = BatchConcurrency(context)
         self._pictures: Batcher[Pixels, Array] = Batcher(
-            self._looked, lambda pixels: 1, budget=self._batch, overhead=0, steps=context.steps,
-            concurrency=concurrency.count, enter=concurrency.enter,
+            self._looked, lambda pixels: 1, max_batch_cost=self._batch, batch_overhead=0, watchdog=context.watchdog,
+            concurrency=concurrency.count, before_batch=concurrency.enter,
         )  # fmt: skip
 
     async def read(self, file: bytes) -> Pixels:

@@ -7,7 +7,7 @@ of Ray's threads take the GIL, and the engine waits to get it back.
     BackendProcess.execute   -- request -->   the worker type's own backend
                              <-- events --
     LoadContext.report       <-- progress --  load
-    LoadContext.steps        == shared memory ==
+    LoadContext.watchdog     == shared memory ==
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
         child_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         with child_end, tempfile.TemporaryFile() as file:
             file.truncate(messages.WATCHDOG_BYTES)
-            context.steps.share(messages.watchdog_cells(file.fileno()))
+            context.watchdog.share(messages.watchdog_cells(file.fileno()))
             descriptors = (child_end.fileno(), file.fileno())
             self._process = subprocess.Popen(  # noqa: S603  (no argument comes from a request)
                 [sys.executable, "-m", "rbee_serve.replica.backend_server", spec_path, *map(str, descriptors)],

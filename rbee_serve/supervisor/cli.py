@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.scaffold.new_worker import new_worker
 from rbee_serve.supervisor.checks import CheckedConfig, check_file
 from rbee_serve.worker_info import VERSION
 
@@ -18,6 +19,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0, 1 if it could not serve, 2 if the configuration is wrong."""
     arguments = _parser().parse_args(argv)
     try:
+        if arguments.command == "new":
+            print(_next_steps(new_worker(arguments.name, Path.cwd())))
+            return 0
         checked = check_file(arguments.config)
         if arguments.command == "check":
             print(_verdict(checked))
@@ -40,9 +44,23 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="validate the configuration, and start nothing")
     for command in (serve, check):
         command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
+    new = commands.add_parser(
+        "new", help="write a package with a worker type of your own, its test and a configuration"
+    )
+    new.add_argument("name", help="the name of the package, such as word_counter")
     return parser
 
 
 def _verdict(checked: CheckedConfig) -> str:
     workers = ", ".join(f"{worker.id} ({worker.type})" for worker in checked.config.workers)
     return f"{checked.path}: the configuration is valid; it serves {workers} on {checked.base_url}"
+
+
+def _next_steps(folder: Path) -> str:
+    return (
+        f"{folder.name}/ is written. Next:\n"
+        f"  cd {folder.name} && pip install -e .\n"
+        f"  pytest\n"
+        f"  rbee-serve serve serve_config.yaml\n"
+        f"Your model goes into {folder.name}/worker.py."
+    )

@@ -1,11 +1,14 @@
-"""Work of many requests, done together, for models that take a batch at a time and know nothing of streams.
+"""Batches of items across requests, for models that compute a batch at a time and know nothing of streams.
 
     request ──→ items ─┐
-    request ──→ items ─┼─→ wait for their turn ──→ a batch of like sizes ──→ a lane ──→ results, in order
+    request ──→ items ─┼─→ queue, ordered by start tag ──→ a batch of similar sizes ──→ a thread ──→ results, in order
     request ──→ items ─┘
 
-There is no tick: an item that comes while the model is free is worked on at once, and alone. While the model is busy
-items gather, and when it is free again the next batch is taken from all of them.
+There is no fixed batching delay: an item that arrives while the model is free is computed at once, alone. While the
+model is busy items queue up, and the next batch is taken from all of them. The order is that of start-time fair
+queueing (Goyal, Vin, Cheng, 1996): an item's start tag is the virtual time of its arrival plus the cost of the
+request's items before it, and virtual time advances by the cost of each batch, divided by the number of waiting
+requests. So each request receives the same share of the model.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import time
 from bisect import insort
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
@@ -25,15 +29,15 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 MAX_WAIT_S = 0.02
-"""The longest that a lane waits for more, while others work on more than twice as much as is there."""
+"""The longest that a free thread waits for more items, while the others compute more than twice what is queued."""
 
 
 @dataclass(order=True, slots=True)
 class _Entry(Generic[ItemT, ResultT]):
-    """An item that waits, ordered by its turn."""
+    """A queued item, ordered by its start tag."""
 
-    turn: float
-    number: int
+    start_tag: float
+    serial: int
     request: int = field(compare=False)
     size: int = field(compare=False)
     item: ItemT = field(compare=False)
@@ -41,19 +45,18 @@ class _Entry(Generic[ItemT, ResultT]):
 
 
 class Batcher(Generic[ItemT, ResultT]):
-    """Gathers the items of all requests into batches for `run`, which returns a result for each item. It is called in
-    `concurrency` threads of its own, each with one batch at a time. Waiting items are divided among the free threads.
-    `enter` is called in that thread before each batch, with whether the batch is all the work there is.
+    """Collects the items of all requests into batches for `run`, which returns a result for each item. `run` is called
+    in `concurrency` threads, each with one batch at a time; queued items are divided among the free threads.
+    `before_batch` is called in the thread before each batch, with True if the batch is all the work there is.
 
-    `size` says how long an item is, such as its tokens. All items of a batch are padded to the longest: so long times
-    their number is at most `budget`, unless a single item is longer. `overhead` is what a batch costs beside its items,
-    in the same unit: items of different lengths go together where the padding costs less than another batch would.
-    If they are not `padded`, lengths do not matter, only their sum.
+    `size` returns the size of an item, such as its number of tokens. All items of a batch are padded to the largest:
+    the largest size times the number of items is at most `max_batch_cost`, unless a single item is larger.
+    `batch_overhead` is the cost of a batch beside its items, in the same unit: items of different sizes share a batch
+    where the padding costs less than another batch would. Without `padded` only the sum of the sizes counts.
 
-    Requests that wait share the model alike: of each as much is taken as of the others, so that a request of one item
-    does not wait behind all of one with hundreds.
+    Waiting requests share the model equally, so a request of one item does not wait behind one of hundreds.
 
-    Where `run` raises, the batch is halved until the item is alone that it fails on: only that one's request fails.
+    Where `run` raises, the batch is halved until the failing item is alone: only that item's request fails.
     """
 
     def __init__(
@@ -61,92 +64,97 @@ class Batcher(Generic[ItemT, ResultT]):
         run: Callable[[list[ItemT]], Iterable[ResultT]],
         size: Callable[[ItemT], int],
         *,
-        budget: int,
-        overhead: int,
-        steps: Watchdog,
+        max_batch_cost: int,
+        watchdog: Watchdog,
+        batch_overhead: int = 0,
         concurrency: int = 1,
-        enter: Callable[[bool], object] = lambda alone: None,
+        before_batch: Callable[[bool], object] = lambda alone: None,
         padded: bool = True,
     ) -> None:
         self._run = run
         self._size = size
-        self._budget = budget
-        self._overhead = overhead
-        self._steps = steps
-        self._lanes = concurrency
-        self._enter_lane = enter
+        self._max_batch_cost = max_batch_cost
+        self._batch_overhead = batch_overhead
+        self._watchdog = watchdog
+        self._concurrency = concurrency
+        self._before_batch = before_batch
         self._padded = padded
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="model")
-        self._numbers = count()
-        self._now = 0.0
-        """What each request that has been waiting all the time has had done by now, in units of size."""
+        self._serials = count()
+        self._virtual_time = 0.0
+        """The cost computed so far for a request that has been waiting all the time."""
         self._busy = 0
-        """Lanes with a batch."""
-        self._at_work = 0
-        """What these are worked on in all, in units of size."""
-        self._news = asyncio.Event()
-        """An item has come, or a lane is free."""
-        self._waiting: list[_Entry[ItemT, ResultT]] = []
-        self._work: set[asyncio.Task[None]] = set()
-        """One task for each lane that is busy."""
+        """Threads with a batch."""
+        self._running_cost = 0
+        """The sum of the sizes in these batches."""
+        self._changed = asyncio.Event()
+        """Set when an item arrives or a thread becomes free."""
+        self._queue: list[_Entry[ItemT, ResultT]] = []
+        self._workers: set[asyncio.Task[None]] = set()
+        """One task for each busy thread."""
 
     async def results(self, items: Sequence[ItemT]) -> AsyncGenerator[ResultT, None]:
-        """The result of each item, in order, as soon as it and those before it are there. Raises what `run` raised on
-        an item. Closing the generator withdraws what is not yet worked on."""
-        entries = self._enter(items)
+        """The result of each item, in order, as soon as it and those before it are ready. Raises what `run` raised for
+        an item. Closing the generator withdraws the items that are not being computed."""
+        entries = self._enqueue(items)
         try:
             for entry in entries:
                 yield await entry.result
         finally:
             self._withdraw(entries)
 
+    async def result(self, item: ItemT) -> ResultT:
+        """The result of a single item; see `results`."""
+        async with aclosing(self.results([item])) as results:
+            return await anext(results)
+
     def close(self) -> None:
         """End the threads once their batches are done."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _enter(self, items: Sequence[ItemT]) -> list[_Entry[ItemT, ResultT]]:
+    def _enqueue(self, items: Sequence[ItemT]) -> list[_Entry[ItemT, ResultT]]:
         loop = asyncio.get_running_loop()
-        request, turn, entries = next(self._numbers), self._now, []
+        request, start_tag, entries = next(self._serials), self._virtual_time, []
         for item in items:
             entry: _Entry[ItemT, ResultT] = _Entry(
-                turn, next(self._numbers), request, max(1, self._size(item)), item, loop.create_future()
+                start_tag, next(self._serials), request, max(1, self._size(item)), item, loop.create_future()
             )
-            insort(self._waiting, entry)
+            insort(self._queue, entry)
             entries.append(entry)
-            turn += entry.size
-        self._news.set()
-        self._work = {task for task in self._work if not task.done()}
-        for _ in range(min(self._lanes - len(self._work), len(entries))):
-            self._work.add(loop.create_task(self._work_off()))
+            start_tag += entry.size
+        self._changed.set()
+        self._workers = {task for task in self._workers if not task.done()}
+        for _ in range(min(self._concurrency - len(self._workers), len(entries))):
+            self._workers.add(loop.create_task(self._run_batches()))
         return entries
 
     def _withdraw(self, entries: Iterable[_Entry[ItemT, ResultT]]) -> None:
         for entry in entries:
             if entry.result.done() and not entry.result.cancelled():
-                entry.result.exception()  # it has been seen: asyncio need not tell of it
+                entry.result.exception()  # marks it as retrieved, so that asyncio does not log it
             entry.result.cancel()
-        self._waiting = [entry for entry in self._waiting if not entry.result.cancelled()]
+        self._queue = [entry for entry in self._queue if not entry.result.cancelled()]
 
-    async def _work_off(self) -> None:
+    async def _run_batches(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            await self._gather()
-            if not self._waiting:
+        while self._queue:
+            await self._wait_for_more()
+            if not self._queue:
                 break
-            batch = self._take()
-            size = sum(entry.size for entry in batch)
+            batch = self._next_batch()
+            cost = sum(entry.size for entry in batch)
             self._busy += 1
-            self._at_work += size
-            alone = self._busy == 1 and not self._waiting
+            self._running_cost += cost
+            alone = self._busy == 1 and not self._queue
             try:
-                with self._steps.working():
+                with self._watchdog.working():
                     outcomes = await loop.run_in_executor(
                         self._threads, self._outcomes, [entry.item for entry in batch], alone
                     )
             finally:
                 self._busy -= 1
-                self._at_work -= size
-                self._news.set()
+                self._running_cost -= cost
+                self._changed.set()
             for entry, outcome in zip(batch, outcomes, strict=True):
                 if entry.result.cancelled():
                     continue
@@ -155,43 +163,43 @@ class Batcher(Generic[ItemT, ResultT]):
                 else:
                     entry.result.set_result(outcome)
 
-    async def _gather(self) -> None:
-        """While other lanes have much more to do than waits here, more is likely to come: their clients' next requests.
-        Small batches beside large ones would spend the cores on what a batch costs beside its items."""
+    async def _wait_for_more(self) -> None:
+        """While the other threads have much more to compute than is queued here, more items are likely to arrive: their
+        clients' next requests. Small batches beside large ones would spend the cores on the overhead of a batch."""
         deadline = time.monotonic() + MAX_WAIT_S
-        while self._busy and sum(entry.size for entry in self._waiting) * 2 * self._busy < self._at_work:
-            self._news.clear()
+        while self._busy and sum(entry.size for entry in self._queue) * 2 * self._busy < self._running_cost:
+            self._changed.clear()
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
-                    await self._news.wait()
+                    await self._changed.wait()
             except TimeoutError:
                 return
 
-    def _take(self) -> list[_Entry[ItemT, ResultT]]:
-        """The next batch: the item whose turn it is, and those of like size among the next ones."""
+    def _next_batch(self) -> list[_Entry[ItemT, ResultT]]:
+        """Remove the next batch from the queue: the first item, and those of similar size among the next ones."""
         candidates: list[_Entry[ItemT, ResultT]] = []
-        share = sum(entry.size for entry in self._waiting) // (self._lanes - self._busy)
-        room = min(self._budget, max(share, self._overhead))
-        for entry in self._waiting:
-            room -= entry.size
-            if candidates and room < 0:
+        share = sum(entry.size for entry in self._queue) // (self._concurrency - self._busy)
+        budget = min(self._max_batch_cost, max(share, self._batch_overhead))
+        for entry in self._queue:
+            budget -= entry.size
+            if candidates and budget < 0:
                 break
             candidates.append(entry)
-        first = self._waiting[0]
-        taken = next(batch for batch in self._cut(candidates) if first in batch) if self._padded else candidates
-        requests = len({entry.request for entry in self._waiting})
-        self._now += sum(entry.size for entry in taken) / requests
-        numbers = {entry.number for entry in taken}
-        self._waiting = [entry for entry in self._waiting if entry.number not in numbers]
+        first = self._queue[0]
+        taken = next(group for group in self._grouped(candidates) if first in group) if self._padded else candidates
+        requests = len({entry.request for entry in self._queue})
+        self._virtual_time += sum(entry.size for entry in taken) / requests
+        serials = {entry.serial for entry in taken}
+        self._queue = [entry for entry in self._queue if entry.serial not in serials]
         return taken
 
-    def _cut(self, entries: list[_Entry[ItemT, ResultT]]) -> Iterator[list[_Entry[ItemT, ResultT]]]:
-        """`entries` in batches of like sizes, the shortest first."""
+    def _grouped(self, entries: list[_Entry[ItemT, ResultT]]) -> Iterator[list[_Entry[ItemT, ResultT]]]:
+        """`entries` in batches of similar sizes, the smallest first."""
         batch: list[_Entry[ItemT, ResultT]] = []
         padding = 0
         for entry in sorted(entries, key=lambda entry: entry.size):
             more = len(batch) * (entry.size - batch[-1].size) if batch else 0
-            if padding + more > self._overhead or (len(batch) + 1) * entry.size > self._budget:
+            if padding + more > self._batch_overhead or (len(batch) + 1) * entry.size > self._max_batch_cost:
                 if batch:
                     yield batch
                 batch, padding, more = [], 0, 0
@@ -200,15 +208,15 @@ class Batcher(Generic[ItemT, ResultT]):
         yield batch
 
     def _outcomes(self, items: list[ItemT], alone: bool) -> list[ResultT | Exception]:
-        """Runs in a lane's thread."""
-        self._enter_lane(alone)
+        """Runs in a thread of the model."""
+        self._before_batch(alone)
         try:
             return [result for _, result in zip(items, self._run(items), strict=True)]
         except Exception as exc:
             if len(items) == 1:
                 return [exc]
         finally:
-            self._steps.step()
-        # Not within `except`: until it is left, the exception keeps alive what ran out of memory.
+            self._watchdog.step()
+        # Outside of `except`: until that block is left, the exception keeps the memory alive that ran out.
         half = len(items) // 2
         return self._outcomes(items[:half], alone) + self._outcomes(items[half:], alone)

@@ -31,6 +31,13 @@ class RequestClock:
         """Milliseconds until the first output, rounded to a tenth; until now if there was none."""
         return round((self._first_output_s or self.seconds) * 1000, 1)
 
+    def rates(self, outputs: int) -> dict[str, float | int]:
+        """Metrics that fit every worker type, for a request of so many outputs that ends now."""
+        return {
+            "outputs_per_sec": round(outputs / self.seconds, 3),
+            "time_to_first_output_ms": self.first_output_ms,
+        }
+
     def complete(
         self,
         backend: InferenceBackend[Any, Any],

@@ -1,10 +1,10 @@
-"""A text and what is made of it while it is being written, as one stream of events.
+"""A stream of text merged with the streams that are derived from the text while it is generated.
 
-    tokens ─┬────────────────────────────────────→ events, in the order in which they come; the text's `end` last
-            └─→ companion: text ──→ another worker ──→ events ─┘
+    tokens ─┬──────────────────────────────────────→ events, in the order of their arrival; the `end` of the text last
+            └─→ derived output: text ──→ helper worker ──→ events ─┘
 
-A companion reads the text and yields events of its own. It is never waited for by the text: where its worker is slower,
-it lags behind. The first failure ends everything, and so does closing the stream.
+A derived output reads the text and yields events of its own. The text never waits for it: where its worker is slower,
+it lags behind. The first failure ends the merged stream, and closing it closes all the others.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from rbee_serve.outputs import TokenOutput
 
 DerivedOutput = Callable[[AsyncIterator[str]], AsyncGenerator[Event[Any], None]]
 
-BACKLOG = 256
-"""Events that may wait for the reader before everybody waits for it."""
+MAX_BACKLOG = 256
+"""Events that may wait for the reader; then every source waits."""
 
 
 async def composed(
-    text: AsyncGenerator[Event[TokenOutput], None], companions: Sequence[DerivedOutput]
+    text: AsyncGenerator[Event[TokenOutput], None], derived: Sequence[DerivedOutput]
 ) -> AsyncGenerator[Event[Any], None]:
-    """The events of `text` and of its companions. Raises what any of them raises."""
-    merged: asyncio.Queue[Event[Any] | None] = asyncio.Queue(BACKLOG)
-    feeds = [asyncio.Queue[str | None]() for _ in companions]
+    """The events of `text` and of its derived outputs. Raises what any of them raises."""
+    merged: asyncio.Queue[Event[Any] | None] = asyncio.Queue(MAX_BACKLOG)
+    feeds = [asyncio.Queue[str | None]() for _ in derived]
     ends: list[Event[Any]] = []
 
-    async def write() -> None:
+    async def read_text() -> None:
         try:
             async with aclosing(text) as events:
                 async for event in events:
@@ -46,17 +46,17 @@ async def composed(
             for feed in feeds:
                 feed.put_nowait(None)
 
-    async def accompany(companion: DerivedOutput, feed: asyncio.Queue[str | None]) -> None:
-        async with aclosing(companion(_pieces(feed))) as events:
+    async def read_derived(output: DerivedOutput, feed: asyncio.Queue[str | None]) -> None:
+        async with aclosing(output(_pieces(feed))) as events:
             async for event in events:
                 await merged.put(event)
 
     tasks: list[asyncio.Task[None]] = []
     try:
-        # The first event is waited for here: what `text` raises before it is a refusal, and nothing else is begun then.
+        # The first event is awaited here: an error of `text` before it is a refusal, and then nothing else is started.
         yield await anext(text)
-        tasks.append(asyncio.create_task(write()))
-        tasks += [asyncio.create_task(accompany(*pair)) for pair in zip(companions, feeds, strict=True)]
+        tasks.append(asyncio.create_task(read_text()))
+        tasks += [asyncio.create_task(read_derived(*pair)) for pair in zip(derived, feeds, strict=True)]
         done = asyncio.create_task(_all_done(list(tasks), merged))
         tasks.append(done)
         while (event := await merged.get()) is not None:
@@ -72,7 +72,7 @@ async def composed(
 
 
 async def _all_done(tasks: list[asyncio.Task[None]], merged: asyncio.Queue[Event[Any] | None]) -> None:
-    """Wait for all, or for the first failure, and say so in the queue. Raises the failure."""
+    """Wait for all tasks, or for the first failure, and put None into the queue. Raises the failure."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
     await merged.put(None)
     for task in done:

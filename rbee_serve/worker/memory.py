@@ -1,4 +1,4 @@
-"""Memory in bytes, of processes and of devices."""
+"""Memory of processes and devices, in bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rbee_serve.worker.spec import Device
 
 
 def process_tree_bytes(pid: int | None = None) -> int:
-    """Resident bytes of a process and its descendants; shared pages count once for each process."""
+    """Resident bytes of a process (this one if `pid` is None) and its descendants; shared pages count once for each
+    process."""
     total = 0
     try:
         root = psutil.Process(pid)
@@ -30,7 +31,7 @@ def process_tree_bytes(pid: int | None = None) -> int:
 def cuda_tree_bytes(indices: tuple[int, ...]) -> int:
     """Bytes that this process and its descendants hold on the CUDA devices `indices`, as the driver counts them.
 
-    0 where the driver does not tell (no `pynvml`, or a container that hides the process ids).
+    0 where the driver does not report them (no `pynvml`, or a container that hides the process ids).
     """
     try:
         nvml = importlib.import_module("pynvml")
@@ -43,12 +44,12 @@ def cuda_tree_bytes(indices: tuple[int, ...]) -> int:
             for process in nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
             if process.pid in pids
         )
-    except Exception:  # the driver's library raises types of its own, and no number is not an error
+    except Exception:  # the driver's library raises types of its own, and a missing number is no error
         return 0
 
 
 class MemoryGauge:
-    """A measurement that is repeated only when it is older than `max_age_s`: walking the process table takes 5 to
+    """A measurement that is repeated only when it is older than `max_age_s`: reading the process table takes 5 to
     10 ms, and state is pushed many times a second."""
 
     def __init__(self, measure: Callable[[], int], max_age_s: float = 5.0) -> None:
@@ -66,8 +67,7 @@ class MemoryGauge:
 
 
 def memory_gauge(device: Device) -> MemoryGauge:
-    """Bytes that a model in this process, or in those that it started, holds: on the device where the driver tells,
-    else in RAM."""
+    """Measures what a model in this process and its descendants holds, in bytes: VRAM on a CUDA device, else RAM."""
     if device.accelerator == "cuda":
         return MemoryGauge(lambda: cuda_tree_bytes(device.indices))
     return MemoryGauge(process_tree_bytes)

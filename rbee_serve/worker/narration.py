@@ -1,4 +1,4 @@
-"""What a worker tells a person who waits."""
+"""Sentences for a person who waits for a request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rbee_serve.request import InferenceRequest
 
 
 def narrate(request: InferenceRequest, actor: str, action: str, human: str) -> Narration:
-    """A `narration` about the work on `request`, with its job and correlation id."""
+    """A `narration` about the work on `request`, with its job id and correlation id."""
     return Narration(
         actor=actor,
         action=action,

@@ -1,4 +1,4 @@
-"""From a worker type's name to its `WorkerSpec`, by import string."""
+"""Resolves the name of a worker type to its `WorkerSpec`, by import string."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rbee_serve.worker.spec import WorkerSpec
 def import_path(type_name: str, task: str | None, table: Mapping[str, str]) -> str:
     """The import string `module:ATTRIBUTE` of a worker type: from `table`, or the name itself where it is one.
 
-    The keys of `table` are types, or `type/task` where a type has several tasks; the first one counts where no task is
-    named. Raises `ConfigurationError` whose message begins with the key that is wrong.
+    The keys of `table` are types, or `type/task` where a type has several tasks; the first task is the default. Raises
+    `ConfigurationError` whose message begins with the wrong key.
     """
     tasks = [name.partition("/")[2] for name in table if name.partition("/")[0] == type_name]
     if not tasks and ":" not in type_name:
@@ -38,7 +38,7 @@ def load_spec(path: str) -> WorkerSpec[Any]:
     """Import the spec at `module:ATTRIBUTE`.
 
     Raises `ConfigurationError` where the module or the attribute is missing or is no `WorkerSpec`. An error inside the
-    module is raised as it is: it is that package's fault and its traceback says where.
+    module is raised as it is: its traceback shows the place in that package.
     """
     module_name, _, attribute = path.partition(":")
     try:
@@ -56,13 +56,13 @@ def load_spec(path: str) -> WorkerSpec[Any]:
 
 
 def missing_module(spec: WorkerSpec[Any]) -> str | None:
-    """The first module that the worker type needs and this environment lacks."""
+    """The first module that the worker type needs and that is not installed."""
     return next((name for name in spec.modules if importlib.util.find_spec(name) is None), None)
 
 
 def import_engine(name: str, extra: str) -> Any:
-    """Import the heavy module `name`. Raises `ConfigurationError` with the extra of rbee-serve that installs it; for
-    worker types that choose among engines, so that not all of them are needed."""
+    """Import the heavy module `name`, for worker types that choose among several engines. Raises `ConfigurationError`
+    with the extra of rbee-serve that installs it."""
     if importlib.util.find_spec(name.partition(".")[0]) is None:
         raise ConfigurationError(f"the module {name} is not installed; pip install 'rbee-serve[{extra}]'")
     return importlib.import_module(name)

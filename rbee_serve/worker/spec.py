@@ -14,6 +14,7 @@ from rbee_serve.request import InferenceRequest
 from rbee_serve.result import EncodedResult, Result
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.spec_rules import output_faults, request_faults
 from rbee_serve.worker.watchdog import Watchdog
 
 RequestT = TypeVar("RequestT", bound=InferenceRequest)
@@ -21,8 +22,8 @@ RequestT = TypeVar("RequestT", bound=InferenceRequest)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a replica runs: `accelerator` is `cuda`, `cpu` or `metal`; `indices` number the devices of that kind on the
-    machine; `fraction` is the share of one that it may use."""
+    """Where a replica runs: `accelerator` is `cuda`, `cpu` or `metal`; `indices` number its devices of that kind on the
+    machine; `fraction` is the share of one device that it may use."""
 
     accelerator: str
     indices: tuple[int, ...] = (0,)
@@ -30,32 +31,33 @@ class Device:
 
 
 Peer = Callable[[dict[str, Any]], AsyncGenerator[Event[Any], None]]
-"""Another worker of the application: the fields of a request in, its events out. Closing the generator stops the work.
-What prevents it is raised, as a `WorkerError`."""
+"""Another worker of the application: the fields of a request in, its events out. Closing the generator cancels the
+request. A refusal is raised as a `WorkerError`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What a worker type is given to load its model."""
+    """The arguments of `WorkerSpec.load`."""
 
     worker: WorkerConfig
     device: Device
     report: Callable[[LoadProgress], None]
-    """Tells how far the load is; may be called from any thread, as often as one likes."""
-    steps: Watchdog = field(default_factory=lambda: Watchdog(math.inf))
-    """Where the engine notes its steps; a worker whose engine has work and makes none for `hang_timeout_s` is replaced.
-    Nothing is expected of a worker type that does not use it."""
+    """Reports the progress of the load; may be called from any thread, at any rate."""
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(math.inf))
+    """Records the engine's steps. A replica whose engine has work and completes no step for `hang_timeout_s` is
+    replaced; a worker type that does not use the watchdog never stalls."""
     peers: Mapping[str, Peer] = field(default_factory=dict)
     """The workers that this one may call, by role (`uses:` in the configuration)."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec(Generic[RequestT]):
-    """A worker type.
+    """A worker type: everything that differs between worker types.
 
-    It lives in one module beside its request model and its backend, and is named by an import string. The module must
-    import without torch, vllm or transformers, because the ingress imports it for its request model: import heavy
-    libraries inside `load`.
+    It stands in one module with its request model and its backend, and the configuration names it by an import string.
+    The module must import without torch, vllm or transformers, because the ingress imports it for its request model:
+    import heavy libraries inside `load`. Raises `ValueError`, with every fault, where the request has an unbounded
+    field or an output would break the stream; `rbee_serve.testing.check_worker_type` checks the behaviour.
     """
 
     name: str
@@ -63,40 +65,48 @@ class WorkerSpec(Generic[RequestT]):
     request: type[RequestT]
     """Fields, bounds and, as pydantic validators, rules across fields."""
     outputs: tuple[type[OutputValue], ...]
-    """The classes of its outputs. Each joins its own where one result is asked for."""
+    """The classes of its outputs. Each joins its own outputs where a request asks for one result."""
     load: Callable[[LoadContext], InferenceBackend[RequestT, Any]]
-    """Loads the model and returns when it can answer. Runs in a thread."""
+    """Loads the model and returns when it can execute requests. Runs in a thread."""
     warm_up: Callable[[], RequestT]
-    """A small real request. It must have worked before the worker counts as ready."""
+    """A small real request. It must succeed before the worker is ready."""
     long_request: Callable[[], RequestT] | None = None
     """A valid request that takes seconds, so that a test can cancel it in the middle; required by
     `rbee_serve.testing.check_worker_type`."""
     accelerators: frozenset[str] = frozenset({"cuda", "cpu", "metal"})
-    """Where it can run."""
+    """The kinds of device that it can run on."""
     default_max_ongoing_requests: int = 64
     """Requests that run at once in a replica where the configuration does not set `max_ongoing_requests`."""
     needs_model: bool = True
     """Whether `model_ref` must be given."""
     task: str | None = None
-    """Which of the type's tasks this is, where it has several; each is a spec of its own."""
+    """The task, where the type has several; each task is a spec of its own."""
     modules: tuple[str, ...] = ()
-    """The heavy modules that `load` imports, to tell early and in one sentence when one is missing."""
+    """The heavy modules that `load` imports, so that a missing one is reported early and in one sentence."""
     extra: str | None = None
     """The extra of rbee-serve that installs them."""
     own_process: bool = False
-    """Whether the backend is to run in a process of its own (`replica.backend_process`), which is faster for an engine
-    of many short operations in Python's hands. A type with `roles` cannot: its peers are in the replica's process."""
+    """Whether the backend runs in a process of its own (`replica.backend_process`), which is faster for an engine that
+    launches many short operations from Python. A type with `roles` cannot: its peers are in the replica's process."""
     encode_result: Callable[[RequestT, Result], EncodedResult | None] | None = None
-    """Makes the file that a request asks for instead of JSON, such as `audio/wav`; None where it asks for none. Runs in
-    a thread, for requests with `"stream": false`."""
+    """Encodes the result as the file that the request asks for, such as `audio/wav`; None for JSON. Runs in a thread,
+    for requests with `"stream": false`."""
     roles: Mapping[str, str] = field(default_factory=dict)
     """Other workers that it can call, by role: the registry's name of the type that each must have, such as
-    `{"audio": "audio/generate"}`. The configuration names them (`uses:`), and the request tells which of them it needs
-    (`InferenceRequest.roles`)."""
-    check: Callable[[WorkerConfig], None] | None = None
-    """Looks at the worker's configuration before anything starts; raises `ConfigurationError` whose message begins with
-    the key that is wrong, such as `model_ref: …`."""
+    `{"audio": "audio/generate"}`. The configuration names them (`uses:`), and `InferenceRequest.roles` returns those
+    that a request needs."""
+    check: Callable[[WorkerConfig], object] | None = None
+    """Checks the worker's configuration before anything starts, such as `partial(parse_engine, Options)`; raises
+    `ConfigurationError` whose message begins with the wrong key, such as `engine.dtype: …`."""
 
     def __post_init__(self) -> None:
+        faults = [*request_faults(self.request), *output_faults(self.outputs)]
         if self.own_process and self.roles:
-            raise ValueError(f"{self.name}: a worker type with roles cannot have own_process; its peers stay here")
+            faults.append("a worker type with roles cannot have own_process: its peers are in the replica's process")
+        if faults:
+            raise ValueError(f"worker type {self.full_name}: {'; '.join(faults)}")
+
+    @property
+    def full_name(self) -> str:
+        """The type and, where it has several tasks, the task: the key in a registry, such as `audio/generate`."""
+        return f"{self.name}/{self.task}" if self.task else self.name

@@ -1,4 +1,4 @@
-"""Whether an engine gets on: alive, ready and making progress are three different answers."""
+"""Whether an engine makes progress: alive, ready and making progress are three different states."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ T = TypeVar("T")
 
 
 CELLS = 3
-"""Numbers that a clock keeps: when the last step was, how many wait for one, and how many there have been."""
+"""Numbers that a watchdog keeps: the time of the last step, the readers that wait for one, and the count of steps."""
 _LAST, _PENDING, _STEPS = range(CELLS)
 
 
 class Watchdog:
-    """An engine's steps, and what it owes.
+    """Records the steps of an engine, and whether it has work.
 
-    A step is the smallest piece of work that the engine finishes for itself: one pass over a batch, one denoising step,
-    one window of audio. One that has work and makes no step for `longest_s` seconds hangs, until it makes one. A busy
-    engine makes steps, however many requests wait for it. May be used from any thread.
+    A step is the smallest unit of work that the engine completes: a forward pass over a batch, a denoising step, a
+    window of audio. An engine that has work and completes no step for `timeout_s` seconds is stalled, until its next
+    step. A busy engine makes steps, however many requests wait for it. May be used from any thread.
     """
 
-    def __init__(self, longest_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._longest_s = longest_s
+    def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._timeout_s = timeout_s
         self._clock = clock
         self._lock = threading.Lock()
         self._cells: list[float] | memoryview[float] = [clock(), 0, 0]
-        self._hangs_since: float | None = None
+        self._stalled_at: float | None = None
 
     def share(self, cells: memoryview[float]) -> None:
-        """Keep the numbers in this memory (`CELLS` of 8 bytes), where the clock of another process keeps them too: one
-        of both makes the steps, the other looks."""
+        """Keep the numbers in this memory (`CELLS` of 8 bytes), which the watchdog of another process uses too: one
+        process records the steps, the other reads them."""
         if not cells[_LAST]:
             cells[_LAST] = self._cells[_LAST]
         self._cells = cells
 
     def step(self) -> None:
-        """The engine has made a step."""
+        """Record a completed step."""
         self._cells[_LAST] = self._clock()
         self._cells[_STEPS] += 1
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """While the block runs the engine has work, so steps are to be expected."""
+        """While the block runs the engine has work, so steps are expected."""
         with self._lock:
             if self._cells[_PENDING] == 0:
                 self._cells[_LAST] = self._clock()
@@ -57,7 +57,7 @@ class Watchdog:
                 self._cells[_PENDING] -= 1
 
     async def watch(self, outputs: AsyncIterator[T]) -> AsyncGenerator[T, None]:
-        """`outputs`, where steps are expected while the next one is waited for, and not while the reader is busy."""
+        """`outputs`, where steps are expected while the next one is awaited, and not while its reader is busy."""
         while True:
             with self.working():
                 try:
@@ -68,12 +68,12 @@ class Watchdog:
 
     @property
     def last_progress_age_s(self) -> float | None:
-        """Seconds since the last step, or since there is work; None while nothing is expected."""
+        """Seconds since the last step, or since the engine has work if that is later; None while it has none."""
         return self._clock() - self._cells[_LAST] if self._cells[_PENDING] else None
 
     def is_stalled(self) -> bool:
-        """Whether the engine hangs. That stays true when its requests have been given up."""
+        """Whether the engine is stalled. Stays true after its requests were cancelled, until the next step."""
         age_s = self.last_progress_age_s
-        if age_s is not None and age_s > self._longest_s:
-            self._hangs_since = self._cells[_STEPS]
-        return self._hangs_since == self._cells[_STEPS]
+        if age_s is not None and age_s > self._timeout_s:
+            self._stalled_at = self._cells[_STEPS]
+        return self._stalled_at == self._cells[_STEPS]

@@ -42,7 +42,7 @@ async def answers(engine: dict[str, Any], *requests: dict[str, Any]) -> list[Any
                     break
         found.append(await answer({"input": TEXTS}))
         async with asyncio.timeout(30):  # what was left is worked off, where it had been begun
-            while context.steps.last_progress_age_s is not None:  # noqa: ASYNC110
+            while context.watchdog.last_progress_age_s is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert backend.is_healthy()
         return found

@@ -1,4 +1,4 @@
-"""The notebooks, from top to bottom, against the application that the tests serve."""
+"""The notebooks, run from top to bottom against the application that the tests serve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ray]
 
 
 def run(name: str, monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[Any]:
-    """The outputs of a notebook. An error in a cell is one of the test."""
+    """The outputs of a notebook. An error in a cell fails the test."""
     for variable, value in {"PYDEVD_DISABLE_FILE_VALIDATION": "1", **environment}.items():
         monkeypatch.setenv(variable, value)
     notebook: Any = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)  # type: ignore[no-untyped-call]
@@ -33,10 +33,10 @@ def text_of(outputs: list[Any]) -> str:
 @pytest.mark.vllm
 def test_a_first_stream(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     served.wait_until_ready(["llm-0"])
-    said = text_of(run("01_first_stream", monkeypatch, RBEE_SERVE_URL=served.url))
-    assert "Started(job_id=" in said
-    assert "max_tokens: must be at most 2048" in said
-    assert "echo" in said
+    text = text_of(run("01_first_stream", monkeypatch, RBEE_SERVE_URL=served.url))
+    assert "Started(job_id=" in text
+    assert "max_tokens: must be at most 2048" in text
+    assert "echo" in text
 
 
 @pytest.mark.vllm
@@ -46,13 +46,13 @@ def test_all_modalities(served: Served, monkeypatch: pytest.MonkeyPatch) -> None
     kinds = [kind for output in outputs for kind in output.get("data", {})]
     assert kinds.count("image/png") == 6
     assert kinds.count("text/html") == 2
-    said = text_of(outputs)
-    assert "This is a seven." in said
-    assert "A handwritten eight." in said
-    assert "'label': 'seven'" in said
+    text = text_of(outputs)
+    assert "This is a seven." in text
+    assert "A handwritten eight." in text
+    assert "'label': 'seven'" in text
 
 
 def test_add_a_worker_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = text_of(run("03_add_a_worker_type", monkeypatch))
-    assert "CountOutput(word='the', times=3, i=0)" in said
-    assert "most: must be at most 100" in said
+    text = text_of(run("03_add_a_worker_type", monkeypatch))
+    assert "LanguageOutput(language='fr', matches=2, i=1)" in text
+    assert "text: must have at least 1 character" in text

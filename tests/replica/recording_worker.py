@@ -10,12 +10,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rbee_serve.events import Event, Progress
-from rbee_serve.outputs import TokenOutput
-from rbee_serve.request import InferenceRequest
-from rbee_serve.state import LoadProgress
-from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.spec import LoadContext, WorkerSpec
+from rbee_serve.worker import (
+    Event,
+    InferenceBackend,
+    InferenceRequest,
+    LoadContext,
+    LoadProgress,
+    Progress,
+    TokenOutput,
+    WorkerSpec,
+)
 
 
 class ForeignError(Exception):
@@ -28,15 +32,15 @@ class ForeignError(Exception):
 class RecordingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
     def __init__(self, context: LoadContext) -> None:
         self._engine: dict[str, Any] = context.worker.engine
-        self._steps = context.steps
+        self._watchdog = context.watchdog
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[TokenOutput], None]:
         folder = Path(self._engine["folder"])
         try:
             for step in count(1):
-                with self._steps.working():
+                with self._watchdog.working():
                     await asyncio.sleep(self._engine.get("wait_s", 0))
-                    self._steps.step()
+                    self._watchdog.step()
                 (folder / "step").write_text(str(step))
                 yield Progress(step=step, total=1_000_000)
         finally:

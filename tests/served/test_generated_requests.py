@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deployments.echo import EchoRequest, Failure
+from deployments.echo import EchoRequest
+from deployments.echo_failures import Failure
 from tests.raw_http import head, whole
 from tests.served.bad_json import CONTENT, INFER, WORKER
 from tests.served.frontends import Frontend, through

@@ -32,8 +32,8 @@ class Model:
         self.gate.set()
         self.begun = threading.Event()
         self.batcher = Batcher(
-            self.run, len, budget=budget, overhead=overhead, steps=clock or Watchdog(math.inf), concurrency=concurrency,
-            enter=self.alone.append, padded=padded,
+            self.run, len, max_batch_cost=budget, batch_overhead=overhead, watchdog=clock or Watchdog(math.inf),
+            concurrency=concurrency, before_batch=self.alone.append, padded=padded,
         )  # fmt: skip
 
     def run(self, texts: list[str]) -> Iterable[str]:
@@ -202,7 +202,7 @@ async def test_each_batch_is_a_step_and_steps_are_expected_only_while_one_is_wor
 
 
 async def test_a_model_that_gives_too_few_results_is_an_error_and_not_a_wait_for_ever() -> None:
-    batcher: Batcher[str, str] = Batcher(lambda texts: [], len, budget=10, overhead=1, steps=Watchdog(math.inf))
+    batcher: Batcher[str, str] = Batcher(lambda texts: [], len, max_batch_cost=10, watchdog=Watchdog(math.inf))
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         await anext(batcher.results(["a"]))
 
