@@ -102,18 +102,20 @@ async def test_each_of_many_concurrent_requests_gets_its_own_scores(backend: Rer
         assert scores == pytest.approx(list(library.predict([(query, text) for text in DOCUMENTS])), abs=1e-5)
 
 
-async def test_documents_that_are_too_long_are_told_by_index_and_length(backend: RerankBackend, library: Any) -> None:
+async def test_documents_that_are_too_long_are_refused_with_index_and_length(
+    backend: RerankBackend, library: Any
+) -> None:
     long = "word " * 100
     with pytest.raises(RequestTooLong) as caught:
         await ranked(backend, QUERY, "short", long, "short")
     assert [(v.field, v.constraint) for v in caught.value.violations] == [("documents[1]", "tokens <= 64")]
     assert "has 110 tokens together with the query, but the model takes 64" in caught.value.message
-    [cut] = await ranked(backend, QUERY, long, truncate=True)
-    assert cut["relevance_score"] == pytest.approx(float(library.predict([(QUERY, long)])[0]), abs=1e-5)
+    [truncated] = await ranked(backend, QUERY, long, truncate=True)
+    assert truncated["relevance_score"] == pytest.approx(float(library.predict([(QUERY, long)])[0]), abs=1e-5)
 
 
 @pytest.mark.parametrize("fields", [{"documents": []}, {"documents": ["a", ""]}, {"query": ""}, {"top_n": 0}])
-def test_bad_fields_are_refused(fields: dict[str, Any]) -> None:
+def test_an_invalid_request_names_the_field(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(fields))):
         parse_object(RerankRequest, {"query": "a", "documents": ["b"], **fields})
 

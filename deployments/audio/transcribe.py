@@ -115,8 +115,9 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
             cancelled.set()
         seconds = clock.seconds
         yield _progress(duration_s, duration_s)
-        summary = f"Transcribed {duration_s:.1f} s of sound in {seconds:.1f} s"
-        yield narrate(request, "audio-worker", "complete", summary)
+        yield narrate(
+            request, "audio-worker", "complete", f"Transcribed {duration_s:.1f} s of sound in {seconds:.1f} s"
+        )
         metrics = {
             "real_time_factor": round(seconds / duration_s, 4),
             "audio_seconds": round(duration_s, 3),
@@ -129,8 +130,7 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
     def _transcribe(
         self, samples: Samples, request: TranscribeRequest, cancelled: threading.Event
     ) -> Generator[Transcription | Segment, None, None]:
-        """Runs in the engine's thread. Other requests use the engine between two items, so `WindowProgress` gets this
-        request's event again after each of them."""
+        """Runs in the engine's thread. Other requests run between two items, so `cancelled` is set after each item."""
         self._windows.cancelled = cancelled
         transcription = self._engine.transcribe(samples, _params(request))
         yield transcription
@@ -143,13 +143,11 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
         languages = self._engine.languages
         if languages == {"en"} and (request.translate or request.language not in (None, "en")):
             field = "translate" if request.translate else "language"
-            raise InvalidRequest.of_field(
-                field, "English only", "this model supports English only; use a multilingual one"
-            )
+            message = "this model supports English only; use a multilingual one"
+            raise InvalidRequest.of_field(field, "English only", message)
         if request.language is not None and request.language not in languages:
-            raise InvalidRequest.of_field(
-                "language", f"one of: {', '.join(sorted(languages))}", "is not a language that this model supports"
-            )
+            known = ", ".join(sorted(languages))
+            raise InvalidRequest.of_field("language", f"one of: {known}", "is not a language that this model supports")
         if request.timestamps == "word" and not self._engine.has_word_timestamps:
             raise InvalidRequest.of_field("timestamps", "segment", "this model has no word timestamps; use segment")
 
@@ -221,9 +219,7 @@ def wav_file(samples: bytes) -> bytes:
     """A WAV file of 16-bit samples, mono, 16 kHz."""
     file = io.BytesIO()
     with wave.open(file, "wb") as sound:
-        sound.setnchannels(1)
-        sound.setsampwidth(2)
-        sound.setframerate(SAMPLE_RATE)
+        sound.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
         sound.writeframes(samples)
     return file.getvalue()
 
@@ -235,8 +231,7 @@ def warm_up() -> TranscribeRequest:
 
 def long_request() -> TranscribeRequest:
     """A minute of noise."""
-    noise = random.Random(0).randbytes(2 * 60 * SAMPLE_RATE)  # noqa: S311
-    return TranscribeRequest(audio=wav_file(noise))
+    return TranscribeRequest(audio=wav_file(random.Random(0).randbytes(2 * 60 * SAMPLE_RATE)))  # noqa: S311
 
 
 SPEC = WorkerSpec(

@@ -160,10 +160,10 @@ class _Decoding:
         decoded_s = self._count / SAMPLE_RATE
         if declared_s is not None and decoded_s < declared_s - MAX_MISSING_S:
             raise refused(
-                "whole", f"is truncated or damaged: {decoded_s:.1f} of {declared_s:.1f} seconds could be decoded"
+                "whole", f"is cut short or damaged: {decoded_s:.1f} of {declared_s:.1f} seconds could be decoded"
             )
         if (self._kind == "wav" and self._wav_is_truncated()) or (self._kind == "ogg" and self._ogg_is_truncated()):
-            raise refused("whole", f"is truncated after {decoded_s:.1f} seconds; send all of it")
+            raise refused("whole", f"is cut short after {decoded_s:.1f} seconds; send all of it")
 
     def _wav_is_truncated(self) -> bool:
         size = int.from_bytes(self._data[4:8], "little")

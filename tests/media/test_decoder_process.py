@@ -26,6 +26,8 @@ from tests.media.image_kinds import KINDS, encoded_image
 MAX_S = 60.0
 MAX_PIXELS = 1_000_000
 FLIPPED_FILES = 500
+CHECKSUMMED = ("vorbis", "opus")
+"""Formats in which a checksum reveals every flipped bit."""
 
 
 def is_within_audio_limits(samples: Any) -> bool:
@@ -90,7 +92,8 @@ def test_no_flipped_bit_ends_the_decoder(kind: Kind, name: str, decoders: dict[s
             assert kind.is_within_limits(result)
     assert (pid_of(decoder), fields) == (pid, {kind.field})
     assert sum(outcomes.values()) == FLIPPED_FILES
-    assert min(outcomes.values()) > 0
+    assert outcomes["refused"] > 0
+    assert outcomes["decoded"] > 0 or name in CHECKSUMMED
     assert kind.is_within_limits(decoder.decode(whole))
 
 
