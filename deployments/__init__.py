@@ -1,1 +1,1 @@
-"""What is deployed: the registry, the application and one module per worker type."""
+"""The deployed application: its builder, the registry of worker types, and a module or folder for each worker type."""

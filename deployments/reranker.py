@@ -1,141 +1,118 @@
-"""The reranker: a query and documents in, the documents by how well they answer it out, on sentence-transformers."""
+"""The reranker: ranks documents by their relevance to a query, with a cross-encoder of sentence-transformers."""
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import time
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 from pydantic import Field
 
-from deployments.torch_runtime.sentence_transformers import ModelOptions, batcher, check_gpus, load_model
+from deployments.request_fields import Text
+from deployments.torch_runtime import cross_encoder
+from deployments.torch_runtime.cross_encoder import CrossEncoderEngine, Pair
 from rbee_serve.config import WorkerConfig, parse_engine
-from rbee_serve.errors import ConfigurationError, RequestTooLong, Violation
-from rbee_serve.events import End, Event, Metrics, Output, StopReason
+from rbee_serve.errors import RequestTooLong, Violation
+from rbee_serve.events import Event, Output
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import RankOutput
 from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.narration import narrate
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
-Text = Annotated[str, Field(min_length=1, max_length=131_072)]
-
 
 class RerankRequest(InferenceRequest):
-    """A query, and the documents among which the best answers to it are looked for."""
+    """A query, and the documents to rank."""
 
     query: Annotated[Text, Field(repr=False)]
-    """What the documents are compared with."""
+    """The query."""
     documents: Annotated[list[Text], Field(min_length=1, max_length=256, repr=False)]
     """The documents."""
     top_n: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    """How many of the documents to answer with, the best ones; all, if left out."""
+    """Return only so many documents, the most relevant ones; all if left out."""
     return_documents: bool = False
-    """Whether each document's text comes back with its score."""
+    """Whether to return each document's text with its score."""
     truncate: bool = False
-    """True: of a query and a document that are longer than the model takes, the end of the longer one does not count.
-    False: they are an error."""
-
-
-class Pair(NamedTuple):
-    """What the model looks at: the query and one document, and how many tokens they are together."""
-
-    query: str
-    document: str
-    tokens: int
+    """True: where a query and a document exceed the model's maximum, the longer one is truncated. False: it is an
+    error."""
 
 
 class RerankBackend(InferenceBackend[RerankRequest, RankOutput]):
-    """A `CrossEncoder`, which reads the query and a document together, and the batches that it works on."""
+    """Counts tokens, has the engine score the documents, and ranks them."""
 
-    def __init__(self, model: Any, context: LoadContext, options: ModelOptions, memory: MemoryGauge) -> None:
-        self._model = model
+    def __init__(self, engine: CrossEncoderEngine, memory: MemoryGauge) -> None:
+        self._engine = engine
         self._memory = memory
-        self._batcher = batcher(self._scores, lambda pair: pair.tokens, context, options)
-        # The model's own tokenizer is busy in the model's thread, and cannot be used from two at a time.
-        self._tokenizer = copy.deepcopy(model.tokenizer)
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
-        self.max_tokens = int(model.max_seq_length)
-        self._template_tokens = model.preprocess([("a", "a")])["input_ids"].shape[1] - self._lengths("a", ["a"])[0]
+        self._tokenizer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
 
     async def execute(self, request: RerankRequest) -> AsyncGenerator[Event[RankOutput], None]:
-        """A `narration`, a `rank` for each document, the best first, `metrics`, `end`. Raises `RequestTooLong`."""
-        began = time.monotonic()
-        loop = asyncio.get_running_loop()
-        lengths = await loop.run_in_executor(self._reader, self._lengths, request.query, request.documents)
-        lengths = [length + self._template_tokens for length in lengths]
+        """A `narration`, a `rank` for each document with the most relevant first, `metrics`, `end`. Raises
+        `RequestTooLong`."""
+        clock = RequestClock()
+        lengths = await asyncio.get_running_loop().run_in_executor(
+            self._tokenizer_thread, self._engine.lengths, request.query, request.documents
+        )
         if not request.truncate:
-            self._check(lengths)
-        read = [min(length, self.max_tokens) for length in lengths]
-        pairs = [Pair(request.query, document, n) for document, n in zip(request.documents, read, strict=True)]
-        yield narrate(request, "reranker", "compare", f"Comparing {len(pairs)} documents, {sum(read)} tokens in all")
-        async with aclosing(self._batcher.results(pairs)) as results:
+            self._check_lengths(lengths)
+        tokens = [min(length, self._engine.max_tokens) for length in lengths]
+        tokens_in = sum(tokens)
+        pairs = [Pair(request.query, document, n) for document, n in zip(request.documents, tokens, strict=True)]
+        yield narrate(request, "reranker", "compare", f"Comparing {len(pairs)} documents with {tokens_in} tokens")
+        async with aclosing(self._engine.scores(pairs)) as results:
             scores = [score async for score in results]
         best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: request.top_n]
         for i, index in enumerate(best):
             text = request.documents[index] if request.return_documents else None
             yield Output(RankOutput(index=index, relevance_score=round(scores[index], 7), document=text, i=i))
-        seconds = time.monotonic() - began
-        speed = {"texts_per_sec": round(len(pairs) / seconds, 2), "tokens_per_sec": round(sum(read) / seconds, 2)}
-        yield Metrics({**speed, "tokens_in": sum(read), "vram_bytes": self.memory_bytes()})
-        yield End(tokens_out=len(best), decode_time_ms=round(seconds * 1000), stop_reason=StopReason.COMPLETE)
+        seconds = clock.seconds
+        metrics = {
+            "texts_per_sec": round(len(pairs) / seconds, 2),
+            "tokens_per_sec": round(tokens_in / seconds, 2),
+            "tokens_in": tokens_in,
+        }
+        for event in clock.complete(self, metrics, tokens_out=len(best), seconds=seconds):
+            yield event
 
-    def _lengths(self, query: str, documents: Sequence[str]) -> list[int]:
-        read = self._tokenizer([query] * len(documents), documents, padding=False, truncation=False, verbose=False)
-        return [len(tokens) for tokens in read["input_ids"]]
-
-    def _check(self, lengths: Sequence[int]) -> None:
-        faults = [
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
+        max_tokens = self._engine.max_tokens
+        violations = [
             Violation(
                 f"documents[{index}]",
-                f"tokens <= {self.max_tokens}",
-                f"has {length} tokens together with the query, but the model takes {self.max_tokens}; shorten one of "
+                f"tokens <= {max_tokens}",
+                f"has {length} tokens together with the query, but the model takes {max_tokens}; shorten one of "
                 "them, or set truncate",
             )
             for index, length in enumerate(lengths)
-            if length > self.max_tokens
+            if length > max_tokens
         ]
-        if faults:
-            raise RequestTooLong.because(faults)
-
-    def _scores(self, pairs: Sequence[Pair]) -> list[float]:
-        texts = [(pair.query, pair.document) for pair in pairs]
-        scores = self._model.predict(texts, batch_size=len(texts), show_progress_bar=False)
-        return [float(score) for score in scores]
+        if violations:
+            raise RequestTooLong.because(violations)
 
     def memory_bytes(self) -> int:
-        """Bytes that the model holds."""
+        """Bytes of memory of the model."""
         return self._memory()
 
     def close(self) -> None:
         """Free the model."""
-        self._reader.shutdown(wait=False, cancel_futures=True)
-        self._batcher.close()
+        self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
+        self._engine.close()
 
 
 def load(context: LoadContext) -> RerankBackend:
-    """Load the model. Raises `ConfigurationError` for one that does not compare two texts."""
-    options = parse_engine(ModelOptions, context.worker)
-    model, _ = load_model("CrossEncoder", context, options)
-    if model.num_labels != 1:
-        raise ConfigurationError(
-            f"worker {context.worker.id}: a reranker's model gives one score, this one gives {model.num_labels}; "
-            "choose a cross-encoder for reranking"
-        )
-    return RerankBackend(model, context, options, memory_gauge(context.device))
+    """Load the model."""
+    options = parse_engine(cross_encoder.Options, context.worker)
+    return RerankBackend(cross_encoder.load(context, options), memory_gauge(context.device))
 
 
 def check(worker: WorkerConfig) -> None:
-    """Look at the model's files and the engine's options before anything starts."""
+    """Check the model's files and the engine's options before Ray starts."""
     check_local(worker)
-    parse_engine(ModelOptions, worker)
-    check_gpus(worker)
+    cross_encoder.check(worker, parse_engine(cross_encoder.Options, worker))
 
 
 SPEC = WorkerSpec(
@@ -143,7 +120,10 @@ SPEC = WorkerSpec(
     request=RerankRequest,
     outputs=(RankOutput,),
     load=load,
-    warm_up=lambda: RerankRequest(query="Hello", documents=["Hello", "A second text, so that a batch is worked on"]),
+    warm_up=lambda: RerankRequest(query="Hello", documents=["Hello", "A second text, to have a batch of two"]),
+    long_request=lambda: RerankRequest(
+        query="Which document counts?", documents=["one two three four five " * 1000] * 256, truncate=True
+    ),
     default_max_ongoing_requests=256,
     modules=("sentence_transformers",),
     extra="embedding",

@@ -1,4 +1,4 @@
-"""Where tests without Ray load models: on the CPU, or on the GPU where `RBEE_SERVE_TEST_DEVICE=cuda`."""
+"""The device for models in tests without Ray: the CPU, or the GPU if `RBEE_SERVE_TEST_DEVICE=cuda`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import os
 from rbee_serve.worker.spec import Device
 
 NAME = os.environ.get("RBEE_SERVE_TEST_DEVICE", "cpu")
-"""As torch calls it."""
+"""torch's name of the device."""
 DEVICE = Device(NAME)
 ON_GPU = NAME == "cuda"

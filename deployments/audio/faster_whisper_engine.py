@@ -1,16 +1,24 @@
-"""Whisper on CTranslate2, by faster-whisper: the default on CPUs and GPUs."""
+"""Whisper on CTranslate2 with faster-whisper: the default on CPUs and GPUs."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from deployments.audio.transcription_engine import Transcription, TranscriptionParams, WindowProgress
+from pydantic import Field
+
+from deployments.audio.transcription_engine import (
+    Segment,
+    Transcription,
+    TranscriptionOptions,
+    TranscriptionParams,
+    WindowProgress,
+    Word,
+)
+from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.memory_check import require_memory
-from rbee_serve.model_files.resolve import Format, prepare
-from rbee_serve.outputs import SegmentOutput, TimedWord
+from rbee_serve.model_files.resolve import Format, check_local, prepare
 from rbee_serve.worker.device import usable_cores
 from rbee_serve.worker.spec import LoadContext
 
@@ -18,117 +26,142 @@ if TYPE_CHECKING:
     from deployments.media.audio_decoder import Samples
 
 FORMATS: tuple[Format, ...] = ("ctranslate2",)
-OPTIONS = frozenset(
-    "compute_type beam_size best_of patience length_penalty repetition_penalty no_repeat_ngram_size "
-    "condition_on_previous_text compression_ratio_threshold log_prob_threshold no_speech_threshold "
-    "hallucination_silence_threshold hotwords".split()
-)
-"""Options of the configuration, by faster-whisper's names."""
 
-BLOCK_FRAMES = 6000
-"""Frames of 10 ms whose spectrum is made at once."""
+MAX_BLOCK_FRAMES = 6000
+"""Frames of 10 ms in one block of the spectrogram."""
 
 
-class FasterWhisper:
-    """A `faster_whisper.WhisperModel`. `options` are defaults for its `transcribe`."""
+class Options(TranscriptionOptions):
+    """Options of `engine: {name: faster-whisper}`, with the names and defaults of faster-whisper."""
 
-    def __init__(self, model: Any, options: dict[str, Any]) -> None:
-        self._model = model
-        self._options = options
-        self.languages = frozenset(model.supported_languages)
-
-    def transcribe(self, samples: Samples, wish: TranscriptionParams) -> Transcription:
-        """Begin to listen. A window is worked on when the segments before it are used up."""
-        options = dict(self._options)
-        if wish.temperature is not None:  # else 0, and warmer where the model repeats itself
-            options["temperature"] = wish.temperature
-        segments, info = self._model.transcribe(
-            samples,
-            language=wish.language,
-            task="translate" if wish.translate else "transcribe",
-            initial_prompt=wish.prompt,
-            word_timestamps=wish.words,
-            vad_filter=wish.vad_filter,
-            **options,
-        )
-        return Transcription(info.language, float(info.language_probability), _outputs(segments))
-
-
-def _outputs(segments: Iterator[Any]) -> Iterator[SegmentOutput]:
-    for i, segment in enumerate(segments):
-        words = tuple(
-            TimedWord(
-                t=word.word, start=_s(word.start), end=_s(word.end), probability=round(float(word.probability), 4)
-            )
-            for word in segment.words or ()
-        )
-        yield SegmentOutput(t=segment.text, start=_s(segment.start), end=_s(segment.end), words=words, i=i)
+    compute_type: Annotated[str, Field(min_length=1)] | None = None
+    """CTranslate2's type of the weights in memory; `float16` on a GPU and `int8` on a CPU if left out."""
+    beam_size: Annotated[int, Field(ge=1, le=100)] = 5
+    """Beams of the search at temperature 0."""
+    best_of: Annotated[int, Field(ge=1, le=100)] = 5
+    """Samples to choose from at a temperature above 0."""
+    patience: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Factor of the beam size that ends the beam search."""
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    """Exponent of the length that divides the score of a beam."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Penalty on repeated tokens; more than 1 penalizes."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0, le=100)] = 0
+    """Length of token sequences that must not repeat; 0 allows all."""
+    condition_on_previous_text: bool = True
+    """Whether the text of the previous window is the prompt of the next one."""
+    compression_ratio_threshold: Annotated[float, Field(gt=0)] | None = 2.4
+    """gzip ratio of a text above which the window is retried at a higher temperature."""
+    log_prob_threshold: float | None = -1.0
+    """Mean log probability of the tokens below which the window is retried at a higher temperature."""
+    no_speech_threshold: Annotated[float, Field(ge=0, le=1)] | None = 0.6
+    """Probability of no speech above which an unlikely text is dropped."""
+    hallucination_silence_threshold: Annotated[float, Field(ge=0)] | None = None
+    """Seconds of silence to skip around a text that looks hallucinated; needs word timestamps."""
+    hotwords: str | None = None
+    """Words to expect in every recording."""
 
 
-def _s(seconds: float) -> float:
-    return round(float(seconds), 3)
+_LOAD_OPTIONS = frozenset({*TranscriptionOptions.model_fields, "compute_type"})
+"""Options that are not arguments of `WhisperModel.transcribe`."""
 
 
-def load(context: LoadContext, options: dict[str, Any], windows: WindowProgress) -> FasterWhisper:
-    """Fetch and check the model, and load it. Raises `ConfigurationError` where it, or an option, is not taken."""
+def check(worker: WorkerConfig, options: Options) -> None:
+    """See `WorkerSpec.check`."""
+    check_local(worker, FORMATS)
+
+
+def load(context: LoadContext, options: Options, progress: WindowProgress) -> FasterWhisperEngine:
+    """Download, check and load the model. Raises `ConfigurationError` where CTranslate2 rejects it or an option."""
+    from faster_whisper import WhisperModel
+
     assert context.worker.model_ref is not None
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS)
-    if not (folder / "tokenizer.json").is_file():  # faster-whisper would fetch some other model's
+    if not (folder / "tokenizer.json").is_file():  # faster-whisper would download the tokenizer of another model
         raise ConfigurationError(f"{folder} lacks tokenizer.json; convert the model with its tokenizer")
     require_memory(context.device, {"weights": (folder / "model.bin").stat().st_size}, context.device.fraction)
     on_gpu = context.device.accelerator == "cuda"
+
+    class WatchedModel(WhisperModel):  # type: ignore[misc]
+        """Reports each window. The encoder runs exactly once per window, with or without speech in it."""
+
+        def encode(self, features: Any) -> Any:
+            progress.begin()
+            return super().encode(features)
+
     try:
-        model = watched_model(windows)(
+        model = WatchedModel(
             str(folder),
             device="cuda" if on_gpu else "cpu",
-            device_index=list(range(len(context.device.indices))),  # as CUDA_VISIBLE_DEVICES numbers them
-            compute_type=options.pop("compute_type", "float16" if on_gpu else "int8"),
+            device_index=list(range(len(context.device.indices))),  # numbered within CUDA_VISIBLE_DEVICES
+            compute_type=options.compute_type or ("float16" if on_gpu else "int8"),
             cpu_threads=context.worker.threads or usable_cores(),
             local_files_only=True,
         )
     except ValueError as exc:
-        raise ConfigurationError(f"worker {context.worker.id}: CTranslate2 refuses the model or its options") from exc
-    model.feature_extractor = blockwise_features(windows)(**model.feat_kwargs)
-    return FasterWhisper(model, options)
+        raise ConfigurationError(f"worker {context.worker.id}: CTranslate2 rejects the model or its options") from exc
+    model.feature_extractor = blockwise_features(progress)(**model.feat_kwargs)
+    return FasterWhisperEngine(model, options)
 
 
-def watched_model(windows: WindowProgress) -> Any:
-    """`WhisperModel`, which tells when it begins a window: it encodes each one once, be there speech in it or not."""
-    base: Any = importlib.import_module("faster_whisper").WhisperModel
+class FasterWhisperEngine:
+    """A `faster_whisper.WhisperModel`."""
 
-    class WatchedModel(base):  # type: ignore[misc]
-        """Says when a window begins."""
+    has_word_timestamps = True
 
-        def encode(self, features: Any) -> Any:
-            windows.begin()
-            return super().encode(features)
+    def __init__(self, model: Any, options: Options) -> None:
+        self._model = model
+        self._options = options.model_dump(exclude=set(_LOAD_OPTIONS))
+        self.languages = frozenset(model.supported_languages)
 
-    return WatchedModel
+    def transcribe(self, samples: Samples, params: TranscriptionParams) -> Transcription:
+        """See `TranscriptionEngine.transcribe`."""
+        options = dict(self._options)
+        if params.temperature is not None:  # else 0, and the fallback to higher temperatures
+            options["temperature"] = params.temperature
+        segments, info = self._model.transcribe(
+            samples,
+            language=params.language,
+            task="translate" if params.translate else "transcribe",
+            initial_prompt=params.prompt,
+            word_timestamps=params.words,
+            vad_filter=params.vad_filter,
+            **options,
+        )
+        return Transcription(info.language, float(info.language_probability), _segments(segments))
 
 
-def blockwise_features(windows: WindowProgress) -> Any:
-    """`FeatureExtractor`, with the same numbers from a fraction of the memory: the original takes 1 MB for each second
-    of a recording, all at once."""
-    base: Any = importlib.import_module("faster_whisper.feature_extractor").FeatureExtractor
-    np: Any = importlib.import_module("numpy")
+def _segments(segments: Iterator[Any]) -> Iterator[Segment]:
+    for segment in segments:
+        words = tuple(
+            Word(word.word, float(word.start), float(word.end), float(word.probability)) for word in segment.words or ()
+        )
+        yield Segment(segment.text, float(segment.start), float(segment.end), words)
 
-    class BlockwiseFeatures(base):  # type: ignore[misc]
-        """The log-mel spectrogram of a whole recording, made a minute at a time."""
+
+def blockwise_features(progress: WindowProgress) -> Any:
+    """A subclass of faster-whisper's `FeatureExtractor` with the same output and a fraction of the memory: the
+    original takes 1 MB per second of a recording, all at once."""
+    import numpy as np
+    from faster_whisper.feature_extractor import FeatureExtractor
+
+    class BlockwiseFeatures(FeatureExtractor):  # type: ignore[misc]
+        """The log-mel spectrogram of a whole recording, computed one minute at a time."""
 
         def __call__(self, waveform: Samples, padding: int = 160, chunk_length: int | None = None) -> Any:
-            """As in the base class; `chunk_length` is not used by Whisper's own models."""
+            """As in the base class; Whisper's own models do not use `chunk_length`."""
             size, hop = self.n_fft, self.hop_length
             window = np.hanning(size + 1)[:-1].astype(np.float32)
             padded = np.pad(np.pad(waveform, (0, padding)), size // 2, mode="reflect")
             frames = (len(padded) - size) // hop
             spectrum = np.empty((len(self.mel_filters), frames), np.float32)
-            for at in range(0, frames, BLOCK_FRAMES):
-                windows.step()
-                until = min(at + BLOCK_FRAMES, frames)
-                part = padded[at * hop : (until - 1) * hop + size]
+            for start in range(0, frames, MAX_BLOCK_FRAMES):
+                progress.step()
+                end = min(start + MAX_BLOCK_FRAMES, frames)
+                part = padded[start * hop : (end - 1) * hop + size]
                 fourier = self.stft(part, size, hop, window=window, center=False, return_complex=True)
                 power = np.abs(fourier.astype(np.complex64)) ** 2
-                spectrum[:, at:until] = np.log10(np.clip(self.mel_filters @ power, 1e-10, None))
+                spectrum[:, start:end] = np.log10(np.clip(self.mel_filters @ power, 1e-10, None))
             return (np.maximum(spectrum, spectrum.max() - 8.0) + 4.0) / 4.0
 
     return BlockwiseFeatures

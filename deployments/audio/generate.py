@@ -1,63 +1,71 @@
-"""The audio worker's task `generate`: speech, or any sound, from a text."""
+"""The audio worker's task `generate`: text to speech, or to music and other sounds."""
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import secrets
 import threading
-import time
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from deployments.audio.encoding import MP3_RATES, FileFormat, SampleFormat, Signal, chunk, encode_file, media_type
+from deployments.audio.encoding import (
+    MP3_RATES,
+    FileFormat,
+    SampleFormat,
+    Signal,
+    encode_file,
+    media_type,
+    sample_bytes,
+)
 from deployments.audio.speech_engine import SpeechEngine, SynthesisParams
-from rbee_serve import correlation
+from deployments.engine_choice import choose_engine
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError, InvalidRequest
-from rbee_serve.events import End, Event, Metrics, Narration, Output, Progress, StopReason
+from rbee_serve.errors import InvalidRequest
+from rbee_serve.events import Event, Output, Progress, StopReason
 from rbee_serve.outputs import AudioChunkOutput
 from rbee_serve.request import InferenceRequest
 from rbee_serve.result import EncodedResult, Result
 from rbee_serve.validation.parse import violated
 from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.engine_thread import EngineThread
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
+from rbee_serve.worker.narration import narrate
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 if TYPE_CHECKING:
-    from deployments.audio.speech_engine import Samples
+    from deployments.audio.encoding import Samples
 
 ENGINES = {"hibari": "deployments.audio.hibari_engine", "transformers": "deployments.audio.transformers_speech_engine"}
-"""The modules of the engines, by `engine.name`; the first is the default."""
+"""Modules by `engine.name`; the first one is the default."""
 
 
 class SpeechRequest(InferenceRequest):
-    """A text, how it is to sound, and how the sound is to be sent."""
+    """A text, how it should sound, and the format of the audio."""
 
     prompt: Annotated[str, Field(min_length=1, max_length=32768, repr=False)]
-    """What is to be said; or, for models that make other sounds, a description of them."""
+    """The text to speak; for models of music and sounds, a description of the sound."""
     voice: Annotated[str, Field(min_length=1, max_length=128)] | None = None
-    """Who speaks: a voice of the model. Its first one if left out."""
+    """A voice of the model. Its first one if left out."""
     speed: Annotated[float, Field(ge=0.25, le=4)] = 1.0
-    """How fast, where 1 is the voice's own pace."""
+    """Factor of the voice's normal speed."""
     duration: Annotated[float, Field(gt=0, le=600)] = 600.0
-    """Seconds after which the sound ends, whatever is left to say."""
+    """Seconds after which the audio ends, even if text is left."""
     sample_rate: Annotated[int, Field(ge=8000, le=48000)] | None = None
-    """Samples per second; the model's own number if left out."""
+    """Samples per second; the model's own rate if left out."""
     format: Literal[SampleFormat, FileFormat] | None = None
     """`f32`: numbers in [-1, 1]. `f32le`, `pcm_s16le`: bytes as base64. `wav`, `flac`, `ogg`, `mp3`: a file, for which
     `stream` must be false. If left out: `f32` in a stream, `wav` without one."""
     seed: Annotated[int, Field(ge=0, le=2**64 - 1)] | None = None
-    """The same seed and request give the same sound. Made up, and told at the end, if left out."""
+    """The same seed and request give the same audio. Random if left out; `end` reports it."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if not any(map(str.isalnum, self.prompt)):
-            raise violated("prompt", "speakable", "has neither a letter nor a digit, so there is nothing to say")
+            raise violated("prompt", "speakable", "has no letter and no digit, so there is nothing to speak")
         if self.stream and self.as_file:
             raise violated("format", "stream: false", f"{self.format} is a file, which needs stream to be false")
         if self.format == "mp3" and self.sample_rate is not None and self.sample_rate not in MP3_RATES:
@@ -67,7 +75,7 @@ class SpeechRequest(InferenceRequest):
 
     @property
     def as_file(self) -> FileFormat | None:
-        """The kind of file that is wanted, if one is."""
+        """The requested file format; None for samples."""
         match self.format:
             case "wav" | "flac" | "ogg" | "mp3":
                 return self.format
@@ -77,7 +85,7 @@ class SpeechRequest(InferenceRequest):
 
     @property
     def samples_as(self) -> SampleFormat:
-        """The form of the samples in each output; of those that become a file too."""
+        """The format of the samples in each output, also of those that are encoded as a file later."""
         match self.format:
             case "f32" | "f32le" | "pcm_s16le":
                 return self.format
@@ -85,7 +93,7 @@ class SpeechRequest(InferenceRequest):
 
 
 class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
-    """An engine in its thread."""
+    """An engine in its own thread."""
 
     def __init__(self, engine: SpeechEngine, thread: EngineThread, memory: MemoryGauge) -> None:
         self._engine = engine
@@ -95,94 +103,80 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
     async def execute(self, request: SpeechRequest) -> AsyncGenerator[Event[AudioChunkOutput], None]:
         """`audio` chunks of one continuous signal, `progress` by sentences, `metrics`, `end`. Raises `InvalidRequest`
         for a voice or speed that the model does not have."""
-        self._check(request)
-        yield self._narrate(request)
-        began = time.monotonic()
+        self._check_supported(request)
+        human = f"Generating audio from {len(request.prompt)} characters"
+        yield narrate(request, "audio-worker", "generate", human)
+        clock = RequestClock()
         rate = request.sample_rate or self._engine.sample_rate
         seed = secrets.randbits(32) if request.seed is None else request.seed
         signal = Signal(self._engine.sample_rate, rate, request.duration)
-        left = threading.Event()
-        first_s: float | None = None
+        cancelled = threading.Event()
         count = 0
         try:
-            async with aclosing(self._thread.iterate(self._work(request, signal, seed, left))) as pieces:
-                async for events in pieces:
-                    for event in events:
+            async with aclosing(self._thread.iterate(self._synthesize(request, signal, seed, cancelled))) as parts:
+                async for part in parts:
+                    for event in part:
                         if isinstance(event, Output):
-                            first_s = first_s or time.monotonic() - began
+                            clock.mark_output()
                             count += 1
                         yield event
         finally:
-            left.set()
-        if first_s is None:
-            raise InvalidRequest.of_field("prompt", "speakable", "holds nothing that this voice can say")
-        seconds = time.monotonic() - began
-        audio_s = signal.samples / rate
-        yield Metrics(
-            {
-                "audio_seconds": round(audio_s, 3),
-                "real_time_factor": round(seconds / audio_s, 4),
-                "time_to_first_audio_ms": round(first_s * 1000, 1),
-                "vram_bytes": self.memory_bytes(),
-            }
-        )
-        yield End(
-            tokens_out=count,
-            decode_time_ms=round(seconds * 1000),
-            stop_reason=StopReason.MAX_TOKENS if signal.full else StopReason.COMPLETE,
-            seed=seed,
-        )
+            cancelled.set()
+        if not count:
+            raise InvalidRequest.of_field("prompt", "speakable", "holds nothing that this voice can speak")
+        seconds, audio_s = clock.seconds, signal.samples / rate
+        metrics = {
+            "audio_seconds": round(audio_s, 3),
+            "real_time_factor": round(seconds / audio_s, 4),
+            "time_to_first_audio_ms": clock.first_output_ms,
+        }
+        stop_reason = StopReason.MAX_TOKENS if signal.full else StopReason.COMPLETE
+        for event in clock.complete(
+            self, metrics, tokens_out=count, seconds=seconds, stop_reason=stop_reason, seed=seed
+        ):
+            yield event
 
-    def _work(
-        self, request: SpeechRequest, signal: Signal, seed: int, left: threading.Event
+    def _synthesize(
+        self, request: SpeechRequest, signal: Signal, seed: int, cancelled: threading.Event
     ) -> Generator[list[Event[AudioChunkOutput]], None, None]:
-        """What the engine's thread does for a request: the events of one piece after another."""
-        order = SynthesisParams(
+        """Runs in the engine's thread. Yields the events of one piece of audio at a time."""
+        params = SynthesisParams(
             prompt=request.prompt,
             voice=request.voice,
             speed=request.speed,
             seed=seed,
-            most_s=request.duration,
+            max_s=request.duration,
             low_latency=request.stream,
-            cancelled=left.is_set,
+            cancelled=cancelled.is_set,
         )
-        count = itertools.count()
+        index = itertools.count()
 
         def outputs(chunks: Iterable[Samples]) -> list[Event[AudioChunkOutput]]:
-            return [Output(chunk(samples, signal.rate, request.samples_as, next(count))) for samples in chunks]
+            return [Output(audio_chunk(chunk, signal.rate, request.samples_as, next(index))) for chunk in chunks]
 
-        said = 0
-        for piece in self._engine.speak(order):
+        done = 0
+        for piece in self._engine.synthesize(params):
             events = outputs(signal.feed(piece.samples))
-            if piece.done > said:
-                said = piece.done
-                events.append(Progress(step=said, total=piece.total))
+            if piece.done > done:
+                done = piece.done
+                events.append(Progress(step=done, total=piece.total))
             yield events
             if signal.full:
                 return
-        yield outputs(signal.rest())
+        yield outputs(signal.flush())
 
-    def _check(self, request: SpeechRequest) -> None:
+    def _check_supported(self, request: SpeechRequest) -> None:
         voices = self._engine.voices
         if request.voice is not None and request.voice not in voices:
             known = ", ".join(voices)
-            told = f"no such voice; known are {known}" if known else "this model has one voice and no name for it"
-            raise InvalidRequest.of_field("voice", f"one of: {known}", told)
+            one_voice = "this model has one voice without a name; leave it out"
+            message = f"unknown voice; known are {known}" if known else one_voice
+            raise InvalidRequest.of_field("voice", f"one of: {known}", message)
         if request.speed != 1 and not self._engine.has_speed:
             raise InvalidRequest.of_field("speed", "1", "this model has one speed; leave it out")
 
-    def _narrate(self, request: SpeechRequest) -> Narration:
-        return Narration(
-            actor="audio-worker",
-            action="generate",
-            target=request.job_id or "request",
-            human=f"Making sound of {len(request.prompt)} characters",
-            correlation_id=correlation.current(),
-            job_id=request.job_id,
-        )
-
     def memory_bytes(self) -> int:
-        """Bytes that the process holds, on the device where there is one."""
+        """Bytes of memory of the process, on the device if it has memory of its own."""
         return self._memory()
 
     def close(self) -> None:
@@ -190,26 +184,26 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
         self._thread.close()
 
 
-def _engine_module(worker: WorkerConfig) -> Any:
-    name = worker.engine.get("name", next(iter(ENGINES)))
-    if name not in ENGINES:
-        raise ConfigurationError(f"engine.name: {name!r} is none of {', '.join(ENGINES)}")
-    return importlib.import_module(ENGINES[name])
+def audio_chunk(samples: Samples, rate: int, form: SampleFormat, i: int) -> AudioChunkOutput:
+    """The `i`-th output of a stream."""
+    encoding = None if form == "f32" else form
+    return AudioChunkOutput(samples=sample_bytes(samples, form), sample_rate=rate, encoding=encoding, i=i)
 
 
 def load(context: LoadContext) -> SpeechBackend:
     """Load the configured engine."""
-    module = _engine_module(context.worker)
-    return SpeechBackend(module.load(context), EngineThread(context.watchdog), memory_gauge(context.device))
+    module, options = choose_engine(ENGINES, context.worker)
+    return SpeechBackend(module.load(context, options), EngineThread(context.watchdog), memory_gauge(context.device))
 
 
 def check(worker: WorkerConfig) -> None:
-    """Look at the engine's options and, where it has them, the model's files before anything starts."""
-    _engine_module(worker).check(worker)
+    """Check the engine's name and options, and the model's files if it has any, before Ray starts."""
+    module, options = choose_engine(ENGINES, worker)
+    module.check(worker, options)
 
 
 def encode_result(request: SpeechRequest, result: Result) -> EncodedResult | None:
-    """The file that was asked for."""
+    """The requested file; None where samples were requested."""
     form = request.as_file
     if form is None:
         return None
@@ -225,6 +219,7 @@ SPEC = WorkerSpec(
     outputs=(AudioChunkOutput,),
     load=load,
     warm_up=lambda: SpeechRequest(prompt="Hello.", format="f32"),
+    long_request=lambda: SpeechRequest(prompt="The quick brown fox jumps over the lazy dog. " * 700),
     accelerators=frozenset({"cuda", "cpu"}),
     default_max_ongoing_requests=4,
     needs_model=False,

@@ -1,13 +1,11 @@
-"""Speech by hibari: a small English model (ONNX) that a Python package carries, eighty times faster than real time on
-one CPU core.
+"""Speech with hibari: a small English ONNX model inside a Python package, 80 times faster than real time on one core.
 
-A voice is a model of its own, of 8 MB. `heart` is in the package; the others are fetched when the worker loads, from
-where the package says, and are checked against its checksums.
+Each voice is a model of 8 MB. The package contains `heart`; other voices are downloaded when the worker loads, from the
+package's own location, and verified against its checksums.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -18,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from deployments.audio.encoding import faded
-from deployments.audio.speech_engine import AudioPiece, EngineOptions, SynthesisParams, clause_end, cut, parse_options
+from deployments.audio.speech_engine import AudioPiece, SynthesisParams, clause_end, split_text
+from deployments.engine_choice import EngineOptions
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.model_ref import PackageModel
@@ -28,38 +27,36 @@ from rbee_serve.worker.watchdog import Watchdog
 if TYPE_CHECKING:
     import numpy as np
 
-    from deployments.audio.speech_engine import Samples
+    from deployments.audio.encoding import Samples
 
 MAX_PHONEMES = 400
-"""What hibari takes at once; twice as many take three times as long and 150 MB more."""
-FIRST_PHONEMES = 160
-"""A first sentence that is longer (9 s) is cut after a clause, so that somebody who waits hears something soon."""
+"""Phonemes per forward pass; twice as many take three times as long and 150 MB more."""
+MAX_FIRST_PHONEMES = 160
+"""A longer first sentence (9 s) is split after a clause, for a low latency of the first audio."""
 MAX_CHARACTERS = 600
 MAX_WORD_LETTERS = 32
-"""hibari has no words for numbers of more than 36 digits."""
+"""hibari cannot read numbers of more than 36 digits."""
 MAX_WORD_PARTS = 12
-"""Of one word, such as `state-of-the-art` with 7. hibari's time for a word grows with the cube of their number: for
-`a-b-a-b-…` of 2,000 letters it takes minutes."""
+"""Parts of one word; `state-of-the-art` has 7. hibari's time for a word grows with the cube of their number: minutes
+for `a-b-a-b-…` of 2,000 letters."""
 
 LEAD_S, TRAIL_S = 0.15, 0.2
-"""What is taken from the silence before and after a piece where it was cut in the middle of a sentence: the rest is as
-long as the pause of a comma."""
+"""Silence removed before and after a piece that was split inside a sentence. The rest is the pause of a comma."""
 
 _SPACED_MARK = re.compile(r"\s+([,.;:!?])")
 _UPPER = "A-ZÀ-ÖØ-Þ"
 _PART = re.compile(rf"[{_UPPER}]+|[^\W\d_{_UPPER}]+|\d+|\S")
 
 
-class HibariOptions(EngineOptions):
+class Options(EngineOptions):
     """Options of `engine: {name: hibari}`."""
 
     voices: list[str] = Field(default=["heart"], min_length=1)
-    """The voices to load; the first one speaks where a request names none."""
+    """The voices to load. The first one is the default of a request."""
 
 
-def check(worker: WorkerConfig) -> None:
+def check(worker: WorkerConfig, options: Options) -> None:
     """See `WorkerSpec.check`."""
-    options = parse_options(HibariOptions, worker)
     if worker.model_ref is not None:
         raise ConfigurationError("model_ref: the engine hibari brings its own models; leave it out")
     known = json.loads(PackageModel("hibari", PurePosixPath("assets/voices.json")).locate().read_bytes())
@@ -67,106 +64,112 @@ def check(worker: WorkerConfig) -> None:
         raise ConfigurationError(f"engine.voices: hibari has no voice {unknown[0]!r}; it has {', '.join(known)}")
 
 
-def load(context: LoadContext) -> HibariEngine:
-    """Load each configured voice. Raises `ConfigurationError` where one cannot be had."""
-    check(context.worker)
-    hibari = importlib.import_module("hibari")
-    known = importlib.import_module("hibari.voices")
-    readers: dict[bool, Any] = {}
+def load(context: LoadContext, options: Options) -> HibariEngine:
+    """Load each configured voice. Raises `ConfigurationError` where one is unknown or cannot be downloaded."""
+    check(context.worker, options)
+    import hibari
+    from hibari import voices as library
+
+    phonemizers: dict[bool, Any] = {}
     voices = {}
-    for name in parse_options(HibariOptions, context.worker).voices:
-        entry = known.VOICES[name]
+    for name in options.voices:
+        entry = library.VOICES[name]
         try:
-            path = known.voice_path(name)
+            path = library.voice_path(name)
         except RuntimeError as exc:
-            raise ConfigurationError(f"engine.voices: {name} could not be fetched; the worker's log says why") from exc
-        if known.sha256_of(path) != entry["sha256"]:
-            raise ConfigurationError(f"engine.voices: {path} is damaged; remove it, and it is fetched again")
-        voice = hibari.Hibari(name, threads=context.worker.threads or 1, g2p=readers.get(entry["british"]))
-        readers[entry["british"]] = voice.g2p
+            raise ConfigurationError(
+                f"engine.voices: the download of {name} failed; see the worker's log for the reason"
+            ) from exc
+        if library.sha256_of(path) != entry["sha256"]:
+            raise ConfigurationError(f"engine.voices: {path} is damaged; delete it to have it downloaded again")
+        voice = hibari.Hibari(name, threads=context.worker.threads or 1, g2p=phonemizers.get(entry["british"]))
+        phonemizers[entry["british"]] = voice.g2p
         voices[name] = voice
     return HibariEngine(voices, context.watchdog)
 
 
 class _Part(NamedTuple):
-    """A part of the text as the network has read it: what makes sound of it (empty where nothing of it can be said),
-    whether it is the beginning and the end of a sentence, and how many sentences are said with it."""
+    """The network's output for a part of the text: the spectra (empty if nothing can be spoken), whether the part is
+    the beginning and the end of a sentence, and how many sentences are done with it."""
 
     spectra: list[np.ndarray[Any, Any]]
-    begins: bool
-    ends: bool
+    starts_sentence: bool
+    ends_sentence: bool
     done: int
 
 
 class HibariEngine:
-    """The voices that were loaded.
+    """The loaded voices.
 
-    A piece of sound is made in two stages. The network reads phonemes in a thread of its own, one part ahead, while the
-    caller's thread makes sound of what was read before. All of the randomness is in the second stage, so the sound is
-    the same as if one followed the other.
+    Two stages: the network turns phonemes into spectra in a thread of its own, one part ahead, while the caller's
+    thread synthesizes the samples of the previous part. All randomness is in the second stage, so the audio is the same
+    as without the overlap.
     """
 
     has_speed = True
 
     def __init__(self, voices: dict[str, Any], steps: Watchdog) -> None:
+        from hibari import dsp
+
         self._voices = voices
         self._steps = steps
-        self._synthesize = importlib.import_module("hibari.dsp").synth
-        self._reader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hibari-reader")
+        self._samples_from = dsp.synth
+        self._network_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hibari-network")
         self.voices = tuple(voices)
         self.sample_rate = int(next(iter(voices.values())).sample_rate)
 
-    def speak(self, order: SynthesisParams) -> Iterator[AudioPiece]:
-        """A piece for each sentence; what hibari itself gives, as long as no sentence has to be cut."""
+    def synthesize(self, params: SynthesisParams) -> Iterator[AudioPiece]:
+        """A piece for each sentence, with hibari's own samples unless a sentence must be split."""
         import numpy as np
 
-        voice = self._voices[order.voice or self.voices[0]]
-        random = np.random.default_rng(order.seed)
-        sentences = voice.split_sentences(order.prompt)
-        parts = self._read(voice, sentences, order)
-        reading = self._reader.submit(next, parts, None)
-        alone = order.low_latency  # somebody waits for the first piece, so nothing is made beside it
-        while (part := reading.result()) is not None:
+        voice = self._voices[params.voice or self.voices[0]]
+        random = np.random.default_rng(params.seed)
+        sentences = voice.split_sentences(params.prompt)
+        parts = self._parts(voice, sentences, params)
+        next_part = self._network_thread.submit(next, parts, None)
+        alone = params.low_latency  # the first piece is urgent, so the network does not run beside it
+        while (part := next_part.result()) is not None:
             if not alone:
-                reading = self._reader.submit(next, parts, None)
-            samples = self._synthesize(*part.spectra, random) if part.spectra else np.zeros(0, np.float32)
-            if not (part.begins and part.ends):
-                samples = self._tightened(samples, order.speed, part.begins, part.ends)
+                next_part = self._network_thread.submit(next, parts, None)
+            samples = self._samples_from(*part.spectra, random) if part.spectra else np.zeros(0, np.float32)
+            if not (part.starts_sentence and part.ends_sentence):
+                samples = self._tightened(samples, params.speed, part.starts_sentence, part.ends_sentence)
             yield AudioPiece(samples, part.done, len(sentences))
             if alone:
-                alone, reading = False, self._reader.submit(next, parts, None)
+                alone, next_part = False, self._network_thread.submit(next, parts, None)
 
-    def _read(self, voice: Any, sentences: Sequence[str], order: SynthesisParams) -> Iterator[_Part]:
+    def _parts(self, voice: Any, sentences: Sequence[str], params: SynthesisParams) -> Iterator[_Part]:
         """The first stage."""
         import numpy as np
 
-        speed = np.asarray([order.speed], np.float32)
-        most = max(1, int(MAX_PHONEMES * min(order.speed, 1.0)))
-        first = FIRST_PHONEMES if order.low_latency else most
+        speed = np.asarray([params.speed], np.float32)
+        max_phonemes = max(1, int(MAX_PHONEMES * min(params.speed, 1.0)))
+        max_first = MAX_FIRST_PHONEMES if params.low_latency else max_phonemes
         for done, sentence in enumerate(sentences):
-            texts = list(cut(_readable(sentence), MAX_CHARACTERS))
+            texts = list(split_text(_readable(sentence), MAX_CHARACTERS))
             for t, text in enumerate(texts, 1):
-                if order.cancelled():
+                if params.cancelled():
                     return
-                parts = list(_parts(voice.g2p(text), first, most))
-                first = most
+                parts = list(_split_phonemes(voice.g2p(text), max_first, max_phonemes))
+                max_first = max_phonemes
                 self._steps.step()
                 for p, phonemes in enumerate(parts, 1):
                     ids = np.asarray([voice.ids(phonemes)], np.int64)
-                    silent = ids.size <= 2  # the pads that stand around the others
+                    silent = ids.size <= 2  # only the padding at both ends
                     spectra = () if silent else voice.sess.run(None, {"ids": ids, "speed": speed})
-                    ends = t == len(texts) and p == len(parts)
-                    yield _Part([batch[0] for batch in spectra], t == p == 1, ends, done + ends)
+                    last = t == len(texts) and p == len(parts)
+                    yield _Part([batch[0] for batch in spectra], t == p == 1, last, done + last)
 
-    def _tightened(self, samples: Samples, speed: float, begins: bool, ends: bool) -> Samples:
-        """A part of a sentence without the pauses that stand around a whole one."""
+    def _tightened(self, samples: Samples, speed: float, starts_sentence: bool, ends_sentence: bool) -> Samples:
+        """A part of a sentence without the pauses that surround a whole one."""
         lead, trail = (round(seconds / speed * self.sample_rate) for seconds in (LEAD_S, TRAIL_S))
-        inner = samples[0 if begins else lead : len(samples) - (0 if ends else trail)]
-        return faded(inner, self.sample_rate, begin=not begins, end=not ends)
+        inner = samples[0 if starts_sentence else lead : len(samples) - (0 if ends_sentence else trail)]
+        return faded(inner, self.sample_rate, fade_in=not starts_sentence, fade_out=not ends_sentence)
 
 
 def _readable(sentence: str) -> str:
-    """The sentence, with spaces in words of too many parts. Marks go with the word before them, as hibari has it."""
+    """The sentence with words of too many parts split by spaces. Punctuation is joined to the word before it, as hibari
+    expects."""
     words = _SPACED_MARK.sub(r"\1", sentence).split(" ")
     if all(len(word) <= MAX_WORD_LETTERS and len(_PART.findall(word)) <= MAX_WORD_PARTS for word in words):
         return sentence
@@ -175,13 +178,13 @@ def _readable(sentence: str) -> str:
 
 def _shortened(word: str) -> Iterator[str]:
     parts = _PART.findall(word)
-    for begin in range(0, len(parts), MAX_WORD_PARTS):
-        for short in cut("".join(parts[begin : begin + MAX_WORD_PARTS]), MAX_WORD_LETTERS):
+    for start in range(0, len(parts), MAX_WORD_PARTS):
+        for short in split_text("".join(parts[start : start + MAX_WORD_PARTS]), MAX_WORD_LETTERS):
             yield short.lstrip(",.;:!?")
 
 
-def _parts(phonemes: str, first: int, most: int) -> Iterator[str]:
-    if len(phonemes) > first and (at := clause_end(phonemes, first)):
-        yield phonemes[:at]
-        phonemes = phonemes[at:].lstrip()
-    yield from cut(phonemes, most)
+def _split_phonemes(phonemes: str, max_first: int, max_phonemes: int) -> Iterator[str]:
+    if len(phonemes) > max_first and (end := clause_end(phonemes, max_first)):
+        yield phonemes[:end]
+        phonemes = phonemes[end:].lstrip()
+    yield from split_text(phonemes, max_phonemes)

@@ -1,42 +1,32 @@
-"""What a speech engine is: from a text to pieces of sound, one after another."""
+"""The protocol of a text-to-audio engine, and its input and output."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
-
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    Samples = np.ndarray[tuple[int], np.dtype[np.float32]]
-
-OptionsT = TypeVar("OptionsT", bound="EngineOptions")
+    from deployments.audio.encoding import Samples
 
 
 @dataclass(frozen=True, slots=True)
 class SynthesisParams:
-    """What an engine is asked for. `voice` is one of its own; `most_s` is how many seconds can be used at most."""
+    """What to synthesize. `voice` is one of the engine's; `max_s` is the most seconds of audio that are used."""
 
     prompt: str
     voice: str | None
     speed: float
     seed: int
-    most_s: float
+    max_s: float
     low_latency: bool
-    """Whether somebody waits for the first piece, so that it should be a short one."""
+    """Whether the first piece should be short, because it is streamed."""
     cancelled: Callable[[], bool]
-    """Whether nobody wants the rest; an engine that works on a piece for long looks now and then."""
+    """Whether the request was cancelled. An engine that takes long for one piece polls it."""
 
 
 class AudioPiece(NamedTuple):
-    """A part of the sound, which begins where the one before it ended. `done` of `total` sentences, or pieces of
-    music, are there with it."""
+    """The next part of the audio. `done` of `total` sentences, or pieces of music, are complete with it."""
 
     samples: Samples
     done: int
@@ -44,51 +34,29 @@ class AudioPiece(NamedTuple):
 
 
 class SpeechEngine(Protocol):
-    """A loaded model. Its sound is float32, mono, of `sample_rate` samples per second."""
+    """A loaded model. Its audio is float32, mono, with `sample_rate` samples per second."""
 
     sample_rate: int
     voices: Sequence[str]
-    """The voices by name, the one that is taken where none is named first. Empty for a model without names for them."""
+    """The names of the voices, the default first. Empty for a model without named voices."""
     has_speed: bool
-    """Whether it can speak faster and slower."""
+    """Whether the model supports other speeds than 1."""
 
-    def speak(self, order: SynthesisParams) -> Iterator[AudioPiece]:
-        """The sound of a text. Blocks while a piece is made; only ever used in one thread."""
+    def synthesize(self, params: SynthesisParams) -> Iterator[AudioPiece]:
+        """The audio of a text. Blocks while a piece is computed; used from one thread only."""
         ...
 
 
-class EngineOptions(BaseModel):
-    """`engine:` of a worker's configuration. A subclass has the options of one engine."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    name: str
-    """Which engine."""
-
-
-def parse_options(options: type[OptionsT], worker: WorkerConfig) -> OptionsT:
-    """`engine:` as a model. Raises `ConfigurationError` with a line for each key that is wrong."""
-    try:
-        return options.model_validate({"name": "", **worker.engine})
-    except ValidationError as exc:
-        raise ConfigurationError("\n".join(map(_fault, exc.errors(include_url=False)))) from None
-
-
-def _fault(error: Any) -> str:
-    path = ".".join(map(str, ("engine", *error["loc"])))
-    return f"{path}: {'unknown key' if error['type'] == 'extra_forbidden' else error['msg']}"
-
-
-def cut(text: str, most: int) -> Iterator[str]:
-    """Parts of at most `most` characters: cut after a clause where there is one, else between words, else anywhere."""
-    while len(text) > most:
-        at = clause_end(text, most) or max(text.rfind(" ", 0, most + 1), 0) or most
-        yield text[:at]
-        text = text[at:].lstrip()
+def split_text(text: str, max_characters: int) -> Iterator[str]:
+    """Parts of at most `max_characters`: split after a clause if possible, else between words, else anywhere."""
+    while len(text) > max_characters:
+        end = clause_end(text, max_characters) or max(text.rfind(" ", 0, max_characters + 1), 0) or max_characters
+        yield text[:end]
+        text = text[end:].lstrip()
     if text:
         yield text
 
 
-def clause_end(text: str, most: int) -> int:
-    """How many of the first `most` characters are whole clauses; 0 where none ends there."""
-    return max(text.rfind(mark + " ", 0, most + 1) for mark in ",;:—") + 1
+def clause_end(text: str, max_characters: int) -> int:
+    """Length of the whole clauses within the first `max_characters`; 0 if no clause ends there."""
+    return max(text.rfind(mark + " ", 0, max_characters + 1) for mark in ",;:—") + 1

@@ -1,39 +1,68 @@
-"""What every engine for speech to text is towards its worker."""
+"""The protocol of a speech-to-text engine, and its input and output."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
-from rbee_serve.outputs import SegmentOutput
+from pydantic import Field
+
+from deployments.engine_choice import EngineOptions
 from rbee_serve.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from deployments.media.audio_decoder import Samples
 
 
+class TranscriptionOptions(EngineOptions):
+    """Options of every engine of the task `transcribe`."""
+
+    max_audio_s: Annotated[float, Field(ge=1, le=86_400)] = 1800.0
+    """Maximum length of a recording in seconds. Half an hour takes up to 0.5 GB of memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class TranscriptionParams:
-    """How a recording is to be transcribed. None leaves it to the engine."""
+    """How to transcribe a recording. None selects the engine's default."""
 
     language: str | None = None
     translate: bool = False
     prompt: str | None = None
     temperature: float | None = None
     words: bool = False
+    """Whether segments have word timestamps."""
     vad_filter: bool = False
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """A word with its start and end in seconds of the recording. `probability` is the model's confidence."""
+
+    text: str
+    start: float
+    end: float
+    probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Text with its start and end in seconds of the recording."""
+
+    text: str
+    start: float
+    end: float
+    words: tuple[Word, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Transcription:
-    """The language of a recording, and what is said in it: each window is worked on when its first segment is asked
-    for."""
+    """The language of a recording and its segments. A window is processed when its first segment is requested."""
 
     language: str
     language_probability: float
-    segments: Iterator[SegmentOutput]
+    segments: Iterator[Segment]
 
 
 class TranscriptionEngine(Protocol):
@@ -41,32 +70,35 @@ class TranscriptionEngine(Protocol):
 
     @property
     def languages(self) -> frozenset[str]:
-        """The languages that it knows, as ISO 639-1 codes; `{"en"}` for a model of English only."""
+        """The supported languages as ISO 639-1 codes; `{"en"}` for an English-only model."""
         ...
 
-    def transcribe(self, samples: Samples, wish: TranscriptionParams) -> Transcription:
-        """Begin to listen. `WindowProgress.begin` is called before each window of 30 seconds."""
+    @property
+    def has_word_timestamps(self) -> bool:
+        """Whether the model supports `TranscriptionParams.words`."""
         ...
 
-
-class ClientDisconnected(Exception):
-    """Nobody waits for the recording any more."""
+    def transcribe(self, samples: Samples, params: TranscriptionParams) -> Transcription:
+        """Start a transcription of `samples`: float32 in [-1, 1], mono, 16 kHz. Calls `WindowProgress.begin` before
+        each window of 30 seconds."""
+        ...
 
 
 class WindowProgress:
-    """Counts windows as steps of the engine, and stops before the next one where nobody waits for it."""
+    """Reports each window as a step of the engine, and stops the work on a cancelled request before its next window."""
 
     def __init__(self, steps: Watchdog) -> None:
         self._steps = steps
-        self.left = threading.Event()
-        """Whether the client has left for whom the engine works at the moment."""
+        self.cancelled = threading.Event()
+        """Set when the request that the engine currently works on is cancelled."""
 
     def begin(self) -> None:
-        """A window begins, so the one before has been a step. Raises `ClientDisconnected`."""
+        """A window begins, so the previous one is finished. Raises `InterruptedError` after a cancellation."""
         self.step()
 
     def step(self) -> None:
-        """Something else of bounded length is done, such as a part of the spectrum. Raises `ClientDisconnected`."""
+        """Another bounded piece of work begins, such as a block of the spectrogram. Raises `InterruptedError` after a
+        cancellation."""
         self._steps.step()
-        if self.left.is_set():
-            raise ClientDisconnected
+        if self.cancelled.is_set():
+            raise InterruptedError("the request was cancelled")

@@ -1,4 +1,4 @@
-"""Texts become vectors."""
+"""Text embeddings."""
 
 from deployments.embedding.embedding_worker import EmbeddingRequest
 

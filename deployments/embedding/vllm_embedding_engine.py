@@ -1,9 +1,8 @@
-"""Embeddings by vLLM's pooling runner, for GPUs: the engine batches for itself, in processes of its own."""
+"""Embeddings with vLLM's pooling runner, for GPUs: vLLM batches the texts, in processes of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 
 from pydantic import ConfigDict
 
-from deployments.embedding.embedding_engine import EmbeddingEngine, EmbeddingOptions, ModelCard, Tokens
+from deployments.embedding.embedding_engine import EmbeddingOptions, ModelCard, Tokens
 from deployments.torch_runtime.vectors import Vector
 from deployments.vllm_runtime.vllm_engine import EngineStatistics, check_engine, engine_options, start_engine
 from rbee_serve.config import WorkerConfig
@@ -24,20 +23,20 @@ from rbee_serve.worker.watchdog import Watchdog
 
 
 class Options(EmbeddingOptions):
-    """`engine:` of a worker on vLLM: beside what all engines understand, vLLM's options by vLLM's names."""
+    """Options of `engine: {name: vllm}`: those of every embedding engine, and vLLM's options by vLLM's names."""
 
     model_config = ConfigDict(extra="allow")
 
 
 def check(worker: WorkerConfig, options: Options) -> None:
-    """Raise `ConfigurationError` for what this engine cannot do, or must not."""
+    """Raise `ConfigurationError` for what vLLM does not support, and for options that are refused."""
     if worker.backend == "metal":
-        raise ConfigurationError("backend: vllm cannot run on metal; take engine.name sentence-transformers")
+        raise ConfigurationError("backend: vllm cannot run on metal; use engine.name sentence-transformers")
     check_engine(worker)
 
 
-def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, ModelCard]:
-    """Start the engine's processes on the model. Raises what `start_engine` does."""
+def load(context: LoadContext, options: Options) -> VllmEmbeddingEngine:
+    """Start vLLM's processes with the model. Raises what `start_engine` raises."""
     assert context.worker.model_ref is not None
     import_engine("vllm", "gpu" if context.device.accelerator == "cuda" else "cpu")
     folder = prepare(context.worker.model_ref, context.report)
@@ -45,24 +44,27 @@ def start(context: LoadContext, options: Options) -> tuple[EmbeddingEngine, Mode
     context = replace(context, worker=worker)
     statistics = EngineStatistics(context.watchdog)
     engine = start_engine(context, {"runner": "pooling", **engine_options(context, folder)}, statistics)
-    return VllmEmbeddingEngine(engine, context.watchdog), ModelCard(folder, options)
+    return VllmEmbeddingEngine(engine, ModelCard(folder, options), context.watchdog)
 
 
 class VllmEmbeddingEngine:
-    """An `AsyncLLM` whose requests are texts."""
+    """An `AsyncLLM` with one vLLM request per text."""
 
-    def __init__(self, engine: Any, steps: Watchdog) -> None:
+    def __init__(self, engine: Any, card: ModelCard, steps: Watchdog) -> None:
+        from vllm.inputs.engine import tokens_input
+        from vllm.pooling_params import PoolingParams
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         self._engine = engine
         self._steps = steps
-        self._tokens_input = importlib.import_module("vllm.inputs.engine").tokens_input
-        self._parameters = importlib.import_module("vllm.pooling_params").PoolingParams
-        self._engine_dead = importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError
+        self._tokens_input, self._pooling_params, self._engine_dead = tokens_input, PoolingParams, EngineDeadError
+        self.card = card
         self.tokenizer = engine.get_tokenizer()
         self.max_tokens = int(engine.model_config.max_model_len)
         self.dimensions = int(engine.model_config.embedding_size)
 
     async def embed(self, texts: Sequence[Tokens]) -> AsyncGenerator[Vector, None]:
-        """The vector of each text, in order, not normalised. Raises `WorkerLost` when the engine has died."""
+        """The vector of each text, in order, not normalized. Raises `WorkerLost` when vLLM's process dies."""
         tasks = [asyncio.create_task(self._vector(text)) for text in texts]
         try:
             for task in tasks:
@@ -70,15 +72,15 @@ class VllmEmbeddingEngine:
                     vector = await task
                 yield vector
         except self._engine_dead as exc:
-            raise WorkerLost("the inference engine died with the request on it; it is being replaced") from exc
+            raise WorkerLost("the inference engine died while it processed the request; it is being replaced") from exc
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _vector(self, text: Tokens) -> Vector:
-        parameters = self._parameters(task="embed", use_activation=False)
-        outputs = self._engine.encode(self._tokens_input(list(text)), parameters, new_id("embedding"))
+        params = self._pooling_params(task="embed", use_activation=False)
+        outputs = self._engine.encode(self._tokens_input(list(text)), params, new_id("embedding"))
         vector: Vector = None
         async with aclosing(outputs):
             async for output in outputs:
@@ -86,9 +88,9 @@ class VllmEmbeddingEngine:
         return vector
 
     def is_healthy(self) -> bool:
-        """False once the engine's process is dead."""
+        """False once vLLM's process is dead."""
         return not self._engine.errored
 
     def close(self) -> None:
-        """End the engine's processes."""
+        """End vLLM's processes."""
         self._engine.shutdown()

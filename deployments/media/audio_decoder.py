@@ -1,10 +1,10 @@
-"""Decodes the audio files of strangers, in a process of its own."""
+"""Decode untrusted audio files in a separate process."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deployments.media.audio_files import FULL, kind_of
+from deployments.media.audio_files import FULL_SCALE, kind_of
 from deployments.media.decoder_process import DecoderProcess
 
 if TYPE_CHECKING:
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
     Samples = np.ndarray[tuple[int], np.dtype[np.float32]]
 
-LIMIT_S = 60
-"""Seconds that one file may keep the decoder busy: half an hour of Opus takes 8 on a slow core."""
+TIMEOUT_S = 60
+"""Time limit of one file: half an hour of Opus takes 8 s on a slow core."""
 
 
 class AudioDecoder:
-    """`audio_files.decode` for use from any thread; one file is decoded at a time."""
+    """Thread-safe `audio_files.decode`; one file at a time."""
 
     def __init__(self, max_s: float) -> None:
-        self._process = DecoderProcess("deployments.media.audio_files:decode", max_s, LIMIT_S)
+        self._process = DecoderProcess("deployments.media.audio_files:decode", max_s, TIMEOUT_S)
 
     def decode(self, data: bytes, field: str = "audio") -> Samples:
-        """The file's sound: float32 in [-1, 1], mono, 16,000 samples per second. Raises `InvalidRequest` about `field`;
-        also on a file that ends the process."""
+        """The file's samples: float32 in [-1, 1], mono, 16 kHz. Raises `InvalidRequest` about `field`, also for a file
+        that crashes the process."""
         kind_of(data, field)
         integers: Any = self._process.decode(data, field)
-        return integers.astype("float32") / FULL  # type: ignore[no-any-return]
+        return integers.astype("float32") / FULL_SCALE  # type: ignore[no-any-return]
 
     @property
     def pid(self) -> int | None:
-        """The process that decodes, where there is one."""
+        """The id of the decoder process, if it runs."""
         return self._process.pid
 
     def close(self) -> None:

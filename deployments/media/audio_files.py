@@ -1,12 +1,11 @@
-"""From an audio file to samples, within bounds.
+"""Decode an audio file to samples, within limits.
 
-WAV, FLAC, OGG (Vorbis, Opus) and MP3 of any usual rate, told apart by their first bytes, are read with FFmpeg (PyAV).
-Files come from strangers: workers decode them in a process of its own, see `audio_decoder`.
+WAV, FLAC, OGG (Vorbis, Opus) and MP3 of any usual rate, detected by their first bytes, are decoded with FFmpeg (PyAV).
+The files are untrusted: workers decode them in a separate process, see `audio_decoder`.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
 import re
 from typing import TYPE_CHECKING, Any
@@ -19,20 +18,20 @@ if TYPE_CHECKING:
     Pcm = np.ndarray[tuple[int], np.dtype[np.int16]]
 
 SAMPLE_RATE = 16_000
-"""Samples per second of what is decoded; Whisper's."""
+"""Samples per second of the result; Whisper's rate."""
 
-FULL = 32_768
-"""What 1.0 is as a 16-bit integer."""
+FULL_SCALE = 32_768
+"""1.0 as a 16-bit integer."""
 
-GATHERED = 65_536
-"""Samples that are resampled at once: a file of an hour has a million frames."""
+MIN_BLOCK_SAMPLES = 65_536
+"""Samples that are collected before they are resampled together: a file of an hour has a million frames."""
 
 RATES = range(1_000, 384_001)
 MAX_CHANNELS = 8
-CUT_SHORT_S = 0.2
-"""Seconds by which a file may be shorter than it says: encoders pad, and round."""
+MAX_MISSING_S = 0.2
+"""Seconds by which a file may be shorter than its header claims: encoders pad, and round."""
 
-# Only these reach a decoder: FFmpeg knows hundreds, and a WAV may hold nearly any of them.
+# Only these codecs are allowed: FFmpeg has hundreds, and a WAV may contain nearly any of them.
 _CODECS = {
     "wav": frozenset(
         "pcm_u8 pcm_s16le pcm_s24le pcm_s32le pcm_f32le pcm_f64le pcm_alaw pcm_mulaw".split()
@@ -48,50 +47,53 @@ _MAGIC = {
     "mp3": re.compile(rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]"),
 }
 _UNKNOWN_SIZES = frozenset({0, 0xFFFFFFFF})
-"""What a WAV says of its size that was written to a pipe."""
+"""The size field of a WAV that was written to a pipe."""
 
 
 def decode(data: bytes, max_s: float) -> Pcm:
-    """The file's sound: 16-bit integers, mono, 16,000 samples per second, as faster-whisper decodes it too.
+    """The file's samples: 16-bit integers, mono, 16 kHz, the same as faster-whisper's decoder gives.
 
-    Stops as soon as it is longer than `max_s` seconds, whatever its header says. Raises `InvalidRequest` that says what
-    is wrong with the file.
+    Decoding stops after `max_s` seconds, whatever the header claims. Raises `InvalidRequest` that names the fault.
     """
-    av: Any = importlib.import_module("av")
+    import av
+
     kind = kind_of(data)
     try:
-        return _Decoding(kind, data, max_s).sound()
+        return _Decoding(kind, data, max_s).samples()
     except av.FFmpegError as exc:
         raise refused("readable", f"is not a whole {kind.upper()} file: it cannot be decoded") from exc
-    except (ValueError, ArithmeticError) as exc:  # what PyAV makes of headers that contradict themselves
+    except (ValueError, ArithmeticError) as exc:  # PyAV's errors for contradictory headers
         raise refused("readable", f"is a {kind.upper()} file that contradicts itself") from exc
 
 
 def kind_of(data: bytes, field: str = "audio") -> str:
-    """`wav`, `flac`, `ogg` or `mp3`, by the first bytes. Raises `InvalidRequest` about `field` for all else."""
+    """`wav`, `flac`, `ogg` or `mp3`, by the first bytes. Raises `InvalidRequest` about `field` for other files."""
     for kind, magic in _MAGIC.items():
         if magic.match(data):
             return kind
     raise InvalidRequest.of_field(field, "format", "is not a WAV, FLAC, OGG or MP3 file; send one of these")
 
 
-def refused(constraint: str, sentence: str) -> InvalidRequest:
-    """What is wrong with the file."""
-    return InvalidRequest.of_field("audio", constraint, sentence)
+def refused(constraint: str, message: str) -> InvalidRequest:
+    """An error about the file."""
+    return InvalidRequest.of_field("audio", constraint, message)
 
 
 class _Decoding:
-    """One file on its way to samples."""
+    """The decoding of one file."""
 
     def __init__(self, kind: str, data: bytes, max_s: float) -> None:
-        self._av: Any = importlib.import_module("av")
-        self._np: Any = importlib.import_module("numpy")
+        import av
+        import numpy
+
+        self._av = av
+        self._np: Any = numpy
         self._kind, self._data, self._max_s = kind, data, max_s
         self._blocks: list[Pcm] = []
         self._count = 0
 
-    def sound(self) -> Pcm:
-        """All of the file."""
+    def samples(self) -> Pcm:
+        """All samples of the file."""
         source = io.BytesIO(self._data)
         with self._av.open(source, format=self._kind, metadata_errors="ignore") as container:
             if not container.streams.audio:
@@ -100,8 +102,8 @@ class _Decoding:
             declared_s = self._declared_s(stream)
             self._check_header(stream, declared_s)
             stream.codec_context.thread_count = 1
-            self._read(container, stream)
-            self._check_whole(declared_s)
+            self._decode(container, stream)
+            self._check_complete(declared_s)
         if not self._count:
             raise refused("sound", "holds no sound")
         return self._np.concatenate(self._blocks)  # type: ignore[no-any-return]
@@ -109,7 +111,7 @@ class _Decoding:
     def _check_header(self, stream: Any, declared_s: float | None) -> None:
         codec = stream.codec_context
         if codec is None or codec.name not in _CODECS[self._kind]:
-            raise refused("codec", f"is a {self._kind.upper()} file with a codec that is not taken here")
+            raise refused("codec", f"is a {self._kind.upper()} file with an unsupported codec")
         if codec.sample_rate not in RATES:
             raise refused("sample rate", f"must have {RATES[0]} to {RATES[-1]} samples per second")
         if not 1 <= codec.layout.nb_channels <= MAX_CHANNELS:
@@ -118,29 +120,29 @@ class _Decoding:
             raise self._too_long()
 
     def _declared_s(self, stream: Any) -> float | None:
-        """How long the file says it is; None where it does not say, and FFmpeg would guess from the bit rate."""
+        """The duration in the file's header; None where it has none, and FFmpeg would estimate it from the bit rate."""
         if stream.duration is None or (self._kind == "mp3" and not re.search(rb"Xing|Info", self._data[: 1 << 16])):
             return None
         return float(stream.duration * stream.time_base)
 
-    def _read(self, container: Any, stream: Any) -> None:
+    def _decode(self, container: Any, stream: Any) -> None:
         resampler = self._av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        gathered = self._av.AudioFifo()
+        pending = self._av.AudioFifo()
         for packet in container.demux(stream):
             try:
                 frames = packet.decode()
             except self._av.InvalidDataError:
-                continue  # a player would go on too; too much of it is told by the length
+                continue  # as players do; the length reveals a large loss
             for frame in frames:
                 frame.pts = None
-                gathered.write(frame)
-            if gathered.samples >= GATHERED:
-                self._keep(resampler.resample(gathered.read()))
-        if gathered.samples:
-            self._keep(resampler.resample(gathered.read()))
-            self._keep(resampler.resample(None))
+                pending.write(frame)
+            if pending.samples >= MIN_BLOCK_SAMPLES:
+                self._append(resampler.resample(pending.read()))
+        if pending.samples:
+            self._append(resampler.resample(pending.read()))
+            self._append(resampler.resample(None))
 
-    def _keep(self, frames: Any) -> None:
+    def _append(self, frames: Any) -> None:
         for frame in frames:
             block = frame.to_ndarray()[0]
             if not self._np.isfinite(block).all():
@@ -148,29 +150,30 @@ class _Decoding:
             self._count += len(block)
             if self._count > self._max_s * SAMPLE_RATE:
                 raise self._too_long()
-            self._blocks.append(self._np.clip(self._np.rint(block * FULL), -FULL, FULL - 1).astype(self._np.int16))
+            block = self._np.clip(self._np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
+            self._blocks.append(block.astype(self._np.int16))
 
     def _too_long(self) -> InvalidRequest:
         return refused(f"seconds <= {self._max_s:g}", f"must be at most {self._max_s:g} seconds long; send it in parts")
 
-    def _check_whole(self, declared_s: float | None) -> None:
+    def _check_complete(self, declared_s: float | None) -> None:
         decoded_s = self._count / SAMPLE_RATE
-        if declared_s is not None and decoded_s < declared_s - CUT_SHORT_S:
+        if declared_s is not None and decoded_s < declared_s - MAX_MISSING_S:
             raise refused(
                 "whole", f"is cut short or damaged: {decoded_s:.1f} of {declared_s:.1f} seconds could be decoded"
             )
-        if (self._kind == "wav" and self._wav_is_cut()) or (self._kind == "ogg" and self._ogg_is_cut()):
+        if (self._kind == "wav" and self._wav_is_truncated()) or (self._kind == "ogg" and self._ogg_is_truncated()):
             raise refused("whole", f"is cut short after {decoded_s:.1f} seconds; send all of it")
 
-    def _wav_is_cut(self) -> bool:
+    def _wav_is_truncated(self) -> bool:
         size = int.from_bytes(self._data[4:8], "little")
         return size not in _UNKNOWN_SIZES and len(self._data) < size + 8
 
-    def _ogg_is_cut(self) -> bool:
-        """Whether the file ends within a page. One that lacks its last page may be a recording of a live stream."""
-        at = self._data.rfind(b"OggS")
-        head = self._data[at : at + 27]
-        if len(head) < 27:
+    def _ogg_is_truncated(self) -> bool:
+        """Whether the file ends inside a page. A missing last page is allowed: live streams are recorded so."""
+        start = self._data.rfind(b"OggS")
+        header = self._data[start : start + 27]
+        if len(header) < 27:
             return True
-        sizes = self._data[at + 27 : at + 27 + head[26]]
-        return len(self._data) < at + 27 + head[26] + sum(sizes)
+        sizes = self._data[start + 27 : start + 27 + header[26]]
+        return len(self._data) < start + 27 + header[26] + sum(sizes)

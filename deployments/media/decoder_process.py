@@ -1,13 +1,11 @@
-"""A process that decodes files of strangers: one that crashes a decoder, or keeps it busy for ever, costs that process
-only.
+"""A process that decodes untrusted files: a file that crashes or blocks a decoder affects that process only.
 
-It is asked on its standard input, answers on its standard output, and ends when nobody can ask any more. What decodes
-is a function of a file and a bound that returns an array, or raises `InvalidRequest`.
+Files are sent to its standard input, arrays come back on its standard output, and it ends when its input is closed. The
+decoder is a function of a file and a limit that returns an array or raises `InvalidRequest`.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -25,49 +23,51 @@ from rbee_serve.errors import InvalidRequest
 
 logger = logging.getLogger(__name__)
 
-MEMORY_BYTES = 4 * 2**30
-"""The address space of the process."""
+MAX_MEMORY_BYTES = 4 * 2**30
+"""Address space of the process."""
 
 PIPE_BYTES = 2**20
-"""What one process hands to the other at once: with less they would wake each other hundreds of times for a file."""
+"""Buffer size of the pipes. Smaller buffers wake both processes hundreds of times per file."""
 
 _REQUEST = struct.Struct("<Q")
-"""Bytes of the file that follows."""
-_ANSWER = struct.Struct("<QQ")
-"""Bytes of JSON that follow, and of an array: its form, or what is wrong with the file."""
+"""The size of the file that follows."""
+_RESPONSE = struct.Struct("<QQ")
+"""The sizes of the JSON header and the array that follow. The header has the array's type and shape, or the fault of
+the file."""
 
 
 class DecoderProcess:
-    """`function(data, bound)` in a process of its own, which is started when it is first needed and ends with this one.
-    May be used from any thread; one file is decoded at a time.
+    """`function(data, limit)` in a separate process. It starts on first use and ends with this one. Thread-safe; one
+    file is decoded at a time.
 
-    `function` is written `package.module:name`, and `bound` is the most that it may decode. A file that keeps it busy
-    for more than `limit_s` seconds ends it.
+    `function` is `package.module:name`; `limit` bounds the decoded size. A file that takes longer than `timeout_s`
+    seconds ends the process.
     """
 
-    def __init__(self, function: str, bound: float, limit_s: int) -> None:
-        self._arguments = [function, json.dumps(bound), str(limit_s)]
+    def __init__(self, function: str, limit: float, timeout_s: int) -> None:
+        self._arguments = [function, json.dumps(limit), str(timeout_s)]
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def decode(self, data: bytes, field: str) -> Any:
-        """The array, which is not to be written to. Raises `InvalidRequest` about `field`; also on a file that ends the
-        process."""
+        """The read-only array. Raises `InvalidRequest` about `field`, also for a file that ends the process."""
+        import numpy
+
         with self._lock:
             process = self._running()
             try:
-                head, array = self._exchange(process, data)
+                header, array = self._exchange(process, data)
             except (OSError, EOFError) as exc:
                 self._end()
                 logger.error("a decoder ended with %s on %s of %d bytes", process.returncode, field, len(data))
-                raise InvalidRequest.of_field(field, "readable", "makes the decoder fail; encode it anew") from exc
-        if "constraint" in head:
-            raise InvalidRequest.of_field(field, head["constraint"], head["message"])
-        return importlib.import_module("numpy").frombuffer(array, head["dtype"]).reshape(head["shape"])
+                raise InvalidRequest.of_field(field, "readable", "makes the decoder fail; encode it again") from exc
+        if "constraint" in header:
+            raise InvalidRequest.of_field(field, header["constraint"], header["message"])
+        return numpy.frombuffer(array, header["dtype"]).reshape(header["shape"])
 
     @property
     def pid(self) -> int | None:
-        """The process that decodes, where there is one."""
+        """The id of the process, if it runs."""
         return None if self._process is None else self._process.pid
 
     def close(self) -> None:
@@ -79,7 +79,7 @@ class DecoderProcess:
         if self._process is not None and self._process.poll() is not None:
             self._end()
         if self._process is None:
-            self._process = subprocess.Popen(  # noqa: S603  (nothing of a request is among the arguments)
+            self._process = subprocess.Popen(  # noqa: S603  (no argument comes from a request)
                 [sys.executable, "-m", "deployments.media.decoder_process", *self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -93,8 +93,8 @@ class DecoderProcess:
         assert process.stdout is not None
         process.stdin.write(_REQUEST.pack(len(data)) + data)
         process.stdin.flush()
-        head_size, array_size = _ANSWER.unpack(_exactly(process.stdout, _ANSWER.size))
-        return json.loads(_exactly(process.stdout, head_size)), _exactly(process.stdout, array_size)
+        header_size, array_size = _RESPONSE.unpack(_read_exactly(process.stdout, _RESPONSE.size))
+        return json.loads(_read_exactly(process.stdout, header_size)), _read_exactly(process.stdout, array_size)
 
     def _end(self) -> None:
         if self._process is not None:
@@ -103,39 +103,39 @@ class DecoderProcess:
             self._process = None
 
 
-def _exactly(file: IO[bytes], size: int) -> bytes:
+def _read_exactly(file: IO[bytes], size: int) -> bytes:
     data = file.read(size)
     if len(data) < size:
         raise EOFError
     return data
 
 
-def serve(decode: Callable[[bytes], Any], limit_s: int, requests: IO[bytes], answers: IO[bytes]) -> None:
-    """What the process does: answer files with arrays, until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the server, whose end is ours
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+def serve(decode: Callable[[bytes], Any], timeout_s: int, requests: IO[bytes], responses: IO[bytes]) -> None:
+    """The loop of the process: decode files until `requests` is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C ends the server, which ends this process
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while size := requests.read(_REQUEST.size):
-        data = _exactly(requests, *_REQUEST.unpack(size))
-        signal.alarm(limit_s)  # not caught, so it ends a decoder that never comes back
+        data = _read_exactly(requests, *_REQUEST.unpack(size))
+        signal.alarm(timeout_s)  # without a handler, so it ends a decoder that does not return
         try:
             array = decode(data)
-            head, body = {"dtype": array.dtype.str, "shape": array.shape}, memoryview(array).cast("B")
+            header, body = {"dtype": array.dtype.str, "shape": array.shape}, memoryview(array).cast("B")
         except InvalidRequest as exc:
             violation = exc.violations[0]
-            head, body = {"constraint": violation.constraint, "message": violation.message}, memoryview(b"")
+            header, body = {"constraint": violation.constraint, "message": violation.message}, memoryview(b"")
         signal.alarm(0)
-        told = json.dumps(head).encode()
-        answers.write(_ANSWER.pack(len(told), len(body)) + told)
-        answers.write(body)
-        answers.flush()
+        encoded = json.dumps(header).encode()
+        responses.write(_RESPONSE.pack(len(encoded), len(body)) + encoded)
+        responses.write(body)
+        responses.flush()
 
 
-def _main(function: str, bound: str, limit_s: str) -> None:
-    decode, most = pkgutil.resolve_name(function), json.loads(bound)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not get among the answers
-    serve(lambda data: decode(data, most), int(limit_s), sys.stdin.buffer, answers)
+def _main(function: str, limit: str, timeout_s: str) -> None:
+    decode, parsed_limit = pkgutil.resolve_name(function), json.loads(limit)
+    responses = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library's prints must not mix with the responses
+    serve(lambda data: decode(data, parsed_limit), int(timeout_s), sys.stdin.buffer, responses)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Decodes the image files of strangers, in processes of their own."""
+"""Decode untrusted image files in separate processes."""
 
 from __future__ import annotations
 
-import importlib
 from queue import LifoQueue
 from typing import TYPE_CHECKING
 
@@ -12,37 +11,39 @@ from deployments.media.image_files import kind_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-LIMIT_S = 20
-"""Seconds that one file may keep a decoder busy: 50 megapixels take 3 on a slow core, and a JPEG may hold
-thousands of layers of next to nothing."""
+TIMEOUT_S = 20
+"""Time limit of one file: 50 megapixels take 3 s on a slow core, but a JPEG may have thousands of nearly empty
+scans."""
 
 
 class ImageDecoder:
-    """`image_files.decode` for use from any thread: as many files at a time as it may have `processes`, of which each
-    is started when all others are busy."""
+    """Thread-safe `image_files.decode`; up to `processes` files at a time. A process starts when all others are
+    busy."""
 
     def __init__(self, max_pixels: int, processes: int = 1) -> None:
         self._processes = [
-            DecoderProcess("deployments.media.image_files:decode", max_pixels, LIMIT_S) for _ in range(processes)
+            DecoderProcess("deployments.media.image_files:decode", max_pixels, TIMEOUT_S) for _ in range(processes)
         ]
-        self._idle: LifoQueue[DecoderProcess] = LifoQueue()  # so that the one that has just worked works next
+        self._idle: LifoQueue[DecoderProcess] = LifoQueue()  # the process used last is used next
         for process in self._processes:
             self._idle.put(process)
 
     def decode(self, data: bytes, field: str = "image") -> Image:
-        """The picture, upright and in RGB. Raises `InvalidRequest` about `field`; also on a file that ends the
+        """The image, upright and in RGB. Raises `InvalidRequest` about `field`, also for a file that crashes the
         process."""
+        from PIL import Image
+
         kind_of(data, field)
         process = self._idle.get()
         try:
             pixels = process.decode(data, field)
         finally:
             self._idle.put(process)
-        return importlib.import_module("PIL.Image").fromarray(pixels)  # type: ignore[no-any-return]
+        return Image.fromarray(pixels)
 
     @property
     def pids(self) -> list[int]:
-        """The processes that have been started."""
+        """The ids of the running processes."""
         return [process.pid for process in self._processes if process.pid is not None]
 
     def close(self) -> None:

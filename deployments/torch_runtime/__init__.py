@@ -1,1 +1,1 @@
-"""What engines on PyTorch share."""
+"""Support for models in PyTorch: devices, threads, CUDA graphs, and sentence-transformers."""

@@ -1,15 +1,14 @@
-"""A model's pass on a GPU, told to it in one call.
+"""Run a model's forward pass as a CUDA graph.
 
-The processor tells a GPU each of the hundreds of operations of a pass, and may take longer for that than the GPU takes
-to do them: a pass of Stable Diffusion 1.5 takes an H100 11 ms, and to tell it takes 48 (benchmarks/RESULTS.md). A CUDA
-graph is a pass that was recorded. It reads its inputs where they lay then and leaves its outputs where they were then,
-so both are copied.
+The CPU launches each of the hundreds of kernels of a forward pass, which may take longer than the GPU's work: for
+Stable Diffusion 1.5 on an H100 the launches take 48 ms and the kernels 11 ms (benchmarks/RESULTS.md). A CUDA graph is a
+captured forward pass, launched as a whole. It reads its inputs and writes its outputs at fixed addresses, so both are
+copied.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -18,43 +17,47 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MAX_GRAPHS = 4
-"""Passes that are kept where nobody says how many: the last ones that were needed. A pass is recorded when its like was
-among so many before it, so what changes with each step never is."""
+"""Default number of graphs to keep, the most recently used ones. A forward pass is captured when its form occurred
+among as many before it, so forms that change with each step are never captured."""
 WARM_UPS = 2
-"""Passes before one is recorded, in which libraries choose their ways and allocate what they keep."""
-DIFFERENCE = 0.01
-"""Between what a recorded pass and a plain one give, at most, as a part of the largest number."""
+"""Forward passes before a capture, in which libraries select kernels and allocate workspaces."""
+MAX_DIFFERENCE = 0.01
+"""Maximum difference of a replay from a plain forward pass, as a fraction of the largest value."""
 
 Replay = Callable[[Sequence[Any]], Any]
-"""Does a recorded pass with other tensors of the same form; returns the outputs, as the model does."""
+"""Runs a captured forward pass with other tensors of the same form; returns the model's outputs."""
 Record = Callable[[Callable[[Sequence[Any]], Any], Sequence[Any]], Replay]
-"""Records a function of tensors that are like these."""
+"""Captures a function of such tensors."""
 
 
 class GraphedForward:
-    """The `forward` of a model, done by recorded passes where there are some. To be used in one thread, in
-    `inference_mode`. A pass that cannot be recorded is done as it was before.
+    """The `forward` of a model with replays of captured forward passes. Use it in one thread, in `inference_mode`. A
+    forward pass that cannot be captured runs as usual.
 
-    A recorded pass is good for inputs of the same form: tensors of the same shapes and types, and else the same values.
+    A capture is valid for inputs of the same form: tensors of the same shape, stride, type and device, and other
+    arguments with equal values.
     """
 
-    def __init__(self, forward: Callable[..., Any], record: Record, most: int = MAX_GRAPHS) -> None:
+    def __init__(self, forward: Callable[..., Any], record: Record, max_graphs: int = MAX_GRAPHS) -> None:
+        import torch
+        from torch.utils import _pytree
+
         functools.update_wrapper(self, forward)
-        self._forward, self._record, self._most = forward, record, most
-        self._tree = importlib.import_module("torch.utils._pytree")
-        self._is_tensor = importlib.import_module("torch").is_tensor
-        self._passes: OrderedDict[Hashable, Replay | None] = OrderedDict()
-        self._recent: deque[Hashable] = deque(maxlen=most)
+        self._forward, self._record, self._max_graphs = forward, record, max_graphs
+        self._tree = _pytree
+        self._is_tensor = torch.is_tensor
+        self._replays: OrderedDict[Hashable, Replay | None] = OrderedDict()
+        self._recent: deque[Hashable] = deque(maxlen=max_graphs)
         self.weights: Hashable = None
-        """Names the state of the weights; to be set by whoever changes them, to an adapter's, say."""
+        """Identifies the current weights. Set it when they change, for example to an adapter's name."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """What `forward` gives."""
+        """The result of `forward`."""
         leaves, structure = self._tree.tree_flatten((arguments, named))
         tensors = [leaf for leaf in leaves if self._is_tensor(leaf)]
         try:
             form = (self.weights, str(structure), tuple(map(self._form, leaves)))
-        except TypeError:  # a value that cannot be compared
+        except TypeError:  # an unhashable argument
             return self._forward(*arguments, **named)
         replay = self._replay(form, leaves, structure, tensors)
         return replay(tensors) if replay else self._forward(*arguments, **named)
@@ -66,43 +69,44 @@ class GraphedForward:
         return (type(leaf), leaf)
 
     def _replay(self, form: Hashable, leaves: Sequence[Any], structure: Any, tensors: Sequence[Any]) -> Replay | None:
-        if form in self._passes:
-            self._passes.move_to_end(form)
-            return self._passes[form]
+        if form in self._replays:
+            self._replays.move_to_end(form)
+            return self._replays[form]
         if form not in self._recent:
             self._recent.append(form)
             return None
 
-        def run(given: Sequence[Any]) -> Any:
-            rest = iter(given)
-            all_leaves = [next(rest) if self._is_tensor(leaf) else leaf for leaf in leaves]
+        def run(inputs: Sequence[Any]) -> Any:
+            remaining = iter(inputs)
+            all_leaves = [next(remaining) if self._is_tensor(leaf) else leaf for leaf in leaves]
             arguments, named = self._tree.tree_unflatten(all_leaves, structure)
             return self._forward(*arguments, **named)
 
-        while len(self._passes) >= self._most:
-            self._passes.popitem(last=False)
+        while len(self._replays) >= self._max_graphs:
+            self._replays.popitem(last=False)
         try:
             replay = self._record(run, tensors)
-        except Exception as exc:  # the model does what no graph can do, or memory is short
-            logger.info("passes of this form are not recorded as a CUDA graph: %r", exc)
+        except Exception as exc:  # an operation that cannot be captured, or out of memory
+            logger.info("forward passes of this form are not captured as a CUDA graph: %r", exc)
             replay = None
-        self._passes[form] = replay
+        self._replays[form] = replay
         return replay
 
 
 def cuda_recorder(device: str) -> Record:
-    """Records CUDA graphs, which share what memory they need: only one of them runs at a time."""
-    torch = importlib.import_module("torch")
-    tree = importlib.import_module("torch.utils._pytree")
+    """Captures CUDA graphs with a shared memory pool: only one of them may run at a time."""
+    import torch
+    from torch.utils import _pytree as tree
+
     pool = torch.cuda.graph_pool_handle()
 
     def record(run: Callable[[Sequence[Any]], Any], tensors: Sequence[Any]) -> Replay:
         inputs = [tensor.to(device, copy=True) for tensor in tensors]
-        beside = torch.cuda.Stream()
-        beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(beside):
+        side_stream = torch.cuda.Stream()
+        side_stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side_stream):
             expected = [run(inputs) for _ in range(WARM_UPS)][-1]
-        torch.cuda.current_stream().wait_stream(beside)
+        torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             outputs = run(inputs)
@@ -110,15 +114,15 @@ def cuda_recorder(device: str) -> Record:
         def copied(value: Any) -> Any:
             return value.clone() if torch.is_tensor(value) else value
 
-        def replay(given: Sequence[Any]) -> Any:
-            for tensor, value in zip(inputs, given, strict=True):
+        def replay(values: Sequence[Any]) -> Any:
+            for tensor, value in zip(inputs, values, strict=True):
                 tensor.copy_(value)
             graph.replay()
             return tree.tree_map(copied, outputs)
 
-        for found, wanted in zip(tree.tree_leaves(replay(tensors)), tree.tree_leaves(expected), strict=True):
-            if torch.is_tensor(wanted) and not (found - wanted).abs().max() <= DIFFERENCE * wanted.abs().max():
-                raise ValueError("a recorded pass gives something else")
+        for actual, wanted in zip(tree.tree_leaves(replay(tensors)), tree.tree_leaves(expected), strict=True):
+            if torch.is_tensor(wanted) and not (actual - wanted).abs().max() <= MAX_DIFFERENCE * wanted.abs().max():
+                raise ValueError("the replay's output differs from the forward pass's")
         return replay
 
     return record

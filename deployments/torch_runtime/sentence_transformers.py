@@ -1,4 +1,4 @@
-"""Models of sentence-transformers in this process: how they are loaded, and in which batches they work."""
+"""Load models of sentence-transformers into this process, and batch their inputs."""
 
 from __future__ import annotations
 
@@ -25,38 +25,37 @@ ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 BATCH_TOKENS = {"cpu": 1024, "metal": 8192, "cuda": 32_768}
-"""Tokens of a batch, padding included, unless `batch_tokens` says otherwise. More of them make a small model on a CPU
-hardly faster, but those that come meanwhile wait longer."""
+"""Default of `batch_tokens`. Larger batches hardly speed up a small model on a CPU, and later requests wait longer."""
 
 BATCH_OVERHEAD = {"cpu": 48, "metal": 256, "cuda": 2048}
-"""What a batch costs beside its tokens, in tokens. Measured for all-MiniLM-L6-v2 on two CPU cores (a text of 20 tokens
-takes 14 ms alone, 32 of them take 139); estimated for the others."""
+"""Fixed cost of a batch, in tokens. Measured for all-MiniLM-L6-v2 on two CPU cores (a text of 20 tokens takes 14 ms
+alone, 32 of them take 139 ms); estimated for the others."""
 
 
 class ModelOptions(BaseModel):
-    """What every worker on sentence-transformers understands under `engine:`."""
+    """Options of every engine on sentence-transformers."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """The type of the weights; as they are stored, for `auto`."""
+    """The type of the weights in memory; `auto` is the type in the files."""
     max_seq_length: Annotated[int, Field(ge=1)] | None = None
-    """The most tokens that are read at once, where that is to be less than the model's own."""
+    """Maximum length of an input in tokens, where it should be lower than the model's own."""
     attn_implementation: str | None = None
-    """Which attention transformers uses, such as `sdpa`."""
+    """The attention implementation of transformers, such as `sdpa`. On a CPU it disables sequence packing."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of a batch, padding included."""
+    """Maximum tokens of a batch, padding included."""
 
 
 def check_gpus(worker: WorkerConfig) -> None:
-    """Raise `ConfigurationError` for more GPUs than such a model uses."""
+    """Raise `ConfigurationError` for more than one GPU."""
     if worker.gpus > 1:
-        raise ConfigurationError("gpus: sentence-transformers uses one GPU; take replicas for more")
+        raise ConfigurationError("gpus: sentence-transformers uses one GPU; set replicas for more")
 
 
 def load_model(kind: str, context: LoadContext, options: ModelOptions) -> tuple[Any, Path]:
-    """The model of the class `kind` of sentence-transformers, and the folder that it came from. Raises
-    `ConfigurationError`, `InsufficientVram`, `InsufficientResources`."""
+    """The model, of sentence-transformers' class `kind`, and the folder of its files. Raises `ConfigurationError`,
+    `InsufficientVram`, `InsufficientResources`."""
     worker, device = context.worker, context.device
     assert worker.model_ref is not None
     folder = prepare(worker.model_ref, context.report)
@@ -65,14 +64,18 @@ def load_model(kind: str, context: LoadContext, options: ModelOptions) -> tuple[
     context.report(LoadProgress(stage="starting_engine"))
     sentence_transformers = import_engine("sentence_transformers", "embedding")
     context.report(LoadProgress(stage="loading_to_vram"))
-    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # it shows progress bars otherwise
-    chosen = {"dtype": options.dtype, "attn_implementation": options.attn_implementation, "use_safetensors": True}
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # otherwise it shows progress bars
+    model_options = {
+        "dtype": options.dtype,
+        "attn_implementation": options.attn_implementation,
+        "use_safetensors": True,
+    }
     model = getattr(sentence_transformers, kind)(
         str(folder),
         device=torch_device(device),
         trust_remote_code=False,
         local_files_only=True,
-        model_kwargs={name: value for name, value in chosen.items() if value is not None},
+        model_kwargs={name: value for name, value in model_options.items() if value is not None},
     )
     if options.max_seq_length:
         model.max_seq_length = min(options.max_seq_length, model.max_seq_length)
@@ -80,7 +83,7 @@ def load_model(kind: str, context: LoadContext, options: ModelOptions) -> tuple[
 
 
 def _refuse_pickles(folder: Path) -> None:
-    """The layers above the transformer lie in folders of their own, and may be pickles where it is not."""
+    """The layers after the transformer have folders of their own, which may hold pickles too."""
     modules = folder / "modules.json"
     for module in json.loads(modules.read_bytes()) if modules.is_file() else ():
         refuse_pickles(folder / str(module["path"]))
@@ -94,15 +97,15 @@ def batcher(
     *,
     padded: bool = True,
 ) -> Batcher[ItemT, ResultT]:
-    """Batches for `run`; `tokens` tells how many an item has. `padded`: each costs as much as the longest of its
+    """A batcher for `run`. `tokens` is the length of an item; if `padded`, each costs as much as the longest of its
     batch."""
-    backend = context.device.accelerator
+    accelerator = context.device.accelerator
     concurrency = BatchConcurrency(context)
     return Batcher(
         run,
         tokens,
-        max_batch_cost=options.batch_tokens or BATCH_TOKENS[backend],
-        batch_overhead=BATCH_OVERHEAD[backend],
+        max_batch_cost=options.batch_tokens or BATCH_TOKENS[accelerator],
+        batch_overhead=BATCH_OVERHEAD[accelerator],
         watchdog=context.watchdog,
         concurrency=concurrency.count,
         before_batch=concurrency.enter,

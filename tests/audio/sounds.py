@@ -1,4 +1,4 @@
-"""Small audio files of every kind, made on the spot."""
+"""Small audio files of every supported format, generated on demand."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ CODECS = {
     "opus": ("ogg", "libopus", "mono", 48_000),
     "mp3": ("mp3", "libmp3lame", "stereo", 44_100),
 }
-"""Container, codec, channels and rate by the name of the test."""
+"""Container, codec, channels and rate by format."""
 
 
 def tone(seconds: float, rate: int) -> Any:
-    """A tone of 440 Hz that swells and fades."""
-    at = np.arange(int(seconds * rate)) / rate
-    return (0.4 * np.sin(2 * np.pi * 440 * at) * np.sin(np.pi * at / seconds)).astype(np.float32)
+    """A tone of 440 Hz, faded in and out."""
+    time = np.arange(int(seconds * rate)) / rate
+    return (0.4 * np.sin(2 * np.pi * 440 * time) * np.sin(np.pi * time / seconds)).astype(np.float32)
 
 
 def encoded(name: str, samples: Any = None, seconds: float = 1.0) -> bytes:
-    """A file of that codec with `samples` (at the codec's rate), or with a tone."""
+    """A file in that format with `samples` (at the format's rate), or with a tone."""
     container, codec, layout, rate = CODECS[name]
     samples = tone(seconds, rate) if samples is None else samples
     target = io.BytesIO()
     with av.open(target, "w", format=container) as file:
         stream: Any = file.add_stream(codec, rate=rate, layout=layout, options={"strict": "experimental"})
-        for at in range(0, len(samples), 1024):
-            block = np.tile(samples[at : at + 1024], (2 if layout == "stereo" else 1, 1))
+        for start in range(0, len(samples), 1024):
+            block = np.tile(samples[start : start + 1024], (2 if layout == "stereo" else 1, 1))
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), format="fltp", layout=layout)
-            frame.sample_rate, frame.pts = rate, at
+            frame.sample_rate, frame.pts = rate, start
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
     return target.getvalue()
@@ -44,7 +44,7 @@ def encoded(name: str, samples: Any = None, seconds: float = 1.0) -> bytes:
 def wav(
     data: bytes, rate: int = 16_000, channels: int = 1, bits: int = 16, form: int = 1, size: int | None = None
 ) -> bytes:
-    """A WAV with exactly that header, right or wrong. `form` 1 is integers, 3 is floats; `size` is what it claims."""
+    """A WAV with that header, valid or not. `form` 1 is integers, 3 is floats; `size` is the size in the header."""
     size = len(data) if size is None else size
     frame = channels * bits // 8
     head = struct.pack("<HHIIHH", form, channels, rate, rate * frame & 0xFFFFFFFF, frame & 0xFFFF, bits)

@@ -1,4 +1,4 @@
-"""Speech to listen to, made by a small speech engine once per run."""
+"""A short recording of speech, synthesized once per run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = TEXT.lower().replace(".", "").split()
 
 @lru_cache(maxsize=1)
 def speech() -> Any:
-    """`TEXT`, spoken: float32 at 16 kHz, about four seconds."""
+    """`TEXT` as speech: float32, 16 kHz, about four seconds."""
     import soxr
     from hibari import Hibari
 
@@ -29,16 +29,16 @@ def speech_file() -> bytes:
 
 
 def long_speech(seconds: float) -> bytes:
-    """`TEXT` again and again, with a pause between, as a WAV."""
+    """`TEXT` repeated with pauses, as a WAV."""
     once = np.concatenate([speech(), np.zeros(SAMPLE_RATE // 2, np.float32)])
     return as_wav(np.resize(once, int(seconds * SAMPLE_RATE)))
 
 
 def as_wav(samples: Any) -> bytes:
-    """16-bit integers at 16 kHz."""
+    """A WAV of 16-bit integers, 16 kHz."""
     return wav((samples * 32767).astype("<i2").tobytes())
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text without case and punctuation."""
+    """The words of a text in lower case without punctuation."""
     return "".join(letter for letter in text.lower() if letter.isalpha() or letter == " ").split()

@@ -16,7 +16,7 @@ import soundfile
 
 from deployments.audio import generate as audio_generate
 from deployments.audio.generate import SPEC, SpeechBackend, SpeechRequest
-from deployments.audio.speech_engine import AudioPiece, SynthesisParams, cut
+from deployments.audio.speech_engine import AudioPiece, SynthesisParams, split_text
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import End, Metrics, Narration, Output, Progress, Started
@@ -43,13 +43,13 @@ def configuration(**options: Any) -> WorkerConfig:
 
 @pytest.fixture(scope="module")
 def backend() -> Iterator[SpeechBackend]:
-    made = audio_generate.load(LoadContext(configuration(), Device("cpu"), lambda progress: None))
-    yield made
-    made.close()
+    backend = audio_generate.load(LoadContext(configuration(), Device("cpu"), lambda progress: None))
+    yield backend
+    backend.close()
 
 
-def voice_of(backend: SpeechBackend) -> Any:
-    """The bare library."""
+def library_voice(backend: SpeechBackend) -> Any:
+    """The library without the engine."""
     return backend._engine._voices["heart"]  # type: ignore[attr-defined]
 
 
@@ -74,7 +74,7 @@ def seams(parts: list[Any]) -> list[int]:
     return [int(end) for end in np.cumsum([len(part) for part in parts])[:-1]]
 
 
-async def test_events_come_in_order_with_their_numbers(backend: SpeechBackend) -> None:
+async def test_a_stream_has_numbered_chunks_progress_metrics_and_an_end(backend: SpeechBackend) -> None:
     events = await events_of(backend, prompt=TEXT)
     assert isinstance(events[0], Narration)
     assert [event.value.i for event in events if isinstance(event, Output)] == list(range(len(chunks(events))))
@@ -88,28 +88,28 @@ async def test_events_come_in_order_with_their_numbers(backend: SpeechBackend) -
     assert (end.tokens_out, end.stop_reason, end.seed) == (len(chunks(events)), "COMPLETE", 7)
 
 
-async def test_the_joined_chunks_are_the_library_s_own_sound(backend: SpeechBackend) -> None:
-    assert np.array_equal(joined(await events_of(backend, prompt=TEXT)), voice_of(backend)(TEXT, seed=7))
+async def test_the_joined_chunks_equal_the_library_s_own_samples(backend: SpeechBackend) -> None:
+    assert np.array_equal(joined(await events_of(backend, prompt=TEXT)), library_voice(backend)(TEXT, seed=7))
 
 
 @pytest.mark.parametrize("prompt", [TEXT, LONG_SENTENCE])
 @pytest.mark.parametrize("rate", [None, 16000, 44100])
-async def test_the_sound_is_continuous_where_chunks_meet(backend: SpeechBackend, prompt: str, rate: int | None) -> None:
+async def test_the_signal_is_continuous_between_chunks(backend: SpeechBackend, prompt: str, rate: int | None) -> None:
     parts = chunks(await events_of(backend, prompt=prompt, sample_rate=rate))
     assert seams(parts)
     steps = jumps(np.concatenate(parts))
-    loud = np.sort(steps)[-len(steps) // 1000]  # the joins are nowhere near the thousandth that jumps most
+    loud = np.sort(steps)[-len(steps) // 1000]  # the boundaries are not among the largest thousandth of all steps
     assert sum(steps[seam - 1] > loud for seam in seams(parts)) == 0
 
 
-async def test_a_long_first_sentence_is_cut_after_a_clause_and_paused_like_a_comma(backend: SpeechBackend) -> None:
-    hurried = [AudioPiece(*piece) for piece in speak(backend, LONG_SENTENCE, low_latency=True)]
-    whole = [AudioPiece(*piece) for piece in speak(backend, LONG_SENTENCE, low_latency=False)]
-    assert (len(hurried), len(whole)) == (2, 1)
-    assert len(hurried[0].samples) < 0.6 * len(whole[0].samples)
-    assert [piece.done for piece in hurried] == [0, 1]
-    sound = np.concatenate([piece.samples for piece in hurried])
-    seam = len(hurried[0].samples)
+async def test_a_long_first_sentence_is_split_after_a_clause_with_the_pause_of_a_comma(backend: SpeechBackend) -> None:
+    split = synthesize(backend, LONG_SENTENCE, low_latency=True)
+    whole = synthesize(backend, LONG_SENTENCE, low_latency=False)
+    assert (len(split), len(whole)) == (2, 1)
+    assert len(split[0].samples) < 0.6 * len(whole[0].samples)
+    assert [piece.done for piece in split] == [0, 1]
+    sound = np.concatenate([piece.samples for piece in split])
+    seam = len(split[0].samples)
     silent = np.abs(sound) < 0.01
     pause = np.argmin(silent[seam:]) + np.argmin(silent[:seam][::-1])
     assert 0.2 < pause / RATE < 0.55
@@ -117,18 +117,18 @@ async def test_a_long_first_sentence_is_cut_after_a_clause_and_paused_like_a_com
     assert abs(len(sound) - len(whole[0].samples)) < 0.1 * len(sound)
 
 
-def speak(backend: SpeechBackend, prompt: str, *, low_latency: bool, speed: float = 1.0) -> list[AudioPiece]:
-    order = SynthesisParams(prompt, None, speed, 7, 600, low_latency, lambda: False)
-    return list(backend._engine.speak(order))
+def synthesize(backend: SpeechBackend, prompt: str, *, low_latency: bool, speed: float = 1.0) -> list[AudioPiece]:
+    params = SynthesisParams(prompt, None, speed, 7, 600, low_latency, lambda: False)
+    return list(backend._engine.synthesize(params))
 
 
 @pytest.mark.parametrize("duration", [0.05, 1.0, 3.21])
-async def test_duration_caps_the_sound_exactly_and_without_a_click(backend: SpeechBackend, duration: float) -> None:
+async def test_duration_limits_the_audio_exactly_and_without_a_click(backend: SpeechBackend, duration: float) -> None:
     events = await events_of(backend, prompt=TEXT, duration=duration)
     assert len(joined(events)) == round(duration * RATE)
     assert joined(events)[-1] == 0
     assert events[-1].stop_reason == "MAX_TOKENS"
-    assert voice_of(backend)(TEXT, seed=7)[: round(duration * RATE) - 200] == pytest.approx(joined(events)[:-200])
+    assert library_voice(backend)(TEXT, seed=7)[: round(duration * RATE) - 200] == pytest.approx(joined(events)[:-200])
 
 
 async def test_speed_changes_the_length(backend: SpeechBackend) -> None:
@@ -136,7 +136,7 @@ async def test_speed_changes_the_length(backend: SpeechBackend) -> None:
     assert lengths[0] > 1.5 * lengths[1] > 2.2 * lengths[2]
 
 
-async def test_a_seed_repeats_the_sound_and_one_that_was_made_up_is_told(backend: SpeechBackend) -> None:
+async def test_a_seed_repeats_the_audio_and_a_random_one_is_reported(backend: SpeechBackend) -> None:
     first = await events_of(backend, prompt="Hello there.", seed=None)
     assert first[-1].seed is not None
     again = await events_of(backend, prompt="Hello there.", seed=first[-1].seed)
@@ -145,28 +145,28 @@ async def test_a_seed_repeats_the_sound_and_one_that_was_made_up_is_told(backend
     assert not np.array_equal(joined(first), joined(other))
 
 
-async def test_numbers_are_the_default_of_a_stream_and_a_file_that_of_one_result(backend: SpeechBackend) -> None:
+async def test_a_stream_defaults_to_numbers_and_a_single_result_to_a_file(backend: SpeechBackend) -> None:
     events = await events_of(backend, prompt="Hello.", format=None)
     assert {event.value.encoding for event in events if isinstance(event, Output)} == {None}
-    assert np.array_equal(joined(events), voice_of(backend)("Hello.", seed=7))
+    assert np.array_equal(joined(events), library_voice(backend)("Hello.", seed=7))
     assert parse_object(SpeechRequest, {"prompt": "a", "stream": False}).as_file == "wav"
     assert parse_object(SpeechRequest, {"prompt": "a", "stream": False, "format": "f32"}).as_file is None
 
 
 @pytest.mark.parametrize(("form", "error"), [("wav", 1e-4), ("flac", 1e-4), ("ogg", 0.2), ("mp3", 0.2)])
-async def test_a_file_decodes_to_the_sound(backend: SpeechBackend, form: str, error: float) -> None:
+async def test_a_file_decodes_to_the_same_audio(backend: SpeechBackend, form: str, error: float) -> None:
     fields = {"prompt": TEXT, "format": form, "stream": False, "seed": 7, "sample_rate": 16000}
     request = parse_object(SpeechRequest, fields)
     result = await collect(ordered(Started.now("j", "m"), backend.execute(request)), SPEC.outputs)
-    encode_result = audio_generate.encode_result(request, result)
-    assert encode_result is not None
-    assert encode_result.media_type.startswith("audio/")
-    sound, rate = soundfile.read(io.BytesIO(encode_result.data), dtype="float32")
+    encoded = audio_generate.encode_result(request, result)
+    assert encoded is not None
+    assert encoded.media_type.startswith("audio/")
+    sound, rate = soundfile.read(io.BytesIO(encoded.data), dtype="float32")
     assert rate == 16000
     assert np.abs(sound - joined(await events_of(backend, prompt=TEXT, sample_rate=16000))).max() < error
 
 
-async def test_samples_in_one_result_are_json(backend: SpeechBackend) -> None:
+async def test_samples_in_a_single_result_are_json(backend: SpeechBackend) -> None:
     request = SpeechRequest(prompt="Hello.", format="pcm_s16le", stream=False)
     result = await collect(ordered(Started.now("j", "m"), backend.execute(request)), SPEC.outputs)
     assert audio_generate.encode_result(request, result) is None
@@ -175,45 +175,45 @@ async def test_samples_in_one_result_are_json(backend: SpeechBackend) -> None:
     assert b'"samples":"' in result.to_json()
 
 
-async def test_a_client_that_leaves_stops_the_work_after_the_sentence_at_hand() -> None:
-    pieces = SlowEngine()
-    backend = SpeechBackend(pieces, EngineThread(Watchdog(20)), MemoryGauge(lambda: 1))
+async def test_a_cancellation_stops_the_engine_after_the_current_sentence() -> None:
+    engine = SlowEngine()
+    backend = SpeechBackend(engine, EngineThread(Watchdog(20)), MemoryGauge(lambda: 1))
     async with aclosing(backend.execute(SpeechRequest(prompt="a"))) as events:
         while not isinstance(await anext(events), Output):
             pass
-    assert await asyncio.to_thread(pieces.closed.wait, 1)
-    assert pieces.begun <= 2
+    assert await asyncio.to_thread(engine.closed.wait, 1)
+    assert engine.started <= 2
     backend.close()
 
 
 class SlowEngine:
-    """Makes a tenth of a second of sound in a tenth of a second, without an end."""
+    """Generates endless audio in real time, a tenth of a second per piece."""
 
     sample_rate = RATE
     voices: Sequence[str] = ("one", "two")
     has_speed = False
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.started = 0
         self.closed = threading.Event()
 
-    def speak(self, order: SynthesisParams) -> Iterator[AudioPiece]:
+    def synthesize(self, params: SynthesisParams) -> Iterator[AudioPiece]:
         try:
             while True:
-                self.begun += 1
+                self.started += 1
                 time.sleep(0.1)
-                yield AudioPiece(np.full(2400, 0.1, np.float32), self.begun, 1000)
+                yield AudioPiece(np.full(2400, 0.1, np.float32), self.started, 1000)
         finally:
             self.closed.set()
 
 
-async def test_the_real_engine_stops_too(backend: SpeechBackend) -> None:
+async def test_a_cancellation_stops_the_real_engine(backend: SpeechBackend) -> None:
     async with aclosing(backend.execute(SpeechRequest(prompt="Wait for it. " * 1000))) as events:
         while not isinstance(await anext(events), Output):
             pass
-    began = time.monotonic()
+    started_at = time.monotonic()
     await events_of(backend, prompt="Next.")
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - started_at < 2
 
 
 async def test_a_short_request_does_not_wait_for_a_long_one(backend: SpeechBackend) -> None:
@@ -226,11 +226,11 @@ async def test_a_short_request_does_not_wait_for_a_long_one(backend: SpeechBacke
 @pytest.mark.parametrize(
     ("fields", "field", "message"),
     [
-        ({"voice": "emma"}, "voice", "no such voice; known are heart"),
-        ({"prompt": "!!! … ???"}, "prompt", "nothing to say"),
+        ({"voice": "emma"}, "voice", "unknown voice; known are heart"),
+        ({"prompt": "!!! … ???"}, "prompt", "nothing to speak"),
         ({"prompt": ""}, "prompt", "empty"),
         ({"prompt": "a" * 32769}, "prompt", "at most 32768"),
-        ({"prompt": "你好"}, "prompt", "holds nothing that this voice can say"),
+        ({"prompt": "你好"}, "prompt", "holds nothing that this voice can speak"),
         ({"speed": 0.2}, "speed", "at least 0.25"),
         ({"duration": 0}, "duration", "more than 0"),
         ({"duration": 601}, "duration", "at most 600"),
@@ -242,14 +242,16 @@ async def test_a_short_request_does_not_wait_for_a_long_one(backend: SpeechBacke
         ({"temperature": 1}, "temperature", "not a field"),
     ],
 )
-async def test_what_is_wrong_is_told_by_field(backend: SpeechBackend, fields: Any, field: str, message: str) -> None:
+async def test_an_invalid_request_names_the_field(
+    backend: SpeechBackend, fields: Any, field: str, message: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await events_of(backend, **{"prompt": "Hello.", **fields})
     assert [violation.field for violation in caught.value.violations] == [field]
     assert message in caught.value.message
 
 
-async def test_an_engine_without_speeds_or_voices_says_so() -> None:
+async def test_an_unsupported_speed_or_voice_is_refused() -> None:
     backend = SpeechBackend(SlowEngine(), EngineThread(Watchdog(20)), MemoryGauge(lambda: 1))
     with pytest.raises(InvalidRequest, match="one speed"):
         await events_of(backend, prompt="a", speed=2.0)
@@ -263,19 +265,19 @@ async def test_an_engine_without_speeds_or_voices_says_so() -> None:
      "🐝" * 5000, "<|endoftext|>" * 500, "[a](/" + "b" * 5000 + "/)", "A" * 20000, "word " * 6000, "a\n" * 3000,
      "aB" * 9000, "é-" * 9000, "你-好-" * 500 + " a"],
 )  # fmt: skip
-async def test_hostile_texts_take_a_bounded_time_for_each_step(backend: SpeechBackend, prompt: str) -> None:
-    began = time.monotonic()
+async def test_a_hostile_text_takes_bounded_time_per_step(backend: SpeechBackend, prompt: str) -> None:
+    started_at = time.monotonic()
     await events_of(backend, prompt=prompt[:32767] + "a", duration=1.0)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - started_at < 15
 
 
-def test_a_text_is_cut_after_a_clause_else_a_word_else_anywhere() -> None:
-    assert list(cut("one, two three", 9)) == ["one,", "two three"]
-    assert list(cut("one two three", 9)) == ["one two", "three"]
-    assert list(cut("abcdefghij", 4)) == ["abcd", "efgh", "ij"]
-    assert list(cut("", 4)) == []
+def test_a_text_is_split_after_a_clause_else_a_word_else_anywhere() -> None:
+    assert list(split_text("one, two three", 9)) == ["one,", "two three"]
+    assert list(split_text("one two three", 9)) == ["one two", "three"]
+    assert list(split_text("abcdefghij", 4)) == ["abcd", "efgh", "ij"]
+    assert list(split_text("", 4)) == []
     for text in ("a, b; c " * 50, " x" * 40, "— " * 30):
-        parts = list(cut(text, 7))
+        parts = list(split_text(text, 7))
         assert all(0 < len(part) <= 7 for part in parts)
         assert "".join(parts).replace(" ", "") == text.replace(" ", "")
 
@@ -283,7 +285,7 @@ def test_a_text_is_cut_after_a_clause_else_a_word_else_anywhere() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"engine": {"name": "festival"}}, r"engine.name: 'festival' is none of hibari, transformers"),
+        ({"engine": {"name": "festival"}}, r"engine.name: 'festival' is unknown; known are hibari, transformers"),
         ({"engine": {"voices": ["nobody"]}}, r"engine.voices: hibari has no voice 'nobody'; it has heart, emma"),
         ({"engine": {"voice": "heart"}}, r"engine.voice: unknown key"),
         ({"engine": {"voices": []}}, r"engine.voices: "),
@@ -292,6 +294,6 @@ def test_a_text_is_cut_after_a_clause_else_a_word_else_anywhere() -> None:
         ({"engine": {"name": "transformers"}, "model_ref": "file:/nowhere"}, r"model_ref: .* does not exist"),
     ],
 )
-def test_a_wrong_configuration_is_told_before_anything_starts(options: Any, message: str) -> None:
+def test_check_refuses_an_invalid_configuration(options: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         audio_generate.check(configuration(**options))

@@ -1,55 +1,71 @@
-"""What the default engine asks of faster-whisper. Neither the library nor a model is needed."""
+"""The arguments that the default engine passes to faster-whisper. No model is needed."""
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deployments.audio.faster_whisper_engine import FasterWhisper
-from deployments.audio.transcription_engine import TranscriptionParams
+from deployments.audio.faster_whisper_engine import FasterWhisperEngine, Options
+from deployments.audio.transcription_engine import Segment, TranscriptionParams, Word
 
 SAMPLES = np.zeros(16_000, np.float32)
-UNASKED: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "language": None,
     "task": "transcribe",
     "initial_prompt": None,
     "word_timestamps": False,
     "vad_filter": False,
+    "beam_size": 5,
+    "best_of": 5,
+    "patience": 1.0,
+    "length_penalty": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "condition_on_previous_text": True,
+    "compression_ratio_threshold": 2.4,
+    "log_prob_threshold": -1.0,
+    "no_speech_threshold": 0.6,
+    "hallucination_silence_threshold": None,
+    "hotwords": None,
 }
 
 
-class NotingModel:
-    """Hears nothing, in German, and notes what it was asked."""
+class RecordingModel:
+    """Returns the given segments, in German, and records its arguments."""
 
     supported_languages = ("de", "en")
 
     def __init__(self, *segments: Any) -> None:
         self.segments = segments
-        self.asked: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
 
-    def transcribe(self, samples: Any, **options: Any) -> tuple[Any, Any]:
+    def transcribe(self, samples: Any, **arguments: Any) -> tuple[Any, Any]:
         """As `WhisperModel.transcribe`."""
         assert samples is SAMPLES
-        self.asked.append(options)
+        self.calls.append(arguments)
         return iter(self.segments), SimpleNamespace(language="de", language_probability=0.75)
 
 
-def asked(wish: TranscriptionParams, **options: Any) -> dict[str, Any]:
-    model = NotingModel()
-    FasterWhisper(model, options).transcribe(SAMPLES, wish)
-    [found] = model.asked
-    return found
+def arguments_for(params: TranscriptionParams, **options: Any) -> dict[str, Any]:
+    model = RecordingModel()
+    FasterWhisperEngine(model, Options(**options)).transcribe(SAMPLES, params)
+    [arguments] = model.calls
+    return arguments
 
 
-def test_what_nobody_asks_for_is_left_to_the_library() -> None:
-    assert asked(TranscriptionParams()) == UNASKED
+def test_the_defaults_are_the_library_s_own() -> None:
+    faster_whisper = pytest.importorskip("faster_whisper")
+    parameters = inspect.signature(faster_whisper.WhisperModel.transcribe).parameters
+    assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+    assert arguments_for(TranscriptionParams()) == DEFAULTS
 
 
 @pytest.mark.parametrize(
-    ("wish", "options"),
+    ("params", "arguments"),
     [
         (TranscriptionParams(language="de"), {"language": "de"}),
         (TranscriptionParams(translate=True), {"task": "translate"}),
@@ -58,51 +74,45 @@ def test_what_nobody_asks_for_is_left_to_the_library() -> None:
         (TranscriptionParams(vad_filter=True), {"vad_filter": True}),
         (TranscriptionParams(temperature=0.4), {"temperature": 0.4}),
         (TranscriptionParams(temperature=0.0), {"temperature": 0.0}),
+        (
+            TranscriptionParams("en", translate=True, prompt="p", temperature=0.2, words=True, vad_filter=True),
+            {
+                "language": "en",
+                "task": "translate",
+                "initial_prompt": "p",
+                "word_timestamps": True,
+                "vad_filter": True,
+                "temperature": 0.2,
+            },
+        ),
     ],
 )
-def test_each_wish_reaches_the_model_under_the_library_s_name_for_it(
-    wish: TranscriptionParams, options: dict[str, Any]
-) -> None:
-    assert asked(wish) == {**UNASKED, **options}
+def test_each_parameter_is_passed_by_the_library_s_name(params: TranscriptionParams, arguments: dict[str, Any]) -> None:
+    assert arguments_for(params) == {**DEFAULTS, **arguments}
 
 
-def test_wishes_are_asked_for_together() -> None:
-    wish = TranscriptionParams(language="en", translate=True, prompt="p", temperature=0.2, words=True, vad_filter=True)
-    assert asked(wish) == {
-        "language": "en",
-        "task": "translate",
-        "initial_prompt": "p",
-        "word_timestamps": True,
-        "vad_filter": True,
-        "temperature": 0.2,
-    }
+def test_the_configured_options_apply_to_every_request() -> None:
+    model = RecordingModel()
+    engine = FasterWhisperEngine(model, Options(beam_size=1, hotwords="rbee", compute_type="int8", max_audio_s=60))
+    engine.transcribe(SAMPLES, TranscriptionParams(temperature=0.4))
+    engine.transcribe(SAMPLES, TranscriptionParams(language="de"))
+    configured = {**DEFAULTS, "beam_size": 1, "hotwords": "rbee"}
+    assert model.calls == [{**configured, "temperature": 0.4}, {**configured, "language": "de"}]
 
 
-def test_the_options_of_the_configuration_hold_for_every_request() -> None:
-    model = NotingModel()
-    engine = FasterWhisper(model, {"beam_size": 1, "hotwords": "rbee"})
-    for wish in (
-        TranscriptionParams(temperature=0.4),
-        TranscriptionParams(language="de"),
-    ):  # a wish does not outlive its request
-        engine.transcribe(SAMPLES, wish)
-    configured = {**UNASKED, "beam_size": 1, "hotwords": "rbee"}
-    assert model.asked == [{**configured, "temperature": 0.4}, {**configured, "language": "de"}]
-
-
-def test_the_language_its_probability_and_the_segments_come_back() -> None:
-    word = SimpleNamespace(word=" Guten", start=0.12345, end=0.5, probability=0.98765)
-    model = NotingModel(
-        SimpleNamespace(text=" Guten Tag.", start=0.0, end=1.23456, words=[word]),
+def test_the_language_its_probability_and_the_segments_are_returned() -> None:
+    word = SimpleNamespace(word=" Guten", start=0.125, end=0.5, probability=0.75)
+    model = RecordingModel(
+        SimpleNamespace(text=" Guten Tag.", start=0.0, end=1.25, words=[word]),
         SimpleNamespace(text=" Ja.", start=1.5, end=2.0, words=None),
     )
-    engine = FasterWhisper(model, {})
+    engine = FasterWhisperEngine(model, Options())
     assert engine.languages == {"de", "en"}
-    heard = engine.transcribe(SAMPLES, TranscriptionParams())
-    assert (heard.language, heard.language_probability) == ("de", 0.75)
-    first, second = heard.segments
-    assert (first.i, first.t, first.start, first.end) == (0, " Guten Tag.", 0.0, 1.235)
-    [said] = first.words
-    assert (said.t, said.start, said.end, said.probability) == (" Guten", 0.123, 0.5, 0.9877)
-    assert (second.i, second.t, second.words) == (1, " Ja.", ())
-    assert list(FasterWhisper(NotingModel(), {}).transcribe(SAMPLES, TranscriptionParams()).segments) == []
+    transcription = engine.transcribe(SAMPLES, TranscriptionParams())
+    assert (transcription.language, transcription.language_probability) == ("de", 0.75)
+    assert list(transcription.segments) == [
+        Segment(" Guten Tag.", 0.0, 1.25, (Word(" Guten", 0.125, 0.5, 0.75),)),
+        Segment(" Ja.", 1.5, 2.0),
+    ]
+    silent = FasterWhisperEngine(RecordingModel(), Options())
+    assert list(silent.transcribe(SAMPLES, TranscriptionParams()).segments) == []

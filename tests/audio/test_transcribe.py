@@ -1,4 +1,4 @@
-"""Transcription with the real model, without Ray."""
+"""Transcription with the default model, without Ray."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def text(events: list[Event[Any]]) -> list[str]:
     return words_of("".join(segment.t for segment in segments(events)))
 
 
-async def test_what_was_said_comes_back_word_for_word_with_its_times(backend: TranscribeBackend) -> None:
+async def test_speech_is_transcribed_word_for_word_with_segment_timestamps(backend: TranscribeBackend) -> None:
     events = await events_of(backend, speech_file())
     assert text(events) == WORDS
     seconds = len(speech()) / 16_000
@@ -83,7 +83,7 @@ async def test_what_was_said_comes_back_word_for_word_with_its_times(backend: Tr
     assert events[-1].tokens_out == len(found)
 
 
-async def test_each_word_has_a_time_where_that_is_wanted(backend: TranscribeBackend) -> None:
+async def test_each_word_has_a_timestamp_on_request(backend: TranscribeBackend) -> None:
     found = segments(await events_of(backend, speech_file(), timestamps="word"))
     words = [word for segment in found for word in segment.words]
     assert [words_of(word.t)[0] for word in words] == WORDS
@@ -92,7 +92,7 @@ async def test_each_word_has_a_time_where_that_is_wanted(backend: TranscribeBack
     assert 0 < words[river].start < words[river].end < words[apple].start < len(speech()) / 16_000
 
 
-async def test_one_result_has_text_segments_language_and_duration(backend: TranscribeBackend) -> None:
+async def test_a_single_result_has_text_segments_language_and_duration(backend: TranscribeBackend) -> None:
     work = ordered(Started.now("j", "m"), backend.execute(TranscribeRequest(audio=speech_file())))
     result = (await collect(work, SPEC.outputs)).output
     assert words_of(result["text"]) == WORDS
@@ -101,14 +101,14 @@ async def test_one_result_has_text_segments_language_and_duration(backend: Trans
     assert set(result["segments"][0]) == {"t", "start", "end", "i"}
 
 
-async def test_silence_is_no_text(backend: TranscribeBackend) -> None:
-    # Without the filter this model hears "you" in it, as Whisper does.
+async def test_silence_has_no_text(backend: TranscribeBackend) -> None:
+    # Without the filter the text is "you", a known hallucination of Whisper.
     events = await events_of(backend, wav(bytes(64_000)), vad_filter=True)
     assert text(events) == []
     assert isinstance(events[-1], End)
 
 
-async def test_parts_without_speech_can_be_cut_out_and_times_stay_true(backend: TranscribeBackend) -> None:
+async def test_the_vad_filter_keeps_timestamps_of_the_whole_recording(backend: TranscribeBackend) -> None:
     quiet = np.zeros(16_000 * 20, np.float32)
     found = segments(await events_of(backend, as_wav(np.concatenate([quiet, speech()])), vad_filter=True))
     assert words_of("".join(segment.t for segment in found)) == WORDS
@@ -120,69 +120,71 @@ async def test_prompt_and_temperature_reach_the_model(backend: TranscribeBackend
     assert text(events) == WORDS
 
 
-async def test_every_kind_of_file_gives_the_text(backend: TranscribeBackend) -> None:
+async def test_an_opus_file_gives_the_same_text(backend: TranscribeBackend) -> None:
     at_48_khz = np.repeat(speech(), 3)
     assert text(await events_of(backend, encoded("opus", at_48_khz))) == WORDS
 
 
 @pytest.fixture
-def begun(backend: TranscribeBackend, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The windows that have been begun."""
+def started(backend: TranscribeBackend, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The start times of all windows."""
     windows, times = backend._windows, []
     begin = windows.begin
 
-    def noted() -> None:
+    def recorded() -> None:
         times.append(time.monotonic())
         begin()
 
-    monkeypatch.setattr(windows, "begin", noted)
+    monkeypatch.setattr(windows, "begin", recorded)
     return times
 
 
-async def test_a_long_file_answers_after_its_first_window(backend: TranscribeBackend, begun: list[float]) -> None:
+async def test_the_first_segment_of_a_long_file_is_sent_after_its_first_window(
+    backend: TranscribeBackend, started: list[float]
+) -> None:
     events = backend.execute(TranscribeRequest(audio=long_speech(300), temperature=0.0))
     async with aclosing(events):
         async for event in events:
             if isinstance(event, Output) and isinstance(event.value, SegmentOutput):
                 assert event.value.end <= 30
                 break
-    assert len(begun) == 1
-    # It has stopped with its reader: the next request is served, and no window but its own has been begun.
+    assert len(started) == 1
+    # The cancellation stopped it: only the next request starts a window.
     assert text(await events_of(backend, speech_file())) == WORDS
-    assert len(begun) == 2
+    assert len(started) == 2
 
 
-async def test_a_client_that_leaves_stops_a_silent_recording_within_a_window(
-    backend: TranscribeBackend, begun: list[float]
+async def test_a_cancellation_stops_a_silent_recording_within_a_window(
+    backend: TranscribeBackend, started: list[float]
 ) -> None:
-    """Windows without speech give no segment, so nobody but the engine itself can stop between them."""
+    """Windows without speech have no segment, so only the engine itself can stop between them."""
     reader = asyncio.create_task(events_of(backend, wav(bytes(32_000 * 390)), temperature=0.0))
-    while not begun:  # noqa: ASYNC110 - it is begun in another thread
+    while not started:  # noqa: ASYNC110 - it starts in another thread
         await asyncio.sleep(0.01)
     reader.cancel()
     with pytest.raises(asyncio.CancelledError):
         await reader
-    seen = len(begun)
+    count = len(started)
     assert text(await events_of(backend, speech_file())) == WORDS
-    assert len(begun) <= seen + 2  # the one that is refused, and that of the next request
+    assert len(started) <= count + 2  # the one that was cancelled, and that of the next request
 
 
-async def test_two_requests_take_turns(backend: TranscribeBackend, steps: Watchdog) -> None:
-    order = []
+async def test_two_requests_alternate_by_windows(backend: TranscribeBackend, steps: Watchdog) -> None:
+    finished = []
 
     async def read(name: str, audio: bytes) -> None:
         assert isinstance((await events_of(backend, audio, temperature=0.0))[-1], End)
-        order.append(name)
+        finished.append(name)
 
     long = asyncio.create_task(read("long", long_speech(45)))
     await asyncio.sleep(0.2)
     await asyncio.gather(long, read("short", speech_file()))
-    assert order == ["short", "long"]
+    assert finished == ["short", "long"]
     assert steps.last_progress_age_s is None
 
 
 @pytest.mark.parametrize("samples", [1, 399, 400, 16_000, 60 * 16_000 - 160, 60 * 16_000, 150 * 16_000 + 7])
-def test_a_spectrum_made_in_blocks_is_that_of_the_library(samples: int) -> None:
+def test_a_spectrogram_computed_in_blocks_equals_the_library_s(samples: int) -> None:
     from faster_whisper.feature_extractor import FeatureExtractor
 
     sound = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
@@ -195,18 +197,20 @@ def test_a_spectrum_made_in_blocks_is_that_of_the_library(samples: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "field", "sentence"),
     [
-        ({"language": "fr"}, "language", "this model knows English only; use a multilingual one"),
-        ({"translate": True}, "translate", "this model knows English only; use a multilingual one"),
+        ({"language": "fr"}, "language", "this model supports English only; use a multilingual one"),
+        ({"translate": True}, "translate", "this model supports English only; use a multilingual one"),
     ],
 )
-async def test_an_english_model_says_so(backend: TranscribeBackend, fields: Any, field: str, sentence: str) -> None:
+async def test_an_english_only_model_refuses_other_languages(
+    backend: TranscribeBackend, fields: Any, field: str, sentence: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await events_of(backend, speech_file(), **fields)
     assert [(v.field, v.message) for v in caught.value.violations] == [(field, sentence)]
     assert text(await events_of(backend, speech_file(), language="en")) == WORDS
 
 
-async def test_a_bad_file_is_refused_before_anything_starts_and_the_next_one_is_served(
+async def test_an_invalid_file_is_refused_and_the_next_one_is_transcribed(
     backend: TranscribeBackend,
 ) -> None:
     for audio in (b"x", wav(b""), speech_file()[:-9000], wav(bytes(32_000 * 401))):
@@ -219,23 +223,28 @@ async def test_a_bad_file_is_refused_before_anything_starts_and_the_next_one_is_
     assert text(await events_of(backend, speech_file())) == WORDS
 
 
-def test_the_configuration_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
+def test_check_refuses_an_invalid_configuration(tmp_path: Path) -> None:
     check(worker(engine={"name": "faster-whisper", "beam_size": 1, "compute_type": "int8", "max_audio_s": 60}))
     for engine, message in (
         ({"name": "whisper"}, "engine.name: 'whisper' is unknown; known are faster-whisper, transformers"),
-        ({"beams": 1}, "engine.beams: faster-whisper has no such option here; it has "),
-        ({"max_audio_s": 0}, "engine.max_audio_s: must be a number from 1 to 86400"),
+        ({"name": "faster_whisper"}, "did you mean faster-whisper"),
+        ({"beams": 1}, "engine.beams: unknown key"),
+        ({"beam_size": 0}, "engine.beam_size: Input should be greater than or equal to 1"),
+        ({"no_speech_threshold": "high"}, "engine.no_speech_threshold: Input should be a valid number"),
+        ({"max_audio_s": 0}, "engine.max_audio_s: Input should be greater than or equal to 1"),
+        ({"name": "transformers", "num_beams": 0}, "engine.num_beams: Input should be greater"),
+        ({"name": "transformers", "dtype": "int8"}, "engine.dtype: Input should be 'auto', 'float16'"),
         ({"name": "transformers"}, "model_ref: .* is a ctranslate2 model; this engine takes safetensors"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             check(worker(engine=engine))
 
 
-def test_a_compute_type_that_is_none_is_told_to_the_operator() -> None:
+def test_an_unknown_compute_type_is_a_configuration_error() -> None:
     context = LoadContext(worker(engine={"compute_type": "int3"}), Device("cpu"), lambda progress: None)
-    with pytest.raises(ConfigurationError, match="CTranslate2 refuses"):
+    with pytest.raises(ConfigurationError, match="CTranslate2 rejects"):
         load(context)
 
 
-def test_the_warm_up_is_a_file_that_can_be_decoded() -> None:
+def test_the_warm_up_request_has_a_wav_file() -> None:
     assert warm_up().audio[:4] == b"RIFF"

@@ -1,4 +1,4 @@
-"""Tiny text-to-audio models with random weights: the code path of real ones, and noise for a sound."""
+"""Tiny text-to-audio models with random weights, which generate noise by the code path of real models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def save_tiny_vits(folder: Path) -> None:
-    """A VITS with three speakers, 16 kHz, that reads Latin letters."""
+    """A VITS with three speakers, 16 kHz, for Latin letters."""
     import torch
     from transformers import VitsConfig, VitsModel, VitsTokenizer
 
@@ -32,7 +32,7 @@ def save_tiny_vits(folder: Path) -> None:
 
 
 def save_tiny_musicgen(folder: Path, channels: int = 1) -> None:
-    """A MusicGen, 16 kHz and 50 tokens a second, that knows three words, in mono or stereo."""
+    """A MusicGen, 16 kHz and 50 tokens/s, with a vocabulary of three words, mono or stereo."""
     import torch
     from transformers import (
         EncodecConfig,
@@ -63,7 +63,7 @@ def save_tiny_musicgen(folder: Path, channels: int = 1) -> None:
 
 
 def save_tiny_speecht5(folder: Path, vocoder: Path) -> None:
-    """A SpeechT5 that reads Latin letters, for voices of 8 numbers, and a vocoder of 16 kHz in a folder of its own."""
+    """A SpeechT5 for Latin letters with speaker embeddings of 8 numbers, and a vocoder of 16 kHz in another folder."""
     import sentencepiece
     import torch
     from transformers import (
@@ -89,7 +89,7 @@ def save_tiny_speecht5(folder: Path, vocoder: Path) -> None:
             speech_decoder_prenet_units=16, speech_decoder_postnet_layers=2, speech_decoder_postnet_units=16,
         )
     )  # fmt: skip
-    torch.nn.init.constant_(model.speech_decoder_postnet.prob_out.bias, -10)  # that this was all, at once
+    torch.nn.init.constant_(model.speech_decoder_postnet.prob_out.bias, -10)  # it stops at once
     model.save_pretrained(folder)
     SpeechT5HifiGan(
         SpeechT5HifiGanConfig(
@@ -100,7 +100,7 @@ def save_tiny_speecht5(folder: Path, vocoder: Path) -> None:
 
 
 def save_tiny_bark(folder: Path) -> None:
-    """A Bark, 24 kHz, that knows four words and has the voice preset `anna`. A sentence takes it 0.4 s at most."""
+    """A Bark, 24 kHz, with a vocabulary of four words and the voice preset `anna`. A sentence takes at most 0.4 s."""
     import numpy as np
     import torch
     from transformers import (
@@ -129,7 +129,7 @@ def save_tiny_bark(folder: Path) -> None:
         sampling_rate=24000, num_filters=4, hidden_size=16, codebook_size=32, codebook_dim=16, num_lstm_layers=1,
         normalize=False, target_bandwidths=[1.5],
     )  # fmt: skip
-    # Numbers below 40 are semantic tokens, 40 is none of them; 32 for each of two coarse codebooks come after them.
+    # Ids below 40 are semantic tokens, 40 ends them; the ids of two coarse codebooks of 32 follow.
     torch.manual_seed(0)
     model = BarkModel(
         BarkConfig(
@@ -169,7 +169,7 @@ def _word_tokenizer(words: str) -> Any:
 
 
 def _fill_codebooks(codec: Any) -> None:
-    """They are all zero in a new codec: one sound for all tokens."""
+    """They are zero in a new codec, so all tokens would decode to the same samples."""
     for name, codebook in codec.named_buffers():
         if name.endswith(".embed"):
             codebook.normal_()

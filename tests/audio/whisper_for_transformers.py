@@ -1,4 +1,4 @@
-"""The packaged whisper-tiny.en, and a tiny random multilingual one, in the form that transformers loads."""
+"""The packaged whisper-tiny.en, and a tiny random multilingual Whisper, in the format of transformers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def packaged_whisper(folder: Path) -> Path:
 
 
 def random_whisper(folder: Path) -> Path:
-    """A multilingual model of two thin layers, which has learned nothing."""
+    """A multilingual model of two thin layers with random weights."""
     torch.manual_seed(0)
     config = WhisperConfig(
         vocab_size=51_864, d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
@@ -107,7 +107,7 @@ def _weights() -> Iterator[tuple[str, torch.Tensor]]:
             prefix += f"layers.{number.removeprefix('layer_')}."
             if part in FUSED:
                 for target, piece in zip(FUSED[part], weight.chunk(len(FUSED[part])), strict=True):
-                    if not (target.endswith("k_proj") and end == "bias"):  # Whisper's keys have none: zeros here
+                    if not (target.endswith("k_proj") and end == "bias"):  # zeros: Whisper's keys have none
                         yield f"{prefix}{target}.{end}", piece
                 continue
             part = NAMES[part]

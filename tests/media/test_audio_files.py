@@ -1,13 +1,8 @@
-"""Decoding: what is taken, what is refused with which words, and that no file takes the worker down."""
+"""Audio decoding: supported files, and the errors of the others."""
 
 from __future__ import annotations
 
 import os
-import random
-import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -21,7 +16,6 @@ from tests.audio.sounds import CODECS, encoded, tone, wav
 
 MAX_S = 60.0
 SILENCE = bytes(2 * SAMPLE_RATE)
-FLIPPED_FILES = 500
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +34,19 @@ def refusal(data: bytes, max_s: float = MAX_S) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_every_kind_becomes_the_same_sound(name: str, decoder: AudioDecoder) -> None:
+def test_every_format_decodes_to_the_same_samples(name: str, decoder: AudioDecoder) -> None:
     samples = decoder.decode(encoded(name, seconds=2))
     assert samples.dtype == np.float32
     assert abs(len(samples) - 2 * SAMPLE_RATE) <= 0.01 * SAMPLE_RATE
-    near = min(len(samples), 2 * SAMPLE_RATE) - 1600
+    count = min(len(samples), 2 * SAMPLE_RATE) - 1600
     expected = tone(2, SAMPLE_RATE)
-    best = max(np.corrcoef(samples[lag : lag + near], expected[:near])[0, 1] for lag in range(800))
+    best = max(np.corrcoef(samples[lag : lag + count], expected[:count])[0, 1] for lag in range(800))
     assert best > 0.99
 
 
 @pytest.mark.parametrize("rate", [1000, 8000, 11_025, 22_050, 44_100, 96_000, 192_000, 384_000])
 @pytest.mark.parametrize("channels", [1, 2, 3, 6, 7, 8])
-def test_odd_rates_and_channels_are_brought_to_what_the_model_takes(rate: int, channels: int) -> None:
+def test_every_rate_and_channel_count_is_resampled_to_16_khz_mono(rate: int, channels: int) -> None:
     sound = (np.repeat(tone(0.5, rate), channels) * 32767).astype(np.int16)
     samples = decode(wav(sound.tobytes(), rate, channels), MAX_S)
     assert abs(len(samples) - SAMPLE_RATE // 2) <= 4
@@ -61,12 +55,12 @@ def test_odd_rates_and_channels_are_brought_to_what_the_model_takes(rate: int, c
 
 
 @pytest.mark.parametrize(("bits", "form"), [(8, 1), (24, 1), (32, 1), (32, 3), (64, 3), (8, 6), (8, 7)])
-def test_wav_comes_in_many_widths(bits: int, form: int) -> None:
+def test_wav_may_have_any_sample_width(bits: int, form: int) -> None:
     assert len(decode(wav(bytes(SAMPLE_RATE * bits // 8), bits=bits, form=form), MAX_S)) == SAMPLE_RATE
 
 
 @pytest.mark.parametrize("claimed", [0, 0xFFFFFFFF])
-def test_a_wav_that_was_written_to_a_pipe_does_not_know_its_size(claimed: int) -> None:
+def test_a_wav_that_was_written_to_a_pipe_has_no_size(claimed: int) -> None:
     data = bytearray(wav(SILENCE, size=claimed))
     data[4:8] = claimed.to_bytes(4, "little")
     assert len(decode(bytes(data), MAX_S)) == SAMPLE_RATE
@@ -75,19 +69,19 @@ def test_a_wav_that_was_written_to_a_pipe_does_not_know_its_size(claimed: int) -
 @pytest.mark.parametrize(
     "data", [b"\0", b"RIFF", b"<html>", b"\x1aE\xdf\xa3webm", b"....ftypM4A ", b"RIFF\0\0\0\0AVI "]
 )
-def test_other_kinds_are_refused_by_their_first_bytes(data: bytes) -> None:
+def test_other_formats_are_refused_by_their_first_bytes(data: bytes) -> None:
     assert refusal(data) == ("format", "is not a WAV, FLAC, OGG or MP3 file; send one of these")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rate", [16_000, 44_100])
-def test_samples_that_are_no_numbers_are_refused(bad: float, rate: int) -> None:
+def test_non_finite_samples_are_refused(bad: float, rate: int) -> None:
     sound = np.zeros(rate, np.float32)
     sound[rate // 2] = bad
     assert refusal(wav(sound.tobytes(), rate, bits=32, form=3))[0] == "finite"
 
 
-def test_loud_samples_are_clipped_as_every_player_does() -> None:
+def test_loud_samples_are_clipped() -> None:
     sound = np.full(SAMPLE_RATE, 1e30, np.float32).tobytes()
     assert decode(wav(sound, bits=32, form=3), MAX_S).max() == 32_767
 
@@ -112,91 +106,41 @@ def test_loud_samples_are_clipped_as_every_player_does() -> None:
         (b"\xff\xfb" * 100, "readable"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_not_what_it_says_is_refused(data: bytes, constraint: str) -> None:
+def test_a_file_with_an_invalid_header_is_refused(data: bytes, constraint: str) -> None:
     assert refusal(data)[0] == constraint
 
 
 @pytest.mark.parametrize("name", CODECS)
 @pytest.mark.parametrize("part", [0.3, 0.5, 0.9])
-def test_a_file_that_is_cut_short_is_refused(name: str, part: float) -> None:
+def test_a_truncated_file_is_refused(name: str, part: float) -> None:
     whole = encoded(name, seconds=4)
     assert refusal(whole[: int(len(whole) * part)])[0] in ("whole", "readable")
 
 
 @pytest.mark.parametrize("name", CODECS)
-def test_a_long_file_is_refused_after_no_more_than_the_cap(name: str) -> None:
+def test_a_long_file_is_refused_at_the_limit(name: str) -> None:
     constraint, message = refusal(encoded(name, seconds=5), max_s=2)
     assert (constraint, message) == ("seconds <= 2", "must be at most 2 seconds long; send it in parts")
 
 
-def test_little_data_that_becomes_much_sound_is_stopped_at_the_cap() -> None:
+def test_decoding_of_a_small_file_with_much_sound_stops_at_the_limit() -> None:
     silence = np.zeros(48_000 * 100, np.float32)
     small = encoded("opus", silence)
     assert len(small) < 25_000
-    # A header that tells less than there is: the last page's position set back to one second.
-    liar = bytearray(small)
+    # A header with a too short duration: the last page's position is set to one second.
+    understated = bytearray(small)
     last = small.rfind(b"OggS")
-    liar[last + 6 : last + 14] = (48_000).to_bytes(8, "little")
-    began = time.monotonic()
-    for data in (small, bytes(liar)):
+    understated[last + 6 : last + 14] = (48_000).to_bytes(8, "little")
+    started_at = time.monotonic()
+    for data in (small, bytes(understated)):
         assert refusal(data, max_s=3)[0] in ("seconds <= 3", "readable")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - started_at < 3
 
 
-def test_pictures_in_a_file_are_not_looked_at() -> None:
+def test_images_in_an_audio_file_are_ignored() -> None:
     sound = encoded("mp3")
-    picture = b"\0image/png\0\x03\0" + b"\x89PNG\r\n\x1a\n" + os.urandom(200)
-    frame = b"APIC" + len(picture).to_bytes(4, "big") + b"\0\0" + picture
+    image = b"\0image/png\0\x03\0" + b"\x89PNG\r\n\x1a\n" + os.urandom(200)
+    frame = b"APIC" + len(image).to_bytes(4, "big") + b"\0\0" + image
     size = len(frame)
     head = b"ID3\x03\0\0" + bytes([size >> 21 & 127, size >> 14 & 127, size >> 7 & 127, size & 127])
     assert abs(len(decode(head + frame + sound, MAX_S)) - SAMPLE_RATE) < 1000
-
-
-@pytest.mark.parametrize("name", CODECS)
-def test_no_flipped_bit_ends_the_decoder(name: str, decoder: AudioDecoder) -> None:
-    whole, chance = encoded(name, seconds=0.5), random.Random(name)
-    decoder.decode(whole)
-    pid, answers = decoder.pid, {"samples": 0, "refused": 0}
-    fields: set[str] = set()
-    for _ in range(FLIPPED_FILES):
-        data = bytearray(whole)
-        for _ in range(chance.choice((1, 3, 20))):
-            # Half of them in the headers, where they do most.
-            end = chance.choice((min(200, len(data)), len(data)))
-            data[chance.randrange(end)] ^= 1 << chance.randrange(8)
-        try:
-            samples = decoder.decode(bytes(data))
-        except InvalidRequest as exc:
-            answers["refused"] += 1
-            fields.update(violation.field for violation in exc.violations)
-        else:
-            answers["samples"] += 1
-            assert 0 < len(samples) <= MAX_S * SAMPLE_RATE
-            assert np.isfinite(samples).all()
-    assert (decoder.pid, fields) == (pid, {"audio"})
-    assert sum(answers.values()) == FLIPPED_FILES
-    assert len(decoder.decode(whole)) > 0
-
-
-def test_a_decoder_that_is_killed_by_a_file_is_replaced(decoder: AudioDecoder) -> None:
-    good = wav(SILENCE)
-    decoder.decode(good)
-    first = decoder.pid
-    assert first is not None
-    os.kill(first, signal.SIGSTOP)  # so that it has the file, and has not answered, when the fault comes
-    fault = threading.Timer(0.2, os.kill, (first, signal.SIGKILL))
-    fault.start()
-    with pytest.raises(InvalidRequest, match="makes the decoder fail"):
-        decoder.decode(good)
-    fault.join()
-    assert len(decoder.decode(good)) == SAMPLE_RATE
-    assert decoder.pid != first
-
-
-def test_a_decoder_that_never_comes_back_is_ended() -> None:
-    program = """
-import io, time
-from deployments.media.decoder_process import _REQUEST, serve
-serve(lambda data: time.sleep(60), 1, io.BytesIO(_REQUEST.pack(4) + b"file"), io.BytesIO())
-"""
-    assert subprocess.run([sys.executable, "-c", program]).returncode == -signal.SIGALRM

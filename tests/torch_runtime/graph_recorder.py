@@ -1,4 +1,4 @@
-"""A recorder of passes for `GraphedForward` that needs no GPU."""
+"""A recorder for `GraphedForward` that needs no GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Recorder:
-    """Counts what is recorded and what is replayed."""
+    """Counts captures and replays."""
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
@@ -19,9 +19,9 @@ class Recorder:
             raise RuntimeError("operation not permitted when stream is capturing")
         inputs = [tensor.clone() for tensor in tensors]
 
-        def replay(given: Sequence[Any]) -> Any:
+        def replay(values: Sequence[Any]) -> Any:
             self.replayed += 1
-            for tensor, value in zip(inputs, given, strict=True):
+            for tensor, value in zip(inputs, values, strict=True):
                 tensor.copy_(value)
             return run(inputs)
 

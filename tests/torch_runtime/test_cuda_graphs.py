@@ -1,4 +1,4 @@
-"""When a model's pass is recorded, and when it is done as it was; with a recorder that needs no GPU."""
+"""When a forward pass is captured and replayed; with a recorder that needs no GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ones(side: int = 2) -> Any:
     return torch.ones(side, side)
 
 
-def test_a_pass_is_recorded_when_it_comes_again_and_gives_what_the_model_gives(recorder: Recorder) -> None:
+def test_a_repeated_form_is_captured_and_gives_the_model_s_output(recorder: Recorder) -> None:
     forward = GraphedForward(scaled, recorder)
     for time in range(5):
         more = {"bias": torch.tensor(float(time))}
@@ -36,7 +36,7 @@ def test_a_pass_is_recorded_when_it_comes_again_and_gives_what_the_model_gives(r
     assert (recorder.recorded, recorder.replayed) == (1, 4)
 
 
-def test_two_kinds_of_passes_in_turn_are_both_recorded(recorder: Recorder) -> None:
+def test_two_alternating_forms_are_both_captured(recorder: Recorder) -> None:
     forward = GraphedForward(scaled, recorder)
     for _ in range(3):
         for side in (2, 3):
@@ -44,14 +44,14 @@ def test_two_kinds_of_passes_in_turn_are_both_recorded(recorder: Recorder) -> No
     assert (recorder.recorded, recorder.replayed) == (2, 4)
 
 
-def test_what_changes_with_each_step_is_never_recorded(recorder: Recorder) -> None:
+def test_a_form_that_changes_with_each_step_is_never_captured(recorder: Recorder) -> None:
     forward = GraphedForward(scaled, recorder)
     for _ in range(2):
         assert [float(forward(ones(1), float(time))[0]) for time in range(10)] == list(map(float, range(10)))
     assert recorder.recorded == 0
 
 
-def test_other_weights_and_other_forms_are_other_passes(recorder: Recorder) -> None:
+def test_other_weights_and_other_forms_have_their_own_captures(recorder: Recorder) -> None:
     forward = GraphedForward(scaled, recorder)
     for weights in (None, "an adapter"):
         forward.weights = weights
@@ -60,11 +60,11 @@ def test_other_weights_and_other_forms_are_other_passes(recorder: Recorder) -> N
                 forward(sample, 1)
     assert recorder.recorded == 6
     for _ in range(2):
-        forward(ones(), True)  # equals 1, but a model may treat it otherwise
+        forward(ones(), True)  # equals 1, but a model may distinguish them
     assert recorder.recorded == 7
 
 
-def test_the_last_ones_that_were_needed_are_kept(recorder: Recorder) -> None:
+def test_the_most_recently_used_captures_are_kept(recorder: Recorder) -> None:
     forward = GraphedForward(scaled, recorder)
     for side in range(1, MAX_GRAPHS + 2):
         for _ in range(2):
@@ -79,20 +79,20 @@ def test_the_last_ones_that_were_needed_are_kept(recorder: Recorder) -> None:
     assert recorder.recorded == MAX_GRAPHS + 2
 
 
-def test_a_pass_that_cannot_be_recorded_is_done_as_it_was_and_not_tried_again(recorder: Recorder) -> None:
+def test_a_failed_capture_runs_the_model_and_is_not_repeated(recorder: Recorder) -> None:
     recorder.fails = True
     forward = GraphedForward(scaled, recorder)
     assert [float(forward(ones(1), 3)[0]) for _ in range(4)] == [3.0] * 4
     assert (recorder.recorded, recorder.replayed) == (1, 0)
 
 
-def test_values_that_cannot_be_compared_are_passed_on(recorder: Recorder) -> None:
+def test_unhashable_arguments_run_the_model(recorder: Recorder) -> None:
     forward = GraphedForward(lambda sample, names: sample * len(names), recorder)
     assert [float(forward(ones(1), {"a", "b"})) for _ in range(3)] == [2.0] * 3
     assert recorder.recorded == 0
 
 
-def test_an_error_of_the_model_is_its_own(recorder: Recorder) -> None:
+def test_an_error_of_the_model_is_raised_unchanged(recorder: Recorder) -> None:
     def fails(sample: Any) -> Any:
         raise ValueError("no such size")
 
@@ -102,7 +102,7 @@ def test_an_error_of_the_model_is_its_own(recorder: Recorder) -> None:
             forward(ones())
 
 
-def test_pipelines_still_see_what_the_model_takes(recorder: Recorder) -> None:
+def test_the_signature_of_forward_is_kept(recorder: Recorder) -> None:
     import inspect
 
     assert list(inspect.signature(GraphedForward(scaled, recorder)).parameters) == ["sample", "time", "scale", "more"]
@@ -110,18 +110,18 @@ def test_pipelines_still_see_what_the_model_takes(recorder: Recorder) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not devices.ON_GPU, reason="needs RBEE_SERVE_TEST_DEVICE=cuda")
-def test_a_recorded_pass_of_a_gpu_gives_what_the_model_gives_and_one_that_waits_for_it_is_not_recorded() -> None:
+def test_a_cuda_graph_gives_the_model_s_output_and_a_synchronizing_model_is_not_captured() -> None:
     from deployments.torch_runtime.cuda_graphs import cuda_recorder
 
     layer = torch.nn.Linear(8, 8).cuda()
 
-    def forward(sample: Any, waits: bool) -> Any:
-        return layer(sample) * (sample.sum().item() if waits else 1)
+    def forward(sample: Any, synchronizes: bool) -> Any:
+        return layer(sample) * (sample.sum().item() if synchronizes else 1)
 
     with torch.inference_mode():
-        for waits in (False, True):
+        for synchronizes in (False, True):
             graphed = GraphedForward(forward, cuda_recorder("cuda"))
-            for number in range(6):
-                sample = torch.full((4, 8), float(number), device="cuda")
-                assert torch.allclose(graphed(sample, waits), forward(sample, waits), atol=1e-5)
-            assert [replay is None for replay in graphed._passes.values()] == [waits]
+            for value in range(6):
+                sample = torch.full((4, 8), float(value), device="cuda")
+                assert torch.allclose(graphed(sample, synchronizes), forward(sample, synchronizes), atol=1e-5)
+            assert [replay is None for replay in graphed._replays.values()] == [synchronizes]
