@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from deployments.media.image_decoder import ImageDecoder
 from deployments.media.image_files import decode
 from rbee_serve.errors import InvalidRequest
-from tests.vision.pictures import HEIGHT, WIDTH, encoded, picture, png
+from tests.vision.images import HEIGHT, WIDTH, encoded, png, sample_image
 
 MAX_PIXELS = 1_000_000
 FLIPPED_FILES = 500
@@ -32,7 +32,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "webp": ("WEBP", {"quality": 95}),
     "lossless": ("WEBP", {"lossless": True}),
 }
-SMALL = picture()
+SMALL = sample_image()
 
 
 @pytest.fixture(scope="module")
