@@ -1,7 +1,7 @@
 """Chats as tokens, by the model's own template. Only the template can produce the model's control tokens.
 
 A tokenizer reads `<|im_end|>` in a user's text as the control token of that name, so a text could end its own message
-and begin a system message; `<image>` would be a placeholder for an image that nobody sent. Here such names in texts are
+and begin a system message; `<image>` would be a placeholder without an image. Here such names in texts are
 encoded as literal text. So are the names of the placeholder tokens that the template writes for an image or a
 recording, whether or not the tokenizer marks them as special. Other added tokens, such as `<think>` or a run of blanks,
 stay tokens: models are trained with them in texts, and templates look for them in an assistant's message.

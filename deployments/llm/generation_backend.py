@@ -33,7 +33,7 @@ class GenerationBackend(InferenceBackend[RequestT, OutputT]):
     """An engine. A worker type adds how a request becomes the engine's input."""
 
     actor: str
-    """Who narrates."""
+    """The actor of the narration."""
 
     def __init__(self, engine: GenerationEngine, memory: MemoryGauge) -> None:
         self._engine = engine

@@ -28,9 +28,9 @@ Array = Any
 """A numpy array of float32."""
 
 DECODERS = {"cpu": 1, "metal": 2, "cuda": 4}
-"""Decoder processes, unless `decoders` says otherwise."""
+"""Decoder processes, unless `decoders` is set."""
 BATCH_IMAGES = {"cpu": 8, "metal": 16, "cuda": 64}
-"""The largest batch, unless `batch_images` says otherwise."""
+"""The largest batch, unless `batch_images` is set."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def without_unfit_worker(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def use_all_cores(options: dict[str, Any]) -> None:
-    """Reserve no core where `options` name our worker class, unless the environment says otherwise. Must run in the
+    """Reserve no core where `options` name our worker class, unless the environment sets the number. Must run in the
     process that configures the engine, before it does."""
     if options.get("worker_cls") == CLASS:
         os.environ.setdefault(RESERVED_CORES, "0")

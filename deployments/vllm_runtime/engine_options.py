@@ -1,4 +1,4 @@
-"""The options of an engine on vLLM: what `engine:` may say, and what follows from the device and the model."""
+"""The options of an engine on vLLM: the schema of `engine:`, and values that follow from the device and the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GPU_SHARE = 0.9
 """The part of a whole GPU that vLLM takes by default (`gpu_memory_utilization`)."""
 
 CPU_KV_CACHE_BYTES = 1024**3
-"""The KV cache on a CPU unless `kv_cache_memory_bytes` says otherwise. vLLM would take half of the machine's memory."""
+"""The KV cache on a CPU unless `kv_cache_memory_bytes` is set. vLLM would take half of the machine's memory."""
 
 PICKLE_FORMATS = frozenset({"pt", "npcache"})
 """Values of vLLM's `load_format` that unpickle."""
@@ -123,7 +123,7 @@ def _with_hint(name: str, known: set[str]) -> str:
 
 
 def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
-    """vLLM's engine arguments: what follows from the device, then what the configuration says, which wins."""
+    """vLLM's engine arguments: what follows from the device, overridden by the configuration."""
     device = context.device
     options: dict[str, Any] = {
         "model": str(model),

@@ -49,7 +49,6 @@ def test_the_module_resolves_the_class_by_its_name() -> None:
 
 
 @pytest.mark.vllm
-@pytest.mark.filterwarnings("default")
 def test_the_number_of_threads_changes_only_with_the_size_of_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
     from typing import Any

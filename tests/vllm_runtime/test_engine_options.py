@@ -82,7 +82,6 @@ def test_refused_options_are_reported_before_anything_starts(engine: dict[str, A
 
 
 @pytest.mark.vllm  # only imported, which takes as long as a model
-@pytest.mark.filterwarnings("default")
 def test_every_unknown_name_is_reported_with_the_nearest_one_of_vllm() -> None:
     check_names(options(Device("cuda", (0,)), engine={"max_model_len": 5}), "llm-0")
     with pytest.raises(ConfigurationError) as caught:

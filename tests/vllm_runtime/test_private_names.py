@@ -34,7 +34,6 @@ EXPORTED = {"AsyncEngineArgs", "PoolingParams", "SamplingParams"}
 
 
 @pytest.mark.vllm  # only imported, which takes as long as a model
-@pytest.mark.filterwarnings("default")
 def test_the_installed_vllm_has_every_private_name_and_fits_every_feature() -> None:
     import vllm
 
