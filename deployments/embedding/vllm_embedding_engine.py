@@ -12,7 +12,8 @@ from pydantic import ConfigDict
 
 from deployments.embedding.embedding_engine import EmbeddingOptions, ModelCard, Tokens
 from deployments.torch_runtime.vectors import Vector
-from deployments.vllm_runtime.vllm_engine import EngineStatistics, check_engine, engine_options, start_engine
+from deployments.vllm_runtime.engine_options import check_engine, engine_options
+from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, WorkerLost
 from rbee_serve.model_files.resolve import prepare

@@ -1,4 +1,4 @@
-"""Models that see and hear, on vLLM."""
+"""Models that read images and recordings, on vLLM."""
 
 from deployments.multimodal.multimodal_request import MultimodalRequest
 

@@ -1,4 +1,4 @@
-"""What accompanies a written answer: a voice that speaks it, and a picture of it, each by another worker."""
+"""Outputs that other workers derive from a generated text: speech, and an image."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from rbee_serve.events import Error, Event, Narration, Output, Progress
 from rbee_serve.worker.composition import DerivedOutput
 from rbee_serve.worker.spec import Peer
 
-MAX_CHARACTERS = 8192
-"""Of a text that becomes a picture; no model reads more."""
+MAX_PROMPT_CHARACTERS = 8192
+"""Characters of a text that become an image's prompt; no model reads more."""
 
 
 def spoken(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
-    """A voice: `audio` events, sentence by sentence, of one signal. `options` are fields of the audio worker's task
+    """Speech: `audio` events of one signal, sentence by sentence. `options` are fields of the audio worker's task
     `generate`."""
 
-    async def speak(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
+    async def derive(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
         count = 0
         async for sentence in sentences(text):
             if not any(map(str.isalnum, sentence)):
                 continue
-            async with aclosing(_made(peer, {**options, "prompt": sentence})) as events:
+            async with aclosing(_events(peer, {**options, "prompt": sentence})) as events:
                 async for event in events:
                     if isinstance(event, Output):
                         yield Output(msgspec.structs.replace(event.value, i=count))
                         count += 1
 
-    return speak
+    return derive
 
 
 def drawn(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
-    """A picture of the whole text, or of the `prompt` among the options: `image` events, previews too, and `progress`
+    """An image of the whole text, or of the `prompt` among the options: `image` events with previews, and `progress`
     in steps. `options` are fields of the vision worker's task `generate`."""
 
-    async def draw(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
-        # A prompt is no sentence: small models know their words without the mark at the end.
-        written = "".join([piece async for piece in text]).strip().rstrip(".")
-        prompt = options.get("prompt") or written[:MAX_CHARACTERS]
+    async def derive(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
+        # Small models are trained on prompts without a full stop.
+        generated = "".join([piece async for piece in text]).strip().rstrip(".")
+        prompt = options.get("prompt") or generated[:MAX_PROMPT_CHARACTERS]
         if not prompt:
             return
-        async with aclosing(_made(peer, {**options, "prompt": prompt})) as events:
+        async with aclosing(_events(peer, {**options, "prompt": prompt})) as events:
             async for event in events:
                 yield msgspec.structs.replace(event, kind="steps") if isinstance(event, Progress) else event
 
-    return draw
+    return derive
 
 
-async def _made(peer: Peer, fields: dict[str, Any]) -> AsyncGenerator[Event[Any], None]:
-    """What another worker makes, and what it tells meanwhile. Raises the `WorkerError` that it ends with."""
+async def _events(peer: Peer, fields: dict[str, Any]) -> AsyncGenerator[Event[Any], None]:
+    """The outputs, progress and narration of another worker. Raises the `WorkerError` that it ends with."""
     async with aclosing(peer(fields)) as events:
         async for event in events:
             if isinstance(event, Error):

@@ -1,4 +1,4 @@
-"""What a multimodal worker is asked: a question or a chat with pictures and recordings, and the forms of the answer."""
+"""The request of a multimodal worker: a question or a chat with images and recordings, and the forms of the answer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from deployments.llm.chat_template import Role
-from deployments.llm.text_generation import GenerationRequest
+from deployments.llm.generation_request import ChatMessage, GenerationRequest, Text
 from rbee_serve.content import FileField
 from rbee_serve.validation.parse import violated
 
@@ -15,7 +14,6 @@ MAX_PARTS = 64
 """Parts of one message."""
 
 FILE = Field(min_length=1, max_length=32 * 2**20, repr=False)
-Text = Annotated[str, Field(max_length=32768)]
 Modality = Literal["text", "audio", "image"]
 
 
@@ -31,7 +29,7 @@ class TextPart(_Object):
 
 
 class ImagePart(_Object):
-    """A part of a message that is a picture: PNG, JPEG or WebP."""
+    """A part of a message that is an image: PNG, JPEG or WebP."""
 
     type: Literal["image"]
     image: Annotated[bytes, FILE, FileField("image")]
@@ -46,15 +44,8 @@ class AudioPart(_Object):
 
 Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
 Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS)]
-
-
-class Turn(_Object):
-    """One message of a chat."""
-
-    role: Role
-    """Who speaks."""
-    content: Annotated[Text | Parts, Field(repr=False)]
-    """What is said and shown: a text, or parts in their order."""
+MediaMessage = ChatMessage[Text | Parts]
+"""A message whose content is a text, or parts in their order."""
 
 
 class SpeechOptions(_Object):
@@ -67,10 +58,10 @@ class SpeechOptions(_Object):
 
 
 class ImageOptions(_Object):
-    """How the picture is made: fields of the vision worker's task `generate`."""
+    """How the image is generated: fields of the vision worker's task `generate`."""
 
     prompt: Annotated[str | None, Field(min_length=1, max_length=8192, repr=False)] = None
-    """What is to be seen; the answer itself if left out."""
+    """What the image shows; the answer itself if left out."""
     width: Annotated[int, Field(ge=8, le=2048)] | None = None
     height: Annotated[int, Field(ge=8, le=2048)] | None = None
     steps: Annotated[int, Field(ge=1, le=150)] | None = None
@@ -81,22 +72,22 @@ class ImageOptions(_Object):
 
 
 class MultimodalRequest(GenerationRequest):
-    """A question with pictures or recordings, or a chat with them, and in which forms it is to be answered."""
+    """A question with images or recordings, or a chat with them, and the forms of the answer."""
 
     prompt: Annotated[str | None, Field(min_length=1, max_length=32768, repr=False)] = None
     """A question, about `image` and `audio` where they are given."""
     image: Annotated[bytes | None, FILE, FileField("image")] = None
-    """A picture that goes before `prompt`: PNG, JPEG or WebP."""
+    """An image before `prompt`: PNG, JPEG or WebP."""
     audio: Annotated[bytes | None, FILE, FileField("audio")] = None
-    """A recording that goes before `prompt`: WAV, FLAC, OGG or MP3."""
-    messages: Annotated[list[Turn] | None, Field(min_length=1, max_length=1024, repr=False)] = None
+    """A recording before `prompt`: WAV, FLAC, OGG or MP3."""
+    messages: Annotated[list[MediaMessage] | None, Field(min_length=1, max_length=1024, repr=False)] = None
     """The chat to answer. Exactly one of `prompt` and `messages` is given."""
     modalities: Annotated[list[Modality], Field(min_length=1, max_length=3)] = Field(default=["text"])
-    """The forms of the answer. `audio`: it is spoken while it is written. `image`: a picture is made of it."""
+    """The forms of the answer. `audio`: the text as speech, while it is generated. `image`: an image of the text."""
     speech: SpeechOptions | None = None
     """How the answer is spoken."""
     picture: ImageOptions | None = None
-    """How the picture is made."""
+    """How the image is generated."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -118,13 +109,13 @@ class MultimodalRequest(GenerationRequest):
         return frozenset(self.modalities) - {"text"}
 
     @property
-    def turns(self) -> list[Turn]:
-        """The chat, with `prompt` as a chat of one message."""
+    def chat(self) -> list[MediaMessage]:
+        """The messages; a `prompt` is a chat of one message."""
         if self.messages is not None:
             return self.messages
-        parts: list[TextPart | ImagePart | AudioPart] = []
+        parts: list[Part] = []
         if self.image is not None:
             parts.append(ImagePart(type="image", image=self.image))
         if self.audio is not None:
             parts.append(AudioPart(type="audio", audio=self.audio))
-        return [Turn(role="user", content=[*parts, TextPart(type="text", text=self.prompt or "")])]
+        return [MediaMessage(role="user", content=[*parts, TextPart(type="text", text=self.prompt or "")])]

@@ -1,19 +1,19 @@
-"""Where a sentence ends in a text that is still being written."""
+"""Sentence boundaries in a text that is still being generated."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
 
-SHORTEST = 12
-"""Characters: what is shorter waits for the next sentence, as in `1. …` or `Dr. …`."""
+MIN_CHARACTERS = 12
+"""Shorter sentences are joined with the next one, as in `1. …` or `Dr. …`."""
 
 _END = re.compile(r"(?:[.!?…]+[\"')\]”]*\s+)|\n+")
-"""A mark that ends a sentence counts once something follows it: a number may go on after its point."""
+"""A full stop ends a sentence only if white space follows it: it may be a decimal point."""
 
 
 async def sentences(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The sentences that the pieces make up, each as soon as the next one has begun. Joined they are the whole text."""
+    """The sentences of the joined pieces, each as soon as the next one has begun. Joined they are the whole text."""
     text = ""
     async for piece in pieces:
         text += piece
@@ -25,8 +25,8 @@ async def sentences(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
 
 
 def _sentence_end(text: str) -> int | None:
-    """Where the first sentence of `text` ends, with what is around it, if another one has begun."""
+    """Where the first sentence of `text` ends, if another one has begun."""
     for match in _END.finditer(text):
-        if match.end() < len(text) and len(text[: match.end()].strip()) >= SHORTEST:
+        if match.end() < len(text) and len(text[: match.end()].strip()) >= MIN_CHARACTERS:
             return match.end()
     return None

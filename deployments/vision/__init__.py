@@ -1,4 +1,4 @@
-"""Images: classified, embedded and generated."""
+"""Image classification, embedding and generation."""
 
 from deployments.vision.classify import ClassifyRequest
 from deployments.vision.embed import EmbedRequest

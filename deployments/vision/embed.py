@@ -1,53 +1,54 @@
-"""The vision worker's task `embed`: an image in, its vector out, near to those of like images."""
+"""The vision worker's task `embed`: an image in, its vector out, near to those of similar images."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
 from typing import Literal
 
 from deployments.torch_runtime.vectors import shaped
 from deployments.vision.image_encoders import FORMATS, ImageTextModel, open_model
-from deployments.vision.image_model import PIXEL, ImageFile, VisionBackend, VisionOptions
+from deployments.vision.image_field import ImageFile, grey_png
+from deployments.vision.vision_backend import VisionBackend
+from deployments.vision.vision_options import VisionOptions
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.events import End, Event, Output, StopReason
+from rbee_serve.events import Event, Output
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import EmbeddingOutput
 from rbee_serve.request import InferenceRequest
+from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.memory import memory_gauge
 from rbee_serve.worker.narration import narrate
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 
 class EmbedRequest(InferenceRequest):
-    """A picture, and how its vector is wanted."""
+    """An image, and the form of its vector."""
 
     image: ImageFile
-    """The file: PNG, JPEG or WebP. Of an animation the first picture counts."""
+    """The file: PNG, JPEG or WebP. Of an animation the first frame is used."""
     normalize: bool = True
-    """True: a vector of length 1. False: the vector as the model gives it."""
+    """True: a vector of length 1. False: the vector as the model computes it."""
     encoding: Literal["float", "base64"] = "float"
     """`float`: a list of numbers. `base64`: the same as float32, in little-endian order."""
 
 
 class EmbedBackend(VisionBackend[EmbedRequest, EmbeddingOutput]):
-    """A model that knows pictures and texts, of which the former are asked for."""
+    """A model of images and texts, used for images."""
 
     async def execute(self, request: EmbedRequest) -> AsyncGenerator[Event[EmbeddingOutput], None]:
         """A `narration`, the `embedding`, `metrics`, `end`. Raises `InvalidRequest` on a file that cannot be
         decoded."""
-        began = time.monotonic()
-        pixels = await self._model.read(request.image)
-        decoded = time.monotonic()
-        yield narrate(request, "vision-worker", "embed", "Embedding a picture")
-        vector = await self._model.look(pixels)
+        clock = RequestClock()
+        pixels = await self._model.preprocess(request.image)
+        decode_ms = round(clock.seconds * 1000, 1)
+        yield narrate(request, "vision-worker", "embed", "Embedding an image")
+        vector = await self._model.forward(pixels)
         yield Output(
             EmbeddingOutput(embedding=shaped(vector, request.normalize, request.encoding), dim=len(vector), i=0)
         )
-        yield self._metrics(began, decoded)
-        milliseconds = round((time.monotonic() - began) * 1000)
-        yield End(tokens_out=1, decode_time_ms=milliseconds, stop_reason=StopReason.COMPLETE)
+        for event in self._completed(clock, decode_ms, 1):
+            yield event
 
 
 def load(context: LoadContext) -> EmbedBackend:
@@ -60,7 +61,7 @@ def load(context: LoadContext) -> EmbedBackend:
 
 
 def check(worker: WorkerConfig) -> None:
-    """Look at the model's files and the engine's options before anything starts."""
+    """Check the model's files and the engine's options before anything starts."""
     check_local(worker, FORMATS)
     parse_engine(VisionOptions, worker)
 
@@ -71,7 +72,8 @@ SPEC = WorkerSpec(
     request=EmbedRequest,
     outputs=(EmbeddingOutput,),
     load=load,
-    warm_up=lambda: EmbedRequest(image=PIXEL),
+    warm_up=lambda: EmbedRequest(image=grey_png(1, 1)),
+    long_request=lambda: EmbedRequest(image=grey_png(8000, 6000)),  # just below `max_pixels`
     modules=("transformers", "PIL"),
     extra="vision",
     check=check,

@@ -1,8 +1,7 @@
-"""What pictures are wanted, and which of them a pipeline can make."""
+"""Parameters of image generation, and the limits of a pipeline."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +10,17 @@ from typing import Any, Literal
 from rbee_serve.errors import Violation
 
 Task = Literal["text", "image", "mask"]
-"""What a picture is made from: a text, or also a picture, or also a picture of which only a part is to change."""
+"""What an image is generated from: a text, or also an image (image-to-image), or also an image and a mask
+(inpainting)."""
 
 MAX_SIDE_RATIO = 2
-"""How many times the side that a model was made for a picture's may be. Beyond that motives repeat."""
+"""The longest side of an image, as a multiple of the side that the model was trained for. Beyond that motifs repeat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageGenerationParams:
-    """The pictures that are wanted, one of each seed. `image` and `mask` are pictures of Pillow's. What is None is left
-    to the pipeline."""
+    """What to generate: one image for each seed. `image` and `mask` are images of Pillow's. The pipeline decides what
+    is None."""
 
     prompt: str
     width: int
@@ -37,7 +37,7 @@ class ImageGenerationParams:
 
     @property
     def task(self) -> Task:
-        """What they are made from."""
+        """What the images are generated from."""
         return "text" if self.image is None else "image" if self.mask is None else "mask"
 
     @property
@@ -46,8 +46,10 @@ class ImageGenerationParams:
         return self.width, self.height
 
     def arguments(self) -> dict[str, Any]:
-        """What is wanted, by the names that pipelines have for it. Pictures are scaled to the size that is wanted."""
-        resample = importlib.import_module("PIL.Image").Resampling.LANCZOS
+        """The arguments of a pipeline. Images are scaled to `size`."""
+        from PIL import Image
+
+        resample = Image.Resampling.LANCZOS
         named = {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
@@ -61,94 +63,99 @@ class ImageGenerationParams:
         }
         return {name: value for name, value in named.items() if value is not None}
 
-    def all_anew(self, *, with_mask: bool) -> ImageGenerationParams:
-        """The same for a model that can only change a picture: all of a grey one is to change."""
-        pillow = importlib.import_module("PIL.Image")
-        mask = pillow.new("L", self.size, "white") if with_mask else None
-        return replace(self, image=pillow.new("RGB", self.size, "gray"), mask=mask, strength=1.0)
+    def from_grey(self, *, with_mask: bool) -> ImageGenerationParams:
+        """The same for a model that can only change an image: all of a grey one changes."""
+        from PIL import Image
+
+        mask = Image.new("L", self.size, "white") if with_mask else None
+        return replace(self, image=Image.new("RGB", self.size, "gray"), mask=mask, strength=1.0)
 
 
 class PipelineLimits:
-    """What pipelines of the same weights can make, one for each task."""
+    """What pipelines of the same weights can generate, one for each task."""
 
     def __init__(self, pipelines: Mapping[Task, Any], loras: Sequence[str], max_side: int | None) -> None:
         self._parameters = {task: parameters(pipeline) for task, pipeline in pipelines.items()}
         self._loras = loras
         pipeline = next(iter(pipelines.values()))
         self.multiple, side = _sizes(pipeline)
-        """What the sides of a picture are multiples of."""
+        """The sides of an image are multiples of this."""
         self.max_side = max_side or MAX_SIDE_RATIO * side
         """The longest side in pixels."""
-        self.side = min(side, self._down(self.max_side))
-        """The side that the model was made for."""
-        self.changes = [task for task, known in self._parameters.items() if task != "text" and "strength" in known]
-        """The tasks that change a picture by more or less."""
+        self.side = min(side, self._round_down(self.max_side))
+        """The side that the model was trained for."""
+        self.with_strength = [
+            task for task, known in self._parameters.items() if task != "text" and "strength" in known
+        ]
+        """The tasks that change an image by a `strength`."""
         self.previews = True
-        """Whether it can be told what a picture will be like."""
+        """Whether previews are possible."""
 
     def size_of(self, image: Any) -> tuple[int, int]:
-        """Width and height of what is made from this picture, or from none, if nothing else is wanted."""
+        """The default width and height of what is generated from this image, or from none."""
         if image is None:
             return self.side, self.side
         scale = min(1, self.max_side / max(image.size))
-        return self._down(image.width * scale), self._down(image.height * scale)
+        return self._round_down(image.width * scale), self._round_down(image.height * scale)
 
-    def violations(self, order: ImageGenerationParams) -> Iterator[Violation]:
-        """All that is wrong with an order."""
-        for field, pixels in (("width", order.width), ("height", order.height)):
+    def violations(self, params: ImageGenerationParams) -> Iterator[Violation]:
+        """All parameters that are outside of the limits."""
+        for field, pixels in (("width", params.width), ("height", params.height)):
             if pixels > self.max_side:
-                yield _wrong(field, f"<= {self.max_side}", f"must be at most {self.max_side} with this model", pixels)
+                limit = self.max_side
+                yield _violation(field, f"<= {limit}", f"must be at most {limit} with this model", pixels)
             if pixels % self.multiple:
-                near = f"such as {self._down(pixels)}"
+                near = f"such as {self._round_down(pixels)}"
                 multiple = f"a multiple of {self.multiple}"
-                yield _wrong(field, multiple, f"must be {multiple} with this model, {near}", pixels)
-        if order.lora is not None and order.lora not in self._loras:
+                yield _violation(field, multiple, f"must be {multiple} with this model, {near}", pixels)
+        if params.lora is not None and params.lora not in self._loras:
             known = ", ".join(self._loras) or "none"
-            yield _wrong("lora", f"one of: {known}", f"no such adapter; configured are: {known}", order.lora)
-        if order.preview_every and not self.previews:
-            yield _wrong("preview_every", "0", "is not possible with this model; leave it out", order.preview_every)
-        yield from self._of_task(order)
+            yield _violation("lora", f"one of: {known}", f"no such adapter; configured are: {known}", params.lora)
+        if params.preview_every and not self.previews:
+            message = "is not possible with this model; leave it out"
+            yield _violation("preview_every", "0", message, params.preview_every)
+        yield from self._violations_of_task(params)
 
-    def _of_task(self, order: ImageGenerationParams) -> Iterator[Violation]:
-        if order.task not in self._parameters:
-            if order.task != "text":
-                yield Violation(order.task, "text only", "is nothing that this model can start from; leave it out")
+    def _violations_of_task(self, params: ImageGenerationParams) -> Iterator[Violation]:
+        if params.task not in self._parameters:
+            if params.task != "text":
+                yield Violation(params.task, "text only", "is nothing that this model can start from; leave it out")
             return
-        known = self._parameters[order.task]
+        known = self._parameters[params.task]
         for field in ("negative_prompt", "guidance_scale", "strength"):
-            if getattr(order, field) is not None and field not in known:
+            if getattr(params, field) is not None and field not in known:
                 yield Violation(field, "left out", "is unknown to this model; leave it out")
-        if order.task != "text" and "strength" in known:
-            steps = order.steps or known["num_inference_steps"].default
-            strength = order.strength or known["strength"].default
+        if params.task != "text" and "strength" in known:
+            steps = params.steps or known["num_inference_steps"].default
+            strength = params.strength or known["strength"].default
             if int(steps * strength) < 1:
-                told = f"leaves none of {steps} steps; raise either"
-                yield _wrong("strength", "steps * strength >= 1", told, strength)
+                message = f"leaves none of {steps} steps; raise either"
+                yield _violation("strength", "steps * strength >= 1", message, strength)
 
-    def _down(self, pixels: float) -> int:
+    def _round_down(self, pixels: float) -> int:
         return max(1, int(pixels / self.multiple)) * self.multiple
 
 
 def parameters(pipeline: Any) -> Mapping[str, inspect.Parameter]:
-    """What a pipeline, or its class, can be called with."""
+    """The call parameters of a pipeline, or of its class."""
     return inspect.signature(pipeline.__call__).parameters
 
 
 def _sizes(pipeline: Any) -> tuple[int, int]:
-    """What the sides of a picture are multiples of, and the side that the model was made for."""
+    """The number that the sides of an image are multiples of, and the side that the model was trained for."""
     config = (getattr(pipeline, "unet", None) or pipeline.transformer).config
     scale = getattr(pipeline, "vae_scale_factor", 8)
-    multiple = max(scale * _first(config.get("patch_size") or 1), pipeline.image_processor.config.vae_scale_factor)
+    multiple = max(scale * _largest(config.get("patch_size") or 1), pipeline.image_processor.config.vae_scale_factor)
     height = parameters(pipeline).get("height")
     if height is not None and height.default:
         return multiple, height.default
     sample = getattr(pipeline, "default_sample_size", None) or config.get("sample_size") or 1024 // scale
-    return multiple, _first(sample) * scale
+    return multiple, _largest(sample) * scale
 
 
-def _first(number: Any) -> int:
+def _largest(number: Any) -> int:
     return int(number if isinstance(number, int) else max(number))
 
 
-def _wrong(field: str, constraint: str, message: str, value: Any) -> Violation:
+def _violation(field: str, constraint: str, message: str, value: Any) -> Violation:
     return Violation(field, constraint, message, value, True)

@@ -1,14 +1,14 @@
-"""The two kinds of models that tell what a picture shows: with labels of their own, or held against any texts."""
+"""The two kinds of models that label an image: with labels of their own, or by similarity to any texts."""
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 from deployments.torch_runtime.device import torch_device
-from deployments.vision.image_model import Array, Choice, Pixels, Tokens, VisionModel, VisionOptions
+from deployments.vision.image_model import Array, ImageModel, LabelSet, Pixels, Tokens
+from deployments.vision.vision_options import VisionOptions
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, Violation
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import Format, prepare
@@ -20,42 +20,42 @@ from rbee_serve.worker.spec import LoadContext
 FORMATS: tuple[Format, ...] = ("safetensors",)
 
 TEMPLATE = "This is a photo of {}."
-"""What a label is made a text with; transformers' own."""
+"""The text around a label; the default of transformers."""
 
 MAX_CACHED_TEXTS = 4096
-"""Texts whose vectors are kept: most requests hold their pictures against the same ones."""
+"""Texts whose vectors are kept: most requests compare their images with the same ones."""
 
 PADDING = {"clip": "longest", "siglip": "max_length"}
-"""To which length texts are brought, by the types of models that are known."""
+"""How texts are padded, by the types of models that are known."""
 
 
-class Classifier(VisionModel):
-    """A model with a layer that has learned labels, such as ViT, Swin or ConvNeXt."""
+class Classifier(ImageModel):
+    """A model with a trained classification head, such as ViT, Swin or ConvNeXt."""
 
     def __init__(self, model: Any, processor: Any, options: VisionOptions, context: LoadContext) -> None:
         super().__init__(model, processor, options, context)
         config = model.config
-        several = config.problem_type == "multi_label_classification" or config.num_labels == 1
-        self.activation = "sigmoid" if several else "softmax"
-        self._own = Choice([config.id2label[index] for index in range(config.num_labels)])
+        independent = config.problem_type == "multi_label_classification" or config.num_labels == 1
+        self.activation = "sigmoid" if independent else "softmax"
+        self._own = LabelSet([config.id2label[index] for index in range(config.num_labels)])
 
-    def choice(self, labels: Sequence[str] | None, template: str | None) -> Choice:
+    def label_set(self, labels: Sequence[str] | None, template: str | None) -> LabelSet:
         """The model's own labels."""
         if labels is not None or template is not None:
             field = "labels" if labels is not None else "hypothesis_template"
             raise InvalidRequest.of_field(field, "absent", "this model has labels of its own; leave it out")
         return self._own
 
-    async def logits(self, pixels: Pixels, choice: Choice) -> Array:
-        """What the last layer says."""
-        return await self.look(pixels)
+    async def logits(self, pixels: Pixels, label_set: LabelSet) -> Array:
+        """The output of the classification head."""
+        return await self.forward(pixels)
 
     def _rows(self, pixels: Any) -> Any:
         return self._model(pixel_values=pixels).logits
 
 
-class ImageTextModel(VisionModel):
-    """CLIP or SigLIP: a picture and a text are the nearer, the better they fit."""
+class ImageTextModel(ImageModel):
+    """CLIP or SigLIP: the vectors of an image and a text are the more similar, the better they match."""
 
     def __init__(
         self,
@@ -72,69 +72,73 @@ class ImageTextModel(VisionModel):
         self._bias = model.logit_bias.item() if hasattr(model, "logit_bias") else 0.0
         self._labels = labels
         self._tokenizer = tokenizer
-        self._tokenizing = threading.Lock()  # a tokenizer of transformers cannot be used by two threads at a time
-        self._most_tokens: int = model.config.text_config.max_position_embeddings
+        self._tokenizer_lock = threading.Lock()  # a tokenizer of transformers serves one thread at a time
+        self._max_tokens: int = model.config.text_config.max_position_embeddings
         self._texts: Batcher[Tokens, Array] = Batcher(
-            self._read_texts, lambda tokens: 1, max_batch_cost=self._batch, batch_overhead=0, watchdog=context.watchdog
+            self._text_vectors, lambda tokens: 1, max_batch_cost=self._batch, watchdog=context.watchdog
         )
-        self._known: dict[Tokens, Array] = {}
+        self._cached_texts: dict[Tokens, Array] = {}
 
-    def choice(self, labels: Sequence[str] | None, template: str | None) -> Choice:
-        """The request's labels, or those of the configuration, each in the words of the template."""
+    def label_set(self, labels: Sequence[str] | None, template: str | None) -> LabelSet:
+        """The request's labels, or those of the configuration, each within the template."""
         labels = self._labels if labels is None else labels
-        with self._tokenizing:
+        with self._tokenizer_lock:
             texts = self._tokenizer([(template or TEMPLATE).replace("{}", label) for label in labels])["input_ids"]
-        most = self._most_tokens
+        limit = self._max_tokens
         too_long = [
             Violation(
                 f"labels[{index}]",
-                f"tokens <= {most}",
-                f"has {len(tokens)} tokens in the template, but the model takes {most}",
+                f"tokens <= {limit}",
+                f"has {len(tokens)} tokens in the template, but the model takes {limit}",
             )
             for index, tokens in enumerate(texts)
-            if len(tokens) > most
+            if len(tokens) > limit
         ]
         if too_long:
             raise RequestTooLong.because(too_long)
-        return Choice(labels, [tuple(tokens) for tokens in texts])
+        return LabelSet(labels, [tuple(tokens) for tokens in texts])
 
-    async def logits(self, pixels: Pixels, choice: Choice) -> Array:
-        """How near the picture is to each text."""
-        texts = [row async for row in self._texts.results(choice.texts)]
-        picture = _of_length_one(await self.look(pixels))
-        return importlib.import_module("numpy").stack(texts) @ picture * self._scale + self._bias
+    async def logits(self, pixels: Pixels, label_set: LabelSet) -> Array:
+        """The scaled similarity of the image and each text."""
+        import numpy as np
+
+        texts = [row async for row in self._texts.results(label_set.texts)]
+        image = _normalised(await self.forward(pixels))
+        return np.stack(texts) @ image * self._scale + self._bias
 
     def _rows(self, pixels: Any) -> Any:
         return self._model.get_image_features(pixel_values=pixels).pooler_output
 
-    def _read_texts(self, texts: Sequence[Tokens]) -> list[Array]:
-        if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
+    def _text_vectors(self, texts: Sequence[Tokens]) -> list[Array]:
+        import torch
+
+        if new := [text for text in dict.fromkeys(texts) if text not in self._cached_texts]:
             padding = PADDING[self._model.config.model_type]
             padded = self._tokenizer.pad(
                 {"input_ids": [list(text) for text in new]},
                 padding=padding,
-                max_length=self._most_tokens,
+                max_length=self._max_tokens,
                 return_tensors="pt",
             ).to(self._model.device)
-            with self._torch.inference_mode():
+            with torch.inference_mode():
                 rows = self._model.get_text_features(**padded).pooler_output.float().cpu().numpy()
-            self._known.update(zip(new, map(_of_length_one, rows), strict=True))
-        found = [self._known[text] for text in texts]
-        while len(self._known) > MAX_CACHED_TEXTS:
-            del self._known[next(iter(self._known))]
+            self._cached_texts.update(zip(new, map(_normalised, rows), strict=True))
+        found = [self._cached_texts[text] for text in texts]
+        while len(self._cached_texts) > MAX_CACHED_TEXTS:
+            del self._cached_texts[next(iter(self._cached_texts))]
         return found
 
     def close(self) -> None:
-        """See `VisionModel.close`."""
+        """See `ImageModel.close`."""
         super().close()
         self._texts.close()
 
 
-def _of_length_one(vector: Array) -> Array:
+def _normalised(vector: Array) -> Array:
     return vector / float(vector @ vector) ** 0.5
 
 
-def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[str]) -> VisionModel:
+def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[str]) -> ImageModel:
     """Fetch and check a model's files, and load it. `labels` are for models that have none of their own.
 
     Raises `ConfigurationError` for a model of another kind, `InsufficientVram`, `InsufficientResources`.
@@ -145,8 +149,8 @@ def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[st
     require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
     context.report(LoadProgress(stage="starting_engine"))
     transformers = import_engine("transformers", "vision")
-    here = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(folder, **here)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(folder, **local)
     classifies = any(name.endswith("ForImageClassification") for name in config.architectures or ())
     if not classifies and config.model_type not in PADDING:
         raise ConfigurationError(
@@ -154,14 +158,18 @@ def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[st
             " nor CLIP or SigLIP"
         )
     context.report(LoadProgress(stage="loading_to_vram"))
-    kind = "AutoModelForImageClassification" if classifies else "AutoModelForZeroShotImageClassification"
-    chosen = {"dtype": options.dtype, "attn_implementation": options.attn_implementation}
-    model = getattr(transformers, kind).from_pretrained(
-        folder, use_safetensors=True, **here, **{name: value for name, value in chosen.items() if value is not None}
+    auto_class = (
+        transformers.AutoModelForImageClassification
+        if classifies
+        else transformers.AutoModelForZeroShotImageClassification
+    )
+    given = {"dtype": options.dtype, "attn_implementation": options.attn_implementation}
+    model = auto_class.from_pretrained(
+        folder, use_safetensors=True, **local, **{name: value for name, value in given.items() if value is not None}
     )
     model.to(torch_device(device)).eval()
-    processor = transformers.AutoImageProcessor.from_pretrained(folder, **here)
+    processor = transformers.AutoImageProcessor.from_pretrained(folder, **local)
     if classifies:
         return Classifier(model, processor, options, context)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **here)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **local)
     return ImageTextModel(model, processor, tokenizer, labels, options, context)

@@ -1,39 +1,40 @@
-"""What a picture will look like, told from the latents that it is made of: by a linear map from their channels to red,
-green and blue.
+"""Previews of an image during denoising (latent2rgb): a linear map from the channels of the latents to red, green and
+blue.
 
-That such a map is enough was found for Stable Diffusion 1.4, whose map is published
+That a linear map is enough was found for Stable Diffusion 1.4, whose map is published
 (https://discuss.huggingface.co/t/decoding-latents-to-rgb-without-upscaling/23204). Here it is fitted to the model's own
-decoder when the model is loaded, so there is one for every model.
+decoder when the model is loaded, so every model has one.
 """
 
 from __future__ import annotations
 
-import importlib
 from math import isqrt
 from typing import Any
 
 PATCHES = (1, 2, 4, 8, 16)
-"""Sides of the patches that a palette is a mixture of: a picture has areas of many sizes."""
+"""Sides of the patches that a palette mixes: an image has areas of many sizes."""
 SPREAD = 77
-"""The standard deviation of its colours, of 255. With 50, photographs were met less well."""
+"""The standard deviation of a palette's colours, of 255. With 50, previews of photographs were less accurate."""
 
 
 def palette(side: int, unit: int) -> Any:
-    """A picture of random colours to learn from: patches over patches, the smallest of `unit` pixels."""
-    numpy: Any = importlib.import_module("numpy")
-    random = numpy.random.default_rng(0)
-    mixed = numpy.zeros((side, side, 3))
+    """An image of random colours to fit the map to: patches over patches, the smallest of `unit` pixels."""
+    import numpy as np
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    mixed = np.zeros((side, side, 3))
     for patch in PATCHES:
         count = -(-side // (patch * unit))
         colors = random.normal(size=(count, count, 3))
         mixed += colors.repeat(patch * unit, 0).repeat(patch * unit, 1)[:side, :side]
     pixels = 128 + SPREAD * mixed / mixed.std()
-    return importlib.import_module("PIL.Image").fromarray(pixels.clip(0, 255).astype(numpy.uint8))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 class LatentPreview:
-    """The map, as a matrix with a row for each channel and a last one for what is added. `spread` is the standard
-    deviation of latents that are a picture."""
+    """The map, as a matrix with a row for each channel and a last one for the offset. `spread` is the standard
+    deviation of the latents of a finished image."""
 
     def __init__(self, matrix: Any, spread: float) -> None:
         self._matrix = matrix
@@ -41,33 +42,36 @@ class LatentPreview:
 
     @classmethod
     def fitted(cls, latents: Any, image: Any) -> LatentPreview:
-        """The map that makes of `latents` what is nearest to `image`, into which they were decoded."""
-        torch: Any = importlib.import_module("torch")
-        numpy: Any = importlib.import_module("numpy")
+        """The map whose output for `latents` is nearest to `image`, into which they were decoded (least squares)."""
+        import numpy as np
+        import torch
+        from PIL import Image
+
         grid = as_grid(latents, image.width / image.height)
-        box = importlib.import_module("PIL.Image").Resampling.BOX
-        small = numpy.array(image.resize((grid.shape[2], grid.shape[1]), box), numpy.float64)
+        small = np.array(image.resize((grid.shape[2], grid.shape[1]), Image.Resampling.BOX), np.float64)
         colors = torch.from_numpy(small).reshape(-1, 3)
         return cls(torch.linalg.lstsq(_rows(grid), colors).solution, float(grid.std()))
 
-    def picture(self, latents: Any, ratio: float) -> Any:
-        """A picture of one pixel for each latent; `ratio` is that of the whole one, width to height."""
+    def image(self, latents: Any, ratio: float) -> Any:
+        """An image of one pixel for each latent; `ratio` is that of the final image, width to height."""
+        from PIL import Image
+
         grid = as_grid(latents, ratio)
-        # Some samplers begin with noise that is a dozen times stronger than any picture.
+        # Some samplers begin with noise that is a dozen times stronger than any image.
         colors = _rows(grid / max(1.0, float(grid.std()) / self._spread)) @ self._matrix
         pixels = colors.clamp(0, 255).round().byte().reshape(*grid.shape[1:], 3)
-        return importlib.import_module("PIL.Image").fromarray(pixels.numpy())
+        return Image.fromarray(pixels.numpy())
 
 
 def is_grid(latents: Any) -> bool:
-    """Whether the latents of a square picture have one of the two forms that are known here: channels, rows and
-    columns, or a list of tokens, row by row."""
-    form: tuple[int, ...] = latents.shape
-    return len(form) == 4 or (len(form) == 3 and isqrt(form[1]) ** 2 == form[1])
+    """Whether the latents of a square image have one of the two known forms: channels, rows and columns, or a list of
+    tokens, row by row."""
+    shape: tuple[int, ...] = latents.shape
+    return len(shape) == 4 or (len(shape) == 3 and isqrt(shape[1]) ** 2 == shape[1])
 
 
 def as_grid(latents: Any, ratio: float) -> Any:
-    """The latents of one picture as channels, rows and columns, in float32 on the CPU."""
+    """The latents of one image as channels, rows and columns, in float32 on the CPU."""
     latents = latents[0].float().cpu()
     if latents.ndim == 3:
         return latents
@@ -77,6 +81,7 @@ def as_grid(latents: Any, ratio: float) -> Any:
 
 def _rows(grid: Any) -> Any:
     """A row of channels for each latent, with a 1 at its end."""
-    torch: Any = importlib.import_module("torch")
+    import torch
+
     rows = grid.flatten(1).T.double()
     return torch.cat([rows, torch.ones(len(rows), 1, dtype=torch.float64)], 1)

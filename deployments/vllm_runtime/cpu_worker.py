@@ -1,52 +1,61 @@
-"""vLLM's worker process on few cores: a step of the model has one thread, or all of them.
+"""vLLM's worker process on few cores: each step of the model runs on one thread or on all of them.
 
-vLLM keeps a core from the model for its engine, of two the half. That is right for an engine that never sleeps; ours
-does (`vllm_waiting`), so the model may have every core. Threads that share a step wait for each other after each of its
-operations, which only pays where there is much to do: with SmolLM2-135M on two cores 64 requests at once are answered
-1.47 times as fast as by vLLM's own server, while two threads answer a single one no sooner, for half as much CPU again.
+vLLM reserves a core for its engine core, which is half of two cores. That suits an engine that polls without a pause;
+with `cpu_shm_wakeup` it sleeps, so the model may use every core. Threads that share a step synchronise after each
+operation, which pays only for large steps: SmolLM2-135M on two cores serves 64 concurrent requests 1.47 times as fast
+as vLLM's own server, while two threads serve a single request no sooner and take half as much CPU again.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from typing import Any
 
+from deployments.vllm_runtime.private_names import CPU_WORKER, fits
 from rbee_serve.worker.device import usable_cores
 
-FEW_CORES = 4
-"""On more of them one is little, and one that also serves would keep all others waiting."""
+MAX_CORES = 4
+"""With more cores one thread is too slow, and a reserved core costs little."""
 LARGE_STEP = 1e9
-"""From so many multiplications on all threads work on a step: eight tokens of a model of 135 million parameters."""
+"""Multiplications from which a step uses all threads: eight tokens of a model of 135 million parameters."""
 CLASS = f"{__name__}.CpuWorker"
-"""vLLM's engine option `worker_cls`."""
+"""The value of vLLM's engine option `worker_cls`."""
 RESERVED_CORES = "VLLM_CPU_NUM_OF_RESERVED_CPU"
-"""How many cores vLLM keeps from the model, as an environment variable."""
+"""vLLM's environment variable for the number of cores that the model may not use."""
 
 
 def worker_options() -> dict[str, Any]:
     """Engine options for a CPU."""
-    return {"worker_cls": CLASS} if usable_cores() <= FEW_CORES else {}
+    return {"worker_cls": CLASS} if usable_cores() <= MAX_CORES else {}
+
+
+def without_unfit_worker(options: dict[str, Any]) -> dict[str, Any]:
+    """The engine options, without our worker class where the installed vLLM does not fit it."""
+    if options.get("worker_cls") != CLASS or fits(CPU_WORKER):
+        return options
+    return {name: value for name, value in options.items() if name != "worker_cls"}
 
 
 def use_all_cores(options: dict[str, Any]) -> None:
-    """Tell vLLM to keep none from our worker, unless somebody has told it otherwise. To be called with the engine's
-    options in the process that configures the engine, before it does."""
+    """Reserve no core where `options` name our worker class, unless the environment sets the number. Must run in the
+    process that configures the engine, before it does."""
     if options.get("worker_cls") == CLASS:
         os.environ.setdefault(RESERVED_CORES, "0")
 
 
 def threads_for(tokens: int, parameters: int, cores: int) -> int:
-    """How many threads a step of so many tokens gets, of a model of so many parameters."""
+    """The number of threads for a step of `tokens` tokens, by a model of `parameters` parameters."""
     return cores if tokens * parameters >= LARGE_STEP else 1
 
 
 @functools.cache
-def _worker() -> type[Any]:
-    torch = importlib.import_module("torch")
-    set_threads = torch.set_num_threads  # vLLM's worker puts something else in its place
-    base: Any = importlib.import_module("vllm.v1.worker.cpu_worker").CPUWorker
+def _worker_class() -> type[Any]:
+    import torch
+    from vllm.v1.worker.cpu_worker import CPUWorker
+
+    set_threads = torch.set_num_threads  # vLLM's worker replaces it by a function that does nothing
+    base: Any = CPUWorker
 
     class CpuWorker(base):  # type: ignore[misc]
         _cores = 0
@@ -54,7 +63,7 @@ def _worker() -> type[Any]:
         _parameters = 0
 
         def execute_model(self, scheduler_output: Any) -> Any:
-            """A step of the model, by as many threads as it is worth."""
+            """Run a step of the model on as many threads as `threads_for` gives."""
             if not self._cores:
                 self._cores = self._threads = torch.get_num_threads()
                 self._parameters = sum(weights.numel() for weights in self.get_model().parameters())
@@ -68,7 +77,7 @@ def _worker() -> type[Any]:
 
 
 def __getattr__(name: str) -> Any:
-    """vLLM asks for the class by its name, in its worker process; nobody else loads what it is made of."""
+    """vLLM's worker process resolves the class by its name; nothing else imports its base class."""
     if name == "CpuWorker":
-        return _worker()
+        return _worker_class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

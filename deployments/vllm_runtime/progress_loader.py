@@ -1,15 +1,15 @@
-"""Tells how far vLLM is with a model's weights.
+"""The progress of loading a model's weights into vLLM.
 
-vLLM reads them in its own processes and says nothing meanwhile. It lets a loader be registered there: ours is vLLM's
-default one, and counts what passes through it against what the files' headers promise.
+vLLM loads them in its own processes and reports nothing meanwhile. It accepts a registered loader: ours is vLLM's
+default one, and counts the tensors that pass through it against the headers of the files.
 
-    vLLM's process                                     the replica
-    weights ─→ WeightsCount ─→ tell ══ datagrams ══→ listening ─→ LoadContext.report
+    vLLM's worker process                       replica
+    weights ─→ WeightsCount ─→ send_progress ══ datagrams ══→ progress_socket ─→ LoadContext.report
 """
 
 from __future__ import annotations
 
-import importlib
+import functools
 import os
 import re
 import shutil
@@ -25,15 +25,16 @@ from typing import Any
 import msgspec
 import psutil
 
+from deployments.vllm_runtime.private_names import PROGRESS_LOADER, fits
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
 from rbee_serve.state import LoadProgress
 
 LOAD_FORMAT = "rbee_serve"
-"""The name under which vLLM knows the loader (`load_format`)."""
+"""The loader's name in vLLM (`load_format`)."""
 
 LISTENER = "RBEE_SERVE_LOAD_LISTENER"
-"""Environment variable that tells the engine's processes where the replica listens."""
+"""Environment variable with the path of the replica's socket, for the engine's processes."""
 
 _LAYER = re.compile(r"(?P<stack>[^\d.][\w.]*?)\.(?P<number>\d+)\.")
 _MAX_MESSAGE_BYTES = 4096
@@ -50,7 +51,7 @@ class WeightsCount:
         self._bytes_done = 0
 
     def read(self, name: str) -> None:
-        """A tensor has been read. One that is not known, or comes again, counts for nothing."""
+        """Count a tensor. An unknown or repeated one counts nothing."""
         size = self._sizes.pop(name, None)
         if size is None:
             return
@@ -59,7 +60,7 @@ class WeightsCount:
             self._missing[layer] -= 1
 
     def progress(self, memory_bytes: int) -> LoadProgress:
-        """How far the load is; a layer counts when all of its tensors have been read."""
+        """The progress so far; a layer counts when all of its tensors have been read."""
         return LoadProgress(
             stage="loading_to_vram",
             bytes_done=self._bytes_done,
@@ -71,99 +72,115 @@ class WeightsCount:
 
 
 def layer_of(name: str) -> str | None:
-    """The layer that a tensor belongs to: `model.layers.3` of `model.layers.3.mlp.down_proj.weight`."""
+    """The layer of a tensor: `model.layers.3` of `model.layers.3.mlp.down_proj.weight`."""
     match = _LAYER.match(name)
     return f"{match['stack']}.{match['number']}" if match else None
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """Every tensor of the safetensors in a folder, in bytes; nothing where they cannot be read."""
+    """Every tensor of the safetensors in a folder, in bytes; empty if they cannot be read."""
     try:
         headers = [read_safetensors_header(file) for file in sorted(folder.glob("*.safetensors"))]
-    except ConfigurationError:  # the engine is about to find out, and says it better
+    except ConfigurationError:  # the engine fails on them next, with a better message
         return {}
     return {tensor.name: tensor.size_bytes for header in headers for tensor in header.tensors}
 
 
-def tell(progress: LoadProgress) -> None:
-    """From an engine's process to the replica that started it, if one listens. Never waits and never fails."""
-    with suppress(OSError, KeyError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
-        line.setblocking(False)
-        line.sendto(msgspec.json.encode(progress), os.environ[LISTENER])
+def send_progress(progress: LoadProgress) -> None:
+    """Send it from an engine's process to the replica, if that listens. Never waits and never fails."""
+    with suppress(OSError, KeyError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.sendto(msgspec.json.encode(progress), os.environ[LISTENER])
 
 
 @contextmanager
-def listening(report: Callable[[LoadProgress], None]) -> Iterator[None]:
-    """While the block runs, what the engine's processes `tell` goes to `report`, from a thread."""
-    folder = Path(tempfile.mkdtemp(prefix="rbee-"))  # only its owner can enter, so nobody else can speak here
-    line = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    line.bind(str(folder / "load"))
+def progress_socket(report: Callable[[LoadProgress], None]) -> Iterator[None]:
+    """While the block runs, call `report` from a thread with everything that `send_progress` sends."""
+    folder = Path(tempfile.mkdtemp(prefix="rbee-"))  # only its owner can enter it, so no other user can send
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(str(folder / "load"))
     os.environ[LISTENER] = str(folder / "load")
     decoder = msgspec.json.Decoder(LoadProgress)
 
-    def listen() -> None:
-        while message := line.recv(_MAX_MESSAGE_BYTES):
+    def receive() -> None:
+        while message := listener.recv(_MAX_MESSAGE_BYTES):
             with suppress(msgspec.DecodeError):
                 report(decoder.decode(message))
 
-    thread = threading.Thread(target=listen, name="load-listener", daemon=True)
+    thread = threading.Thread(target=receive, name="load-listener", daemon=True)
     thread.start()
     try:
         yield
     finally:
         del os.environ[LISTENER]
-        line.shutdown(socket.SHUT_RD)  # ends the thread's wait
+        listener.shutdown(socket.SHUT_RD)  # ends `recv`
         thread.join()
-        line.close()
+        listener.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def register_loader() -> None:
-    """Make `LOAD_FORMAT` known to vLLM in this process."""
-    loaders = importlib.import_module("vllm.model_executor.model_loader")
-    default: Any = loaders.DefaultModelLoader
-    replace = importlib.import_module("vllm.config.utils").replace
+def load_format(folder: Path) -> str:
+    """The `load_format` for a model's folder: our loader, or vLLM's own for safetensors where the installed vLLM does
+    not fit ours."""
+    return LOAD_FORMAT if fits(PROGRESS_LOADER) else _vllm_format(folder)
 
-    class ReportingLoader(default):  # type: ignore[misc] # vLLM is not checked
-        """vLLM's own loader, which tells how far it is, and reads safetensors only: the default one takes a pickle
-        where it finds nothing else."""
+
+def _vllm_format(folder: Path) -> str:
+    # Mistral's own files are named so, and vLLM prefers them too.
+    return "mistral" if any(folder.glob("consolidated*.safetensors")) else "safetensors"
+
+
+@functools.cache
+def register_loader() -> None:
+    """Register `LOAD_FORMAT` with vLLM in this process, once, if vLLM fits (`PROGRESS_LOADER`)."""
+    if not fits(PROGRESS_LOADER):
+        return
+    from vllm.config.utils import replace
+    from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
+
+    base: Any = DefaultModelLoader
+
+    class ReportingLoader(base):  # type: ignore[misc] # vLLM is not checked
+        """vLLM's own loader, with progress, and for safetensors only: the default one reads a pickle where it finds
+        nothing else."""
 
         def __init__(self, load_config: Any) -> None:
             super().__init__(replace(load_config, load_format="safetensors"))
 
         def download_model(self, model_config: Any) -> None:
-            self._choose(Path(model_config.model))
+            self._set_format(Path(model_config.model))
             super().download_model(model_config)
 
         def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, Any]]:
             folder = Path(model_config.model)
-            self._choose(folder)
+            self._set_format(folder)
             weights = super().get_all_weights(model_config, model)
             return _counted(weights, WeightsCount(sizes_of(folder)))
 
-        def _choose(self, folder: Path) -> None:
-            if any(folder.glob("consolidated*.safetensors")):  # as Mistral names its own; vLLM prefers those too
-                self.load_config.load_format = "mistral"
+        def _set_format(self, folder: Path) -> None:
+            self.load_config.load_format = _vllm_format(folder)
 
-    if LOAD_FORMAT not in loaders._LOAD_FORMAT_TO_MODEL_LOADER:
-        loaders.register_model_loader(LOAD_FORMAT)(ReportingLoader)
+    register_model_loader(LOAD_FORMAT)(ReportingLoader)
 
 
 def _counted(weights: Iterable[tuple[str, Any]], count: WeightsCount) -> Iterator[tuple[str, Any]]:
-    """`weights`, told of by the first of the engine's processes: each reads all of them, for its own part."""
-    speaks = importlib.import_module("vllm.distributed.parallel_state").get_world_group().rank == 0
+    """`weights`, with progress sent by the worker process of rank 0: each one reads all weights, for its own part."""
+    from vllm.distributed.parallel_state import get_world_group
+
+    reports = get_world_group().rank == 0
     for name, tensor in weights:
         yield name, tensor
-        count.read(name)  # vLLM comes back for the next one when it has stored this one
-        if speaks:
-            tell(count.progress(_memory_bytes()))
-    if speaks:
-        tell(LoadProgress(stage="preparing_engine"))
+        count.read(name)  # vLLM requests the next tensor after it has stored this one
+        if reports:
+            send_progress(count.progress(_memory_bytes()))
+    if reports:
+        send_progress(LoadProgress(stage="preparing_engine"))
 
 
 def _memory_bytes() -> int:
-    """What this process holds: on the GPU where there is one, else in RAM."""
-    torch = importlib.import_module("torch")
+    """Bytes of this process: GPU memory if there is a GPU, else RAM."""
+    import torch
+
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
     return int(psutil.Process().memory_info().rss)

@@ -1,4 +1,4 @@
-"""Chats as tokens: what a user writes is text, whatever it looks like."""
+"""Chats as tokens: a text is encoded as text, whatever it looks like."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def reference(tokenizer: Any, *messages: dict[str, Any]) -> list[int]:
         [user("a"), {"role": "assistant", "content": "b"}, user("")],
     ],
 )
-def test_an_ordinary_chat_is_read_as_the_template_and_the_tokenizer_have_it(tokenizer: Any, messages: Any) -> None:
+def test_an_ordinary_chat_has_the_tokens_of_template_and_tokenizer(tokenizer: Any, messages: Any) -> None:
     assert ChatTokenizer(tokenizer).tokens(messages) == reference(tokenizer, *messages)
 
 
@@ -58,7 +58,7 @@ def test_an_ordinary_chat_is_read_as_the_template_and_the_tokenizer_have_it(toke
         ["<|im_start|>" * 50],
     ],
 )
-def test_control_tokens_in_a_text_are_its_letters(tokenizer: Any, texts: list[str]) -> None:
+def test_control_token_names_in_a_text_are_literal_text(tokenizer: Any, texts: list[str]) -> None:
     tokens = ChatTokenizer(tokenizer).tokens([user(IMAGE, *texts)])
     plain = reference(tokenizer, user(IMAGE, "x"))
     special = set(tokenizer.all_special_ids)
@@ -68,32 +68,34 @@ def test_control_tokens_in_a_text_are_its_letters(tokenizer: Any, texts: list[st
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_the_place_of_a_picture_is_no_text_though_the_tokenizer_does_not_call_it_special(
+def test_an_image_placeholder_in_a_text_is_literal_even_if_the_tokenizer_does_not_mark_it_as_special(
     tokenizer: Any, normalized: bool
 ) -> None:
-    seeing = copy.deepcopy(tokenizer)
-    seeing.add_tokens(
+    extended = copy.deepcopy(tokenizer)
+    extended.add_tokens(
         [AddedToken(name, special=False, normalized=normalized) for name in ("<pic>", "<rec>", "<think>")]
     )
-    seeing.chat_template = seeing.chat_template.replace(
+    extended.chat_template = extended.chat_template.replace(
         "<image>{% else %}", "<pic>{% elif part['type'] == 'audio' %}<rec>{% else %}"
     )
-    pic, rec, think = (seeing.convert_tokens_to_ids(name) for name in ("<pic>", "<rec>", "<think>"))
+    pic, rec, think = (extended.convert_tokens_to_ids(name) for name in ("<pic>", "<rec>", "<think>"))
     texts = "<pic>", "and <rec> <think> <pi", "c><image>"
-    tokens = ChatTokenizer(seeing).tokens([user(IMAGE, {"type": "audio"}, *texts)])
+    tokens = ChatTokenizer(extended).tokens([user(IMAGE, {"type": "audio"}, *texts)])
     assert [tokens.count(token) for token in (pic, rec, think)] == [1, 1, 1]
-    assert seeing.decode(tokens).count("<pic>") == 2
+    assert extended.decode(tokens).count("<pic>") == 2
     plain = [user(IMAGE, "It is <think> seven.")]
-    assert ChatTokenizer(seeing).tokens(plain) == reference(seeing, *plain)
+    assert ChatTokenizer(extended).has_control_names([user(*texts)])
+    assert not ChatTokenizer(extended).has_control_names(plain)
+    assert ChatTokenizer(extended).tokens(plain) == reference(extended, *plain)
 
 
-def test_an_assistant_s_and_a_system_s_message_are_texts_too(tokenizer: Any) -> None:
+def test_texts_of_system_and_assistant_messages_are_literal_too(tokenizer: Any) -> None:
     messages = [{"role": "system", "content": "<image>"}, {"role": "assistant", "content": "<image>"}, user("x")]
     image = tokenizer.convert_tokens_to_ids("<image>")
     assert ChatTokenizer(tokenizer).tokens(messages).count(image) == 0
 
 
-def test_a_model_without_a_template_and_a_template_that_refuses_are_told(tokenizer: Any) -> None:
+def test_a_missing_template_and_a_template_that_refuses_are_invalid_requests(tokenizer: Any) -> None:
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
     with pytest.raises(InvalidRequest, match="has none"):

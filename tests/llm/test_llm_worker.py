@@ -1,42 +1,27 @@
-"""What of the LLM worker needs no engine."""
+"""The LLM worker's request, defaults and checks, without an engine."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deployments.app import check
-from deployments.llm.llm_worker import LlmRequest
-from deployments.vllm_runtime.cpu_defaults import number_type, step_size
-from deployments.vllm_runtime.mapping import fold_seed, split_text, stop_reason
-from deployments.vllm_runtime.vllm_engine import engine_options
-from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError, InvalidRequest
-from rbee_serve.events import StopReason
-from rbee_serve.validation.parse import parse
-from rbee_serve.worker.spec import Device, LoadContext
-
-
-def context(device: Device, **settings: Any) -> LoadContext:
-    worker = WorkerConfig(id="llm-0", type="llm", **settings)
-    return LoadContext(worker, device, lambda progress: None)
-
-
-def options(device: Device, **settings: Any) -> dict[str, Any]:
-    return engine_options(context(device, **settings), Path("/models/m"))
-
-
-@pytest.mark.parametrize(("seed", "folded"), [(0, 0), (2**63 - 1, 2**63 - 1), (2**63, 0), (2**64 - 1, 2**63 - 1)])
-def test_a_seed_of_64_bits_fits_into_vllm_s_and_is_never_its_special_minus_one(seed: int, folded: int) -> None:
-    assert fold_seed(seed) == folded
+from deployments.llm.generation_backend import stop_reason
+from deployments.llm.generation_request import ChatMessage
+from deployments.llm.llm_worker import SPEC, LlmBackend, LlmRequest
+from deployments.vllm_runtime.generation_engine import EngineInput, GenerationParams, GenerationStep
+from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
+from rbee_serve.events import End, Event, Metrics, Narration, Output, StopReason
+from rbee_serve.validation.parse import parse, parse_object
+from rbee_serve.worker.memory import MemoryGauge
 
 
 @pytest.mark.parametrize(
-    ("finish", "matched", "told"),
+    ("finish", "match", "expected"),
     [
         ("stop", "END", (StopReason.STOP_SEQUENCE, "END")),
         ("stop", None, (StopReason.EOS, None)),
@@ -44,17 +29,11 @@ def test_a_seed_of_64_bits_fits_into_vllm_s_and_is_never_its_special_minus_one(s
         ("length", None, (StopReason.MAX_TOKENS, None)),
         ("abort", None, (StopReason.CANCELLED, None)),
         ("error", None, (StopReason.ERROR, None)),
+        (None, None, (StopReason.ERROR, None)),
     ],
 )
-def test_the_stop_reason_is_the_engine_s_in_the_protocol_s_words(finish: str, matched: Any, told: Any) -> None:
-    assert stop_reason(finish, matched) == told
-
-
-@given(st.text(max_size=40), st.lists(st.integers(0, 10), min_size=1, max_size=12))
-def test_text_that_is_dealt_out_to_tokens_joins_to_itself(text: str, lengths: list[int]) -> None:
-    pieces = split_text(text, lengths)
-    assert len(pieces) == len(lengths)
-    assert "".join(pieces) == text
+def test_the_stop_reason_is_the_engine_s_in_the_protocol_s_terms(finish: Any, match: Any, expected: Any) -> None:
+    assert stop_reason(GenerationStep([], finish, match)) == expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +44,7 @@ def test_text_that_is_dealt_out_to_tokens_joins_to_itself(text: str, lengths: li
         b'{"prompt":"a","max_tokens":1,"min_tokens":2}',
     ],
 )
-def test_rules_across_fields_are_told_as_such(body: bytes) -> None:
+def test_rules_across_fields_are_reported_as_rules(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(LlmRequest, body)
     assert caught.value.violations[0].constraint == "rule"
@@ -80,65 +59,103 @@ def test_rules_across_fields_are_told_as_such(body: bytes) -> None:
         ("prompt", "a" * 32769),
     ],
 )  # fmt: skip
-def test_every_bound_of_the_wire_protocol_is_held(field: str, bad: Any) -> None:
-    from rbee_serve.validation.parse import parse_object
-
+def test_every_bound_of_the_wire_protocol_is_enforced(field: str, bad: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_object(LlmRequest, {"prompt": "a", field: bad})
     assert [violation.field.partition("[")[0] for violation in caught.value.violations] == [field]
 
 
-def test_a_gpu_worker_takes_the_share_of_memory_that_it_was_given() -> None:
-    found = options(Device("cuda", (3,), 0.5), gpus=0.5)
-    assert (found["gpu_memory_utilization"], found["tensor_parallel_size"]) == (0.45, 1)
+@pytest.mark.parametrize("content", ["a" * 32769, [{"type": "text", "text": "a"}]])
+def test_a_message_is_a_bounded_text_and_never_shown(content: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_object(LlmRequest, {"messages": [{"role": "user", "content": content}]})
+    assert caught.value.violations[0].field == "messages[0].content"
+    shown = repr(LlmRequest(messages=[ChatMessage[str](role="user", content="SECRET")]).messages)
+    assert "SECRET" not in shown
 
 
-def test_several_gpus_make_a_tensor_parallel_engine_of_its_own_processes() -> None:
-    found = options(Device("cuda", (0, 1)), gpus=2)
-    assert (found["tensor_parallel_size"], found["distributed_executor_backend"]) == (2, "mp")
+class Engine:
+    """An engine whose tokens are given."""
+
+    context_tokens = 20
+    loras = ("french",)
+    requests = 0
+    alive = True
+
+    def __init__(self, *steps: GenerationStep) -> None:
+        self.steps = steps
+        self.params: GenerationParams | None = None
+        self.closed = False
+        self.tokenizer: Any = SimpleNamespace(encode=lambda text: text.split())
+
+    def input_of_tokens(self, tokens: list[int]) -> EngineInput:
+        return {"prompt_token_ids": tokens}
+
+    async def generate(self, engine_input: EngineInput, params: GenerationParams) -> AsyncGenerator[GenerationStep]:
+        self.params = params
+        try:
+            for step in self.steps:
+                yield step
+        finally:
+            self.closed = True
 
 
-def test_engine_options_by_vllm_s_names_win_over_what_follows_from_the_device() -> None:
-    given_options = {"enable-prefix-caching": True, "quantization": "awq", "kv_cache_memory_bytes": 5}
-    found = options(Device("cpu"), engine=given_options)
-    assert (found["enable_prefix_caching"], found["quantization"], found["kv_cache_memory_bytes"]) == (True, "awq", 5)
-    assert found["enforce_eager"] is True
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch) -> LlmBackend:
+    monkeypatch.setattr("deployments.llm.llm_worker.ChatTokenizer", lambda tokenizer: None)
+    engine: Any = Engine(
+        GenerationStep(["He"], None, None), GenerationStep(["l", "lo"], None, None), GenerationStep([""], "stop", "!")
+    )
+    return LlmBackend(engine, MemoryGauge(lambda: 7))
+
+
+async def test_tokens_become_events_and_the_last_two_are_metrics_and_end(backend: LlmBackend) -> None:
+    request = LlmRequest(prompt="a b c", max_tokens=9, temperature=0.5, seed=3, stop=["!"], lora="french")
+    events: list[Event[Any]] = [event async for event in backend.execute(request)]
+    outputs = [event.value for event in events if isinstance(event, Output)]
+    assert [(value.i, value.t) for value in outputs] == [(0, "He"), (1, "l"), (2, "lo"), (3, "")]
+    assert [event.action for event in events if isinstance(event, Narration)] == ["prefill", "complete"]
+    metrics, end = events[-2:]
+    assert isinstance(metrics, Metrics)
+    assert set(metrics.values) == {
+        "tokens_per_sec", "vram_bytes", "time_to_first_token_ms", "tokens_in", "tokens_out",
+    }  # fmt: skip
+    assert (metrics.values["tokens_in"], metrics.values["tokens_out"], metrics.values["vram_bytes"]) == (3, 4, 7)
+    assert isinstance(end, End)
+    assert (end.tokens_out, end.stop_reason, end.stop_sequence_matched, end.seed) == (4, "STOP_SEQUENCE", "!", 3)
+    params = backend._engine.__dict__["params"]
+    assert params == GenerationParams(max_tokens=9, sampling={"temperature": 0.5}, stop=["!"], seed=3, lora="french")
+
+
+async def test_closing_the_stream_closes_the_generation(backend: LlmBackend) -> None:
+    events = backend.execute(LlmRequest(prompt="a", max_tokens=9))
+    while not isinstance(await anext(events), Output):
+        pass
+    await events.aclose()
+    assert backend._engine.__dict__["closed"]
 
 
 @pytest.mark.parametrize(
-    ("device", "engine", "size"),
+    ("fields", "error", "field"),
     [
-        (Device("cpu"), {}, {"max_num_batched_tokens": 256}),
-        (Device("cpu"), {"max-num-seqs": 1024}, {"max_num_batched_tokens": 1024}),
-        (Device("cpu"), {"enable_chunked_prefill": False}, {}),
-        (Device("cuda", (0,)), {}, {}),
+        ({"prompt": "a b c", "max_tokens": 18}, RequestTooLong, "prompt"),
+        ({"prompt": "   ", "max_tokens": 1}, InvalidRequest, "prompt"),
+        ({"prompt": "a", "max_tokens": 1, "lora": "german"}, InvalidRequest, "lora"),
     ],
 )
-def test_a_step_on_a_cpu_is_so_small_that_nobody_waits_long_for_it(
-    device: Device, engine: dict[str, Any], size: dict[str, int]
+async def test_a_request_that_the_engine_cannot_take_is_refused_before_any_event(
+    backend: LlmBackend, fields: dict[str, Any], error: type[InvalidRequest], field: str
 ) -> None:
-    assert step_size(context(device, engine=engine)) == size
+    with pytest.raises(error) as caught:
+        await anext(backend.execute(LlmRequest(**fields)))
+    assert [violation.field for violation in caught.value.violations] == [field]
+    assert backend._engine.__dict__["params"] is None
 
 
-@pytest.mark.parametrize(
-    ("vectors", "device", "chosen"),
-    [
-        ("AVX2", Device("cpu"), {"dtype": "float32"}),
-        ("AVX512", Device("cpu"), {}),
-        ("NEON", Device("cpu"), {}),
-        ("AVX2", Device("cuda", (0,)), {}),
-    ],
-)
-def test_a_processor_that_only_calculates_slowly_with_bfloat16_is_spared_it(
-    monkeypatch: pytest.MonkeyPatch, vectors: str, device: Device, chosen: dict[str, str]
-) -> None:
-    monkeypatch.setattr("deployments.vllm_runtime.cpu_defaults._vectors", lambda: vectors)
-    assert number_type(context(device)) == chosen
-
-
-def test_remote_code_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="trust_remote_code"):
-        options(Device("cpu"), engine={"trust_remote_code": True})
+def test_the_long_request_is_valid_and_ignores_the_end_token() -> None:
+    assert SPEC.long_request is not None
+    request = SPEC.long_request()
+    assert (request.max_tokens, request.ignore_eos) == (1024, True)
 
 
 def test_metal_is_refused_before_anything_starts() -> None:
@@ -149,7 +166,7 @@ def test_metal_is_refused_before_anything_starts() -> None:
         check({"workers": [worker]}, "127.0.0.1")
 
 
-def test_a_model_that_is_missing_or_is_text_is_told_before_anything_starts(tmp_path: Path) -> None:
+def test_a_missing_model_and_a_text_file_are_reported_before_anything_starts(tmp_path: Path) -> None:
     text = tmp_path / "model.gguf"
     text.write_text("this is a text")
     workers = [
@@ -161,4 +178,3 @@ def test_a_model_that_is_missing_or_is_text_is_told_before_anything_starts(tmp_p
     missing, wrong = str(caught.value).splitlines()
     assert missing.startswith("workers[0].model_ref: ")
     assert wrong.startswith("workers[1].model_ref: ")
-    print(caught.value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.vision.pictures import encoded, picture
+from tests.vision.images import encoded, sample_image
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
@@ -14,7 +14,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "lossless": ("WEBP", {"lossless": True}),
 }
 """Pillow's format and options by name."""
-SMALL = picture()
+SMALL = sample_image()
 
 
 def encoded_image(name: str) -> bytes:

@@ -20,7 +20,7 @@ from deployments.media.image_decoder import ImageDecoder
 from deployments.media.image_files import decode
 from rbee_serve.errors import InvalidRequest
 from tests.media.image_kinds import KINDS, SMALL, encoded_image
-from tests.vision.pictures import HEIGHT, WIDTH, encoded, png
+from tests.vision.images import HEIGHT, WIDTH, encoded, png
 
 MAX_PIXELS = 1_000_000
 

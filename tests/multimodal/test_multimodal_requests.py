@@ -1,4 +1,4 @@
-"""What a multimodal request may say, and the configuration of a worker that calls others. No engine."""
+"""Multimodal requests, and the configuration of a worker with helper workers. No engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.validation.parse import parse, parse_object
 
 PNG = b"\x89PNG\r\n"
-CODED = base64.b64encode(PNG).decode()
+ENCODED = base64.b64encode(PNG).decode()
 
 
 def parts(*content: dict[str, Any]) -> dict[str, Any]:
@@ -28,33 +28,33 @@ def violations(**fields: Any) -> dict[str, str]:
 
 
 def test_a_message_is_a_text_or_parts_in_their_order() -> None:
-    body = parts({"type": "image", "image": CODED}, {"type": "text", "text": "What is this?"})
+    body = parts({"type": "image", "image": ENCODED}, {"type": "text", "text": "What is this?"})
     request = parse(MultimodalRequest, json.dumps(body).encode())
-    [turn] = request.turns
-    assert [getattr(part, "image", None) or getattr(part, "text", None) for part in turn.content] == [
+    [message] = request.chat
+    assert [getattr(part, "image", None) or getattr(part, "text", None) for part in message.content] == [
         PNG, "What is this?",
     ]  # fmt: skip
-    assert parse_object(MultimodalRequest, request.model_dump(exclude_unset=True)).turns == request.turns
+    assert parse_object(MultimodalRequest, request.model_dump(exclude_unset=True)).chat == request.chat
 
 
-def test_a_prompt_with_a_picture_is_a_chat_of_one_message() -> None:
+def test_a_prompt_with_an_image_is_a_chat_of_one_message() -> None:
     request = parse_object(MultimodalRequest, {"prompt": "What is this?", "image": PNG})
-    assert [part.type for part in request.turns[0].content if not isinstance(part, str)] == ["image", "text"]
+    assert [part.type for part in request.chat[0].content if not isinstance(part, str)] == ["image", "text"]
     assert request.roles == frozenset()
 
 
-def test_the_forms_of_the_answer_are_the_roles_that_it_needs() -> None:
+def test_the_requested_modalities_are_the_roles_that_are_needed() -> None:
     request = parse_object(MultimodalRequest, {"prompt": "x", "modalities": ["text", "audio"]})
     assert request.roles == {"audio"}
 
 
 @pytest.mark.parametrize(
-    ("fields", "field", "told"),
+    ("fields", "field", "message"),
     [
         ({}, "body", "exactly one"),
         ({"prompt": "x", "messages": [{"role": "user", "content": "y"}]}, "body", "exactly one"),
         ({"prompt": "x", "image": "?"}, "image", "base64"),
-        ({"messages": [{"role": "user", "content": "x"}], "image": CODED}, "image", "goes with prompt"),
+        ({"messages": [{"role": "user", "content": "x"}], "image": ENCODED}, "image", "goes with prompt"),
         ({"prompt": "x", "modalities": ["audio"]}, "modalities", "must hold text"),
         ({"prompt": "x", "modalities": ["text", "text"]}, "modalities", "at most once"),
         ({"prompt": "x", "modalities": ["text", "video"]}, "modalities[1]", "must be one of text, audio, image"),
@@ -62,17 +62,17 @@ def test_the_forms_of_the_answer_are_the_roles_that_it_needs() -> None:
         ({"prompt": "x", "modalities": ["text", "image"], "picture": {"steps": 0}}, "picture.steps", "at least 1"),
         (parts({"type": "video"}), "messages[0].content[0]", "must be one of text, image, audio"),
         (parts({"type": "image", "image": "?"}), "messages[0].content[0].image", "base64"),
-        (parts({"type": "image", "image": CODED, "detail": "high"}), "messages[0].content[0].detail", "not a field"),
+        (parts({"type": "image", "image": ENCODED, "detail": "high"}), "messages[0].content[0].detail", "not a field"),
         (parts(), "messages[0].content", "must not be empty"),
         ({"messages": []}, "messages", "must not be empty"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_by_its_path(fields: dict[str, Any], field: str, told: str) -> None:
+def test_every_violation_is_reported_by_its_path(fields: dict[str, Any], field: str, message: str) -> None:
     found = violations(**fields)
-    assert told in found[field], found
+    assert message in found[field], found
 
 
-def test_a_picture_is_never_shown_in_an_error() -> None:
+def test_an_image_is_never_shown_in_an_error() -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse(MultimodalRequest, json.dumps(parts({"type": "image", "image": "SECRET!"})).encode())
     assert "SECRET" not in json.dumps(caught.value.to_json())
@@ -83,7 +83,7 @@ READER = {"id": "reader-0", "type": "echo"}
 
 
 @pytest.mark.parametrize(
-    ("worker", "told"),
+    ("worker", "message"),
     [
         ({"uses": {"audio": "speech-1"}}, r"workers\[1\].uses.audio: no worker has the id speech-1"),
         ({"uses": {"voice": "speech-0"}}, r"workers\[1\].uses.voice: a multimodal worker has no such role"),
@@ -91,7 +91,7 @@ READER = {"id": "reader-0", "type": "echo"}
         ({"type": "echo", "uses": {"audio": "speech-0"}}, "a echo worker has no such role; it has none"),
     ],
 )
-def test_a_worker_that_is_called_must_be_there_and_of_the_right_type(worker: dict[str, Any], told: str) -> None:
+def test_a_helper_worker_must_exist_and_have_the_right_type(worker: dict[str, Any], message: str) -> None:
     multimodal = {"id": "multimodal-0", "type": "multimodal", "model_ref": "file:/m", **worker}
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=message):
         check({"workers": [SPEECH, multimodal]}, "127.0.0.1")

@@ -1,4 +1,4 @@
-"""Sentences of a text that is still being written."""
+"""Sentence boundaries in a text that is still being generated."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ async def found(*texts: str) -> list[str]:
         ("   ", ["   "]),
     ],
 )
-async def test_a_text_is_cut_where_a_sentence_ends(text: str, expected: list[str]) -> None:
+async def test_a_text_is_split_where_a_sentence_ends(text: str, expected: list[str]) -> None:
     assert await found(text) == expected
     assert await found(*text) == expected
 
 
-async def test_a_sentence_is_there_when_the_next_one_begins_and_not_when_the_text_ends() -> None:
-    asked: list[str] = []
+async def test_a_sentence_is_yielded_when_the_next_one_begins() -> None:
+    consumed: list[str] = []
 
-    async def noted() -> AsyncIterator[str]:
+    async def recorded() -> AsyncIterator[str]:
         for piece in ("This is a", " seven.", " ", "It", " goes on"):
-            asked.append(piece)
+            consumed.append(piece)
             yield piece
 
-    assert await anext(aiter(sentences(noted()))) == "This is a seven. "
-    assert asked[-1] == "It"
+    assert await anext(aiter(sentences(recorded()))) == "This is a seven. "
+    assert consumed[-1] == "It"
 
 
 @given(st.lists(st.text(alphabet='ab .!?\n"3', max_size=12), max_size=12))
-async def test_the_sentences_are_the_whole_text_however_it_comes_in_pieces(texts: list[str]) -> None:
+async def test_the_joined_sentences_are_the_whole_text_for_any_pieces(texts: list[str]) -> None:
     assert "".join(await found(*texts)) == "".join(texts)
     assert await found(*texts) == await found("".join(texts))

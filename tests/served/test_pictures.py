@@ -18,13 +18,13 @@ from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import ImageOutput
 from tests.conftest import Served
 from tests.served.waiting import eventually
-from tests.vision.pictures import encoded, picture
+from tests.vision.images import encoded, sample_image
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 WORKER = "vision-generate-0"
 ASKED: dict[str, Any] = {"prompt": "a cat", "steps": 4, "seed": 3}
-FILE = encoded(picture(), "JPEG")
+FILE = encoded(sample_image(), "JPEG")
 
 
 @pytest.fixture(scope="module")

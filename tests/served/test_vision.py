@@ -18,12 +18,12 @@ from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import LabelOutput
 from tests.conftest import Served
 from tests.served.waiting import eventually
-from tests.vision.pictures import encoded, picture, png
+from tests.vision.images import encoded, png, sample_image
 
 pytestmark = [pytest.mark.ray, pytest.mark.model]
 
 NAMES = ["a cat", "two dogs", "the sea"]
-FILE = encoded(picture(90, 60), "JPEG")
+FILE = encoded(sample_image(90, 60), "JPEG")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "a GIF": (b"GIF89a" + bytes(99), "format"),
     "a claim of 65,535 squared": (png(65_535, 65_535, zlib.compress(bytes(999))), "pixels <= 50000000"),
     "88 megapixels in 12 kB": (BOMB, "pixels <= 50000000"),
-    "a line": (encoded(picture(1000, 2), "PNG"), "ratio <= 100"),
+    "a line": (encoded(sample_image(1000, 2), "PNG"), "ratio <= 100"),
     "cut short": (FILE[:-300], "readable"),
     "only a head": (b"\x89PNG\r\n\x1a\n", "readable"),
     "garbage after a head": (b"\xff\xd8\xff" + os.urandom(5000), "readable"),

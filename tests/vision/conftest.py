@@ -1,4 +1,4 @@
-"""A pipeline of diffusers that several files of tests work with."""
+"""A pipeline of diffusers that several test files use."""
 
 from __future__ import annotations
 

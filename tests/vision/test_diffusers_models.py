@@ -1,4 +1,4 @@
-"""What models the task `generate` takes, and which not; on tiny pipelines with random weights, without Ray."""
+"""The models that the task `generate` accepts and refuses, on tiny pipelines with random weights, without Ray."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.vision import generate as vision_generate
+from deployments.vision import generate
 from deployments.vision.generate import SPEC
 from deployments.vision.latent_preview import LatentPreview, palette
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Narration, Progress
 from rbee_serve.replica.loading import warm_up
 from tests.vision import tiny_pipelines
-from tests.vision.drawing import (
+from tests.vision.generation import (
     FILE,
     MASK,
     PROMPT,
     bare,
     configuration,
     events_of,
+    images_of,
     load,
-    pictures,
     same,
     seeded,
 )
@@ -36,13 +36,11 @@ pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread_and_no_hub"
 
 
 @pytest.mark.parametrize("kind", ["stable_diffusion", "stable_diffusion_xl", "flux"])
-async def test_every_kind_of_pipeline_gives_its_own_pixels_and_previews_that_are_like_them(
-    kind: str, tmp_path: Path
-) -> None:
+async def test_every_kind_of_pipeline_gives_its_own_pixels_and_similar_previews(kind: str, tmp_path: Path) -> None:
     backend = load(tiny_pipelines.save(getattr(tiny_pipelines, kind)(), tmp_path))
     await warm_up(SPEC, backend)
     events = await events_of(backend, steps=20, preview_every=19, width=64, height=48, num_images=4)
-    made, previews = pictures(events), pictures(events, previews=True)
+    made, previews = images_of(events), images_of(events, previews=True)
     expected = bare(tmp_path)(PROMPT, num_inference_steps=20, width=64, height=48, generator=seeded(7)).images[0]
     assert same(made[0], expected)
     small = [np.asarray(Image.fromarray(one).resize(previews[0].shape[1::-1], Image.Resampling.BOX)) for one in made]
@@ -52,26 +50,26 @@ async def test_every_kind_of_pipeline_gives_its_own_pixels_and_previews_that_are
 
 
 @pytest.mark.parametrize("as_tokens", [False, True])
-def test_the_map_from_latents_to_colours_is_found_where_there_is_one(as_tokens: bool) -> None:
+def test_the_linear_map_from_latents_to_colours_is_recovered(as_tokens: bool) -> None:
     import torch
 
     colors = torch.from_numpy(np.asarray(palette(24, 1), float)).permute(2, 0, 1)
     hidden = torch.randn(6, 3, generator=seeded(0)).double()
     grid = torch.einsum("cr,rhw->chw", hidden, colors / 50 - 3)
     latents = (grid.flatten(1).T if as_tokens else grid)[None]
-    shown = LatentPreview.fitted(latents, palette(24, 1).resize((192, 192), Image.Resampling.NEAREST))
+    preview = LatentPreview.fitted(latents, palette(24, 1).resize((192, 192), Image.Resampling.NEAREST))
     wide = latents[:, :240] if as_tokens else latents[:, :, :10]
-    assert np.array_equal(np.asarray(shown.picture(latents, 1.0)), np.asarray(palette(24, 1)))
-    differences = np.asarray(shown.picture(wide, 2.4), float) - np.asarray(palette(24, 1), float)[:10]
-    assert np.abs(differences).mean() < 10  # their contrast is another
+    assert np.array_equal(np.asarray(preview.image(latents, 1.0)), np.asarray(palette(24, 1)))
+    differences = np.asarray(preview.image(wide, 2.4), float) - np.asarray(palette(24, 1), float)[:10]
+    assert np.abs(differences).mean() < 10  # their contrast is different
 
 
 @pytest.mark.filterwarnings("ignore:.upcast_vae. is deprecated:FutureWarning")
-async def test_a_decoder_that_is_stopped_while_it_works_in_another_type_gets_its_own_back(tmp_path: Path) -> None:
+async def test_a_decoder_that_fails_while_converted_gets_its_dtype_back(tmp_path: Path) -> None:
     import torch
 
     backend = load(tiny_pipelines.save(tiny_pipelines.stable_diffusion_xl(), tmp_path), dtype="float16")
-    [expected] = pictures(await events_of(backend))
+    [expected] = images_of(await events_of(backend))
     vae = backend._engine._pipeline.vae
     seen = []
 
@@ -84,29 +82,29 @@ async def test_a_decoder_that_is_stopped_while_it_works_in_another_type_gets_its
         await events_of(backend)
     hook.remove()
     assert (seen, vae.dtype) == ([torch.float32], torch.float16)
-    assert np.array_equal(pictures(await events_of(backend)), [expected])
+    assert np.array_equal(images_of(await events_of(backend)), [expected])
     backend.close()
 
 
-async def test_a_model_that_only_repaints_makes_all_of_a_picture_anew_where_none_is_sent(tmp_path: Path) -> None:
+async def test_an_inpainting_model_generates_the_whole_image_where_none_is_sent(tmp_path: Path) -> None:
     backend = load(tiny_pipelines.save(tiny_pipelines.inpainting(), tmp_path))
     await warm_up(SPEC, backend)
-    assert pictures(await events_of(backend, width=40))[0].shape == (32, 40, 3)
-    assert pictures(await events_of(backend, image=FILE, mask=MASK))
+    assert images_of(await events_of(backend, width=40))[0].shape == (32, 40, 3)
+    assert images_of(await events_of(backend, image=FILE, mask=MASK))
     with pytest.raises(InvalidRequest, match="image: is nothing that this model can start from"):
         await events_of(backend, image=FILE)
     backend.close()
 
 
-async def test_what_a_safety_checker_finds_is_black_and_told(tmp_path: Path) -> None:
+async def test_an_unsafe_image_is_black_and_narrated(tmp_path: Path) -> None:
     tiny_pipelines.save(tiny_pipelines.stable_diffusion(**tiny_pipelines.strict_checker()), tmp_path)
     backend = load(tmp_path)
     events = await events_of(backend)
-    assert not np.any(pictures(events))
+    assert not np.any(images_of(events))
     assert [event.action for event in events if isinstance(event, Narration)] == ["generate", "safety"]
     backend.close()
     backend = load(tmp_path, safety_checker=False)
-    assert np.any(pictures(await events_of(backend)))
+    assert np.any(images_of(await events_of(backend)))
     backend.close()
 
 
@@ -130,7 +128,7 @@ def edit(path: Path, **values: Any) -> None:
         ({"tokenizer": ["os", "PathLike"]}, "takes its tokenizer from 'os'"),
     ],
 )
-def test_a_model_that_would_run_its_own_code_is_refused(copy: Path, index: Any, message: str) -> None:
+def test_a_model_with_code_of_its_own_is_refused(copy: Path, index: Any, message: str) -> None:
     (copy / "pipeline.py").write_text("raise SystemExit('this must not run')")
     (copy / "unet" / "my_unet.py").write_text("raise SystemExit('this must not run')")
     edit(copy / "model_index.json", **index)
@@ -138,7 +136,7 @@ def test_a_model_that_would_run_its_own_code_is_refused(copy: Path, index: Any, 
         load(copy)
 
 
-def test_a_part_that_is_a_pickle_is_refused_and_so_is_a_folder_that_is_no_pipeline(copy: Path) -> None:
+def test_a_pickle_and_a_folder_without_a_pipeline_are_refused(copy: Path) -> None:
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ConfigurationError, match=r"diffusion_pytorch_model.bin may be a pickle"):
@@ -150,16 +148,16 @@ def test_a_part_that_is_a_pickle_is_refused_and_so_is_a_folder_that_is_no_pipeli
 
 @pytest.fixture
 def half(copy: Path) -> Path:
-    """The same, with half of its parts in half precision by name."""
+    """The same, with the weights of two parts named as half precision."""
     for file in [*copy.glob("unet/*.safetensors"), *copy.glob("vae/*.safetensors")]:
         file.rename(file.with_suffix(".fp16.safetensors"))
     return copy
 
 
-async def test_weights_that_are_there_in_half_precision_only_are_found(half: Path) -> None:
+async def test_weights_in_half_precision_only_are_found(half: Path) -> None:
     backend = load(half, max_side=16, steps=2)
     events = await events_of(backend, steps=None)
-    assert pictures(events)[0].shape == (16, 16, 3)
+    assert images_of(events)[0].shape == (16, 16, 3)
     assert events[1] == Progress(step=1, total=2)
     backend.close()
 
@@ -172,8 +170,8 @@ async def test_weights_that_are_there_in_half_precision_only_are_found(half: Pat
         ({"max_side": 4}, r"engine.max_side: "),
     ],
 )
-def test_a_wrong_configuration_is_told_before_anything_starts(diffusion: Path, engine: Any, message: str) -> None:
+def test_a_wrong_configuration_is_reported_before_anything_starts(diffusion: Path, engine: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        vision_generate.check(configuration(diffusion, **engine))
+        generate.check(configuration(diffusion, **engine))
     with pytest.raises(ConfigurationError, match=r"model_ref: .* does not exist"):
-        vision_generate.check(configuration(diffusion / "nowhere"))
+        generate.check(configuration(diffusion / "nowhere"))

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deployments.vision import generate as vision_generate
+from deployments.vision import generate
+from deployments.vision.diffusers_engine import _blocks
 from deployments.vision.generate import SPEC, ImageBackend, ImageRequest
 from rbee_serve.errors import InsufficientResources, InsufficientVram, InvalidRequest
 from rbee_serve.events import End, Error, Metrics, Narration, Output, Progress, Started
@@ -21,7 +22,7 @@ from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.validation.parse import parse_object
 from tests import devices
-from tests.vision.drawing import (
+from tests.vision.generation import (
     FILE,
     MASK,
     PROMPT,
@@ -29,13 +30,13 @@ from tests.vision.drawing import (
     WHITE_RIGHT,
     bare,
     events_of,
+    images_of,
     load,
-    pictures,
     pixels,
     same,
     seeded,
 )
-from tests.vision.pictures import encoded, picture
+from tests.vision.images import encoded, sample_image
 
 pytest.importorskip("diffusers")
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("one_thread_and_no_hub")]
@@ -60,7 +61,7 @@ def backend(diffusion: Path) -> Iterator[ImageBackend]:
 async def test_the_same_seed_gives_the_pixels_of_the_bare_pipeline(
     backend: ImageBackend, diffusion: Path, fields: Any, arguments: Any
 ) -> None:
-    made = pictures(await events_of(backend, num_images=2, **fields))
+    made = images_of(await events_of(backend, num_images=2, **fields))
     pipeline = bare(diffusion)
     for number, seed in enumerate((7, 8)):
         expected = pipeline(PROMPT, **{"num_inference_steps": 3, **arguments}, generator=seeded(seed)).images[0]
@@ -68,16 +69,16 @@ async def test_the_same_seed_gives_the_pixels_of_the_bare_pipeline(
     assert not np.array_equal(made[0], made[1])
 
 
-async def test_a_picture_to_start_from_and_a_mask_do_what_they_do_in_the_bare_pipelines(
+async def test_image_to_image_and_inpainting_give_the_pixels_of_the_bare_pipelines(
     backend: ImageBackend, diffusion: Path
 ) -> None:
     import diffusers
 
     common = {"num_inference_steps": 4, "strength": 0.5}
-    [made] = pictures(await events_of(backend, image=FILE, strength=0.5, steps=4))
+    [made] = images_of(await events_of(backend, image=FILE, strength=0.5, steps=4))
     pipeline = diffusers.AutoPipelineForImage2Image.from_pipe(bare(diffusion))
     assert same(made, pipeline(PROMPT, image=RGB, generator=seeded(7), **common).images[0])
-    [made] = pictures(await events_of(backend, image=FILE, mask=MASK, strength=0.5, steps=4))
+    [made] = images_of(await events_of(backend, image=FILE, mask=MASK, strength=0.5, steps=4))
     pipeline = diffusers.AutoPipelineForInpainting.from_pipe(bare(diffusion))
     expected = pipeline(
         PROMPT, image=RGB, mask_image=WHITE_RIGHT, width=48, height=32, generator=seeded(7), **common
@@ -85,21 +86,21 @@ async def test_a_picture_to_start_from_and_a_mask_do_what_they_do_in_the_bare_pi
     assert same(made, expected)
 
 
-async def test_of_a_picture_with_a_mask_only_the_white_part_changes(backend: ImageBackend) -> None:
-    one, other = [pictures(await events_of(backend, image=FILE, mask=MASK, seed=seed))[0] for seed in (1, 2)]
+async def test_only_the_white_part_of_the_mask_changes(backend: ImageBackend) -> None:
+    one, other = [images_of(await events_of(backend, image=FILE, mask=MASK, seed=seed))[0] for seed in (1, 2)]
     changed = np.abs(one.astype(int) - other.astype(int)).sum(axis=(0, 2))
     assert changed[:16].mean() < changed[32:].mean() / 4
 
 
-async def test_the_size_is_that_of_the_picture_to_start_from_as_far_as_the_model_can(backend: ImageBackend) -> None:
+async def test_the_default_size_is_that_of_the_image_within_the_limits(backend: ImageBackend) -> None:
     for size, expected in [((31, 25), (30, 24)), ((640, 320), (64, 32)), ((1, 1), (2, 2))]:
-        [made] = pictures(await events_of(backend, image=encoded(picture(*size), "PNG")))
+        [made] = images_of(await events_of(backend, image=encoded(sample_image(*size), "PNG")))
         assert made.shape == (expected[1], expected[0], 3)
-    [made] = pictures(await events_of(backend, image=FILE, width=20, height=40))
+    [made] = images_of(await events_of(backend, image=FILE, width=20, height=40))
     assert made.shape == (40, 20, 3)
 
 
-async def test_events_come_in_order_with_their_numbers(backend: ImageBackend) -> None:
+async def test_events_are_ordered_and_numbered(backend: ImageBackend) -> None:
     events = await events_of(backend, num_images=2, steps=4, preview_every=2)
     first, second = Progress(step=1, total=8), Progress(step=2, total=8)
     assert isinstance(events[0], Narration)
@@ -118,41 +119,41 @@ async def test_events_come_in_order_with_their_numbers(backend: ImageBackend) ->
     assert (end.tokens_out, end.stop_reason, end.seed) == (2, "COMPLETE", 7)
 
 
-async def test_a_seed_that_is_made_up_is_told_and_gives_the_picture_again(backend: ImageBackend) -> None:
+async def test_a_random_seed_is_returned_and_reproduces_the_image(backend: ImageBackend) -> None:
     events = await events_of(backend, seed=None)
     again = await events_of(backend, seed=events[-1].seed)
-    assert np.array_equal(pictures(events), pictures(again))
+    assert np.array_equal(images_of(events), images_of(again))
     assert events[-1].seed != (await events_of(backend, seed=None))[-1].seed
-    assert pictures(await events_of(backend, seed=2**64 - 1, num_images=2))
+    assert images_of(await events_of(backend, seed=2**64 - 1, num_images=2))
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
-async def test_each_format_comes_as_event_result_and_file(backend: ImageBackend, form: str) -> None:
-    [png] = pictures(await events_of(backend))
+async def test_each_format_works_as_event_result_and_file(backend: ImageBackend, form: str) -> None:
+    [png] = images_of(await events_of(backend))
     events = await events_of(backend, format=form, preview_every=2)
     for event in events:
         if isinstance(event, Output):
             assert Image.open(io.BytesIO(event.value.patch)).format == form.upper()
-    [made] = pictures(events)
+    [made] = images_of(events)
     assert np.abs(made.astype(int) - png).mean() < (1 if form == "png" else 30)
     request = parse_object(ImageRequest, {"prompt": PROMPT, "steps": 3, "seed": 7, "format": form, "stream": False})
     result = await collect(ordered(Started.now("j", "m"), backend.execute(request)), SPEC.outputs)
-    document = vision_generate.encode_result(request, result)
-    assert document is not None
-    assert document.media_type == f"image/{form}"
-    assert np.array_equal(pixels(document.data), made)
+    encoded_result = generate.encode_result(request, result)
+    assert encoded_result is not None
+    assert encoded_result.media_type == f"image/{form}"
+    assert np.array_equal(pixels(encoded_result.data), made)
 
 
-async def test_several_pictures_or_no_named_format_are_json(backend: ImageBackend) -> None:
+async def test_several_images_or_no_given_format_are_json(backend: ImageBackend) -> None:
     for fields, count in [({}, 1), ({"num_images": 2, "format": "jpeg"}, 2)]:
         request = parse_object(ImageRequest, {"prompt": PROMPT, "steps": 1, "stream": False, **fields})
         result = await collect(ordered(Started.now("j", "m"), backend.execute(request)), SPEC.outputs)
-        assert vision_generate.encode_result(request, result) is None
+        assert generate.encode_result(request, result) is None
         assert len(json.loads(result.to_json())["images"]) == count
 
 
-async def test_a_client_that_leaves_stops_the_work_within_a_step(backend: ImageBackend) -> None:
-    [expected] = pictures(await events_of(backend))
+async def test_closing_the_stream_stops_the_work_within_a_step(backend: ImageBackend) -> None:
+    [expected] = images_of(await events_of(backend))
     passes = 0
 
     def count(*_: Any) -> None:
@@ -168,48 +169,48 @@ async def test_a_client_that_leaves_stops_the_work_within_a_step(backend: ImageB
         seen = passes
     hook.remove()
     assert passes <= seen + 1
-    assert np.array_equal(pictures(await events_of(backend)), [expected])
+    assert np.array_equal(images_of(await events_of(backend)), [expected])
 
 
-@pytest.mark.skipif(devices.ON_GPU, reason="a GPU's steps are not looked into")
-def test_only_large_blocks_of_the_denoiser_are_looked_into_for_steps(backend: ImageBackend) -> None:
+@pytest.mark.skipif(devices.ON_GPU, reason="on a GPU layers report no steps")
+def test_only_layers_within_large_blocks_of_the_denoiser_report_steps(backend: ImageBackend) -> None:
     import torch
 
     unet = backend._engine._pipeline.unet
     outer = {*unet.down_blocks, *unet.mid_block.attentions, *unet.mid_block.resnets, *unet.up_blocks}
-    assert set(backend._engine._blocks(unet, 10**6)) == outer
+    assert set(_blocks(unet, 10**6)) == outer
     lists = [part for part in unet.modules() if isinstance(part, torch.nn.ModuleList)]
-    assert set(backend._engine._blocks(unet, 0)) == {block for part in lists for block in part}
+    assert set(_blocks(unet, 0)) == {block for part in lists for block in part}
     hooked = {part for part in unet.modules() if part._forward_pre_hooks}
-    assert outer <= hooked < {*backend._engine._blocks(unet, 0)}
+    assert outer <= hooked < {*_blocks(unet, 0)}
     vae = backend._engine._pipeline.vae
     assert all(layer._forward_pre_hooks for block in vae.decoder.up_blocks for layer in block.resnets)
 
 
-async def test_a_request_that_runs_out_of_memory_fails_alone(backend: ImageBackend) -> None:
+async def test_running_out_of_memory_fails_only_its_own_request(backend: ImageBackend) -> None:
     import torch
 
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError
 
-    [expected] = pictures(await events_of(backend))
+    [expected] = images_of(await events_of(backend))
     hook = backend._engine._pipeline.vae.decoder.register_forward_pre_hook(fail)
     request = ImageRequest(prompt=PROMPT, steps=2)
     events = [event async for event in ordered(Started.now("j", "m"), backend.execute(request))]
     hook.remove()
     assert isinstance(events[-1], Error)
     assert events[-1].code == "INSUFFICIENT_VRAM"
-    assert np.array_equal(pictures(await events_of(backend)), [expected])
+    assert np.array_equal(images_of(await events_of(backend)), [expected])
 
 
-async def test_a_picture_that_takes_more_memory_than_is_free_is_refused_before_any_work(
+async def test_an_image_that_needs_more_memory_than_is_free_is_refused_before_any_work(
     backend: ImageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 100 < backend._engine._bytes_per_pixel < 1000
     monkeypatch.setattr(backend._engine, "_bytes_per_pixel", 1e12)
     with pytest.raises(
         (InsufficientResources, InsufficientVram),
-        match=r"32 x 32 pixels takes about 1024000.0 GB to make, and .* are free",
+        match=r"32 x 32 pixels takes about 1024000.0 GB to generate, and .* are free",
     ):
         await events_of(backend)
 
@@ -238,28 +239,28 @@ async def test_a_picture_that_takes_more_memory_than_is_free_is_refused_before_a
         ({"size": 1}, "size", "not a field"),
     ],
 )
-async def test_what_is_wrong_is_told_by_field(backend: ImageBackend, fields: Any, field: str, message: str) -> None:
+async def test_each_violation_is_reported_by_field(
+    backend: ImageBackend, fields: Any, field: str, message: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await events_of(backend, **fields)
     assert [violation.field for violation in caught.value.violations] == [field]
     assert message in caught.value.message
 
 
-async def test_all_that_is_wrong_is_told_at_once(backend: ImageBackend) -> None:
+async def test_all_violations_are_reported_at_once(backend: ImageBackend) -> None:
     with pytest.raises(InvalidRequest) as caught:
         await events_of(backend, width=65, height=41, lora="x")
     assert [violation.field for violation in caught.value.violations] == ["width", "width", "height", "lora"]
 
 
-async def test_an_adapter_changes_the_picture_and_only_where_it_is_asked_for(
-    backend: ImageBackend, diffusion: Path
-) -> None:
-    [plain] = pictures(await events_of(backend))
-    [adapted] = pictures(await events_of(backend, lora="made"))
+async def test_an_adapter_changes_the_image_only_where_it_is_requested(backend: ImageBackend, diffusion: Path) -> None:
+    [plain] = images_of(await events_of(backend))
+    [adapted] = images_of(await events_of(backend, lora="made"))
     assert not np.array_equal(plain, adapted)
-    assert np.array_equal(pictures(await events_of(backend)), [plain])
+    assert np.array_equal(images_of(await events_of(backend)), [plain])
     pipeline = bare(diffusion)
     pipeline.load_lora_weights(diffusion.parent / "made")
     expected = pipeline(PROMPT, num_inference_steps=3, generator=seeded(7)).images[0]
     assert same(adapted, expected)
-    assert pictures(await events_of(backend, lora="made", image=FILE, mask=MASK))
+    assert images_of(await events_of(backend, lora="made", image=FILE, mask=MASK))

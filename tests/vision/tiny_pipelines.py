@@ -1,4 +1,4 @@
-"""Tiny diffusion pipelines with random weights: the code path of real ones, and noise for pictures."""
+"""Tiny diffusion pipelines with random weights: the code path of real ones, and noise as images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SIDE = 32
-"""What they are made for; the sides of a picture are multiples of 2."""
+"""Their native side; the sides of an image are multiples of 2."""
 
 
 def stable_diffusion(**extras: Any) -> Any:
@@ -30,7 +30,7 @@ def stable_diffusion(**extras: Any) -> Any:
 
 
 def stable_diffusion_xl() -> Any:
-    """A Stable Diffusion XL. Its decoder wants to work in float32."""
+    """A Stable Diffusion XL. Its decoder needs float32."""
     import diffusers
     import torch
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
@@ -51,7 +51,7 @@ def stable_diffusion_xl() -> Any:
 
 
 def flux() -> Any:
-    """A Flux: its latents are tokens, and it knows no negative guidance."""
+    """A Flux: its latents are tokens, and it has no negative prompt."""
     import diffusers
     import torch
     from transformers import CLIPTextModel, T5Config, T5EncoderModel
@@ -72,7 +72,7 @@ def flux() -> Any:
 
 
 def inpainting() -> Any:
-    """A Stable Diffusion that is made for repainting parts of pictures and for nothing else."""
+    """A Stable Diffusion for inpainting only."""
     import diffusers
 
     parts = stable_diffusion().components
@@ -82,7 +82,7 @@ def inpainting() -> Any:
 
 
 def strict_checker() -> dict[str, Any]:
-    """The parts of a Stable Diffusion that finds every picture unsafe."""
+    """The parts of a Stable Diffusion whose safety checker flags every image."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 

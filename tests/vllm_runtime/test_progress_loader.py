@@ -1,4 +1,4 @@
-"""How far vLLM is with a model's weights: counting, and the way to the replica."""
+"""The progress of loading weights into vLLM: counting, and sending it to the replica."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from deployments.vllm_runtime.progress_loader import LISTENER, WeightsCount, layer_of, listening, tell
+from deployments.vllm_runtime.progress_loader import LISTENER, WeightsCount, layer_of, progress_socket, send_progress
 from rbee_serve.state import LoadProgress
 
 SIZES = {
@@ -31,11 +31,11 @@ SIZES = {
         ("7.weight", None),
     ],
 )
-def test_a_tensor_is_of_the_outermost_layer_in_its_name(name: str, layer: str | None) -> None:
+def test_a_tensor_belongs_to_the_outermost_layer_in_its_name(name: str, layer: str | None) -> None:
     assert layer_of(name) == layer
 
 
-def test_a_layer_counts_when_all_of_it_has_been_read() -> None:
+def test_a_layer_counts_when_all_of_its_tensors_have_been_read() -> None:
     count = WeightsCount(SIZES)
     seen = []
     for name in [*SIZES, "model.layers.0.a", "unknown"]:
@@ -48,23 +48,23 @@ def test_a_layer_counts_when_all_of_it_has_been_read() -> None:
     )
 
 
-def test_layers_are_left_out_where_a_model_has_none() -> None:
+def test_a_model_without_layers_has_no_layer_counts() -> None:
     progress = WeightsCount({"weight": 4}).progress(0)
     assert (progress.layers_loaded, progress.layers_total, progress.bytes_total) == (None, None, 4)
 
 
-def test_what_an_engine_s_process_tells_reaches_the_replica() -> None:
-    heard: list[LoadProgress] = []
+def test_progress_of_an_engine_process_reaches_the_replica() -> None:
+    received: list[LoadProgress] = []
     program = (
         "from deployments.vllm_runtime.progress_loader import *; "
-        "tell(LoadProgress(stage='loading_to_vram', bytes_done=3))"
+        "send_progress(LoadProgress(stage='loading_to_vram', bytes_done=3))"
     )
-    with listening(heard.append):
+    with progress_socket(received.append):
         subprocess.run([sys.executable, "-c", program], check=True)
-        tell(LoadProgress(stage="preparing_engine"))
+        send_progress(LoadProgress(stage="preparing_engine"))
         deadline = time.monotonic() + 5
-        while len(heard) < 2 and time.monotonic() < deadline:
+        while len(received) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert heard == [LoadProgress(stage="loading_to_vram", bytes_done=3), LoadProgress(stage="preparing_engine")]
+    assert received == [LoadProgress(stage="loading_to_vram", bytes_done=3), LoadProgress(stage="preparing_engine")]
     assert LISTENER not in os.environ
-    tell(LoadProgress(stage="nobody listens"))
+    send_progress(LoadProgress(stage="nobody listens"))

@@ -1,4 +1,4 @@
-"""Small image files of every kind, made on the spot."""
+"""Small image files of every kind, generated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 WIDTH, HEIGHT = 48, 32
 
 
-def picture(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> Any:
+def sample_image(width: int = WIDTH, height: int = HEIGHT, seed: int = 0) -> Any:
     """Smooth colours, different in each corner: height, width, RGB."""
     corners = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), np.uint8)
     return np.asarray(Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR))

@@ -17,7 +17,7 @@ from rbee_serve.validation.parse import parse_object
 from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 from tests import devices
-from tests.vision.pictures import encoded, picture
+from tests.vision.images import encoded, sample_image
 
 PROMPT = "a cat on a mat"
 
@@ -33,7 +33,7 @@ def load(folder: Path, **engine: Any) -> ImageBackend:
 
 
 def bare(folder: Path) -> Any:
-    """The pipeline as anybody would load it."""
+    """The pipeline loaded by diffusers alone."""
     import diffusers
 
     pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
@@ -56,19 +56,19 @@ def pixels(data: bytes) -> Any:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def pictures(events: list[Any], *, previews: bool = False) -> list[Any]:
+def images_of(events: list[Any], *, previews: bool = False) -> list[Any]:
     values = [event.value for event in events if isinstance(event, Output)]
     return [pixels(value.patch) for value in values if value.preview == previews]
 
 
 def same(made: Any, expected: Any) -> bool:
-    """Whether these are the same pixels. On a GPU sums are made in an order that may change from run to run, and a
-    colour may come out one of 255 brighter."""
+    """Whether these are the same pixels. On a GPU the order of a sum may change between runs, so a colour may differ by
+    one of 255."""
     difference = np.abs(np.asarray(made, int) - np.asarray(expected, int)).max()
     return bool(difference <= (2 if devices.ON_GPU else 0))
 
 
-FILE = encoded(picture(), "PNG")
+FILE = encoded(sample_image(), "PNG")
 MASK = encoded(np.repeat(np.arange(48) >= 24, 32).reshape(48, 32).T, "PNG")
-RGB = Image.fromarray(picture())
+RGB = Image.fromarray(sample_image())
 WHITE_RIGHT = Image.open(io.BytesIO(MASK)).convert("L")

@@ -1,0 +1,148 @@
+"""Text generation on `AsyncLLM`: engine input in, the text of each new token out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from deployments.vllm_runtime.engine_options import check_names, engine_options, vllm_options
+from deployments.vllm_runtime.mapping import fold_seed, split_text
+from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
+from rbee_serve.errors import WorkerLost
+from rbee_serve.request import new_id
+from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.watchdog import Watchdog
+
+SAMPLING_OPTIONS = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+"""Options that go to vLLM by their own names; where one is left out, the model's `generation_config.json` decides."""
+
+EngineInput = dict[str, Any]
+"""A prompt as vLLM takes it; `prompt_token_ids` are its tokens, those of media included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationParams:
+    """How to generate. `sampling` has some of `SAMPLING_OPTIONS`; `lora` is the name of an adapter."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    sampling: dict[str, float] = field(default_factory=dict)
+    stop: Sequence[str] = ()
+    seed: int | None = None
+    ignore_eos: bool = False
+    lora: str | None = None
+
+
+class GenerationStep(NamedTuple):
+    """The text of each new token, and why the generation ended if it did: `stop_match` is the stop sequence that
+    matched (text), or the end token's id."""
+
+    texts: list[str]
+    finish_reason: Literal["stop", "length", "abort", "error"] | None
+    stop_match: str | int | None
+
+
+class GenerationEngine:
+    """A running `AsyncLLM` and the model's tokenizer. `loras` are vLLM's adapter requests by name."""
+
+    def __init__(self, llm: Any, steps: Watchdog, statistics: EngineStatistics, loras: dict[str, Any]) -> None:
+        from vllm import SamplingParams
+        from vllm.inputs.engine import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        self.llm = llm
+        """The engine itself, for `media_renderer`."""
+        self.tokenizer = llm.get_tokenizer()
+        """The model's tokenizer, of transformers."""
+        self.context_tokens = int(llm.model_config.max_model_len)
+        """Tokens of prompt and output together, at most."""
+        self.loras = tuple(sorted(loras))
+        """The names of the adapters."""
+        self._steps, self._statistics, self._lora_requests = steps, statistics, loras
+        self._vocabulary = len(self.tokenizer)
+        self._defaults = {
+            name: value
+            for name, value in llm.model_config.get_diff_sampling_param().items()
+            if name in SAMPLING_OPTIONS
+        }
+        self._sampling_params, self._delta = SamplingParams, RequestOutputKind.DELTA
+        self._tokens_input, self._engine_dead = tokens_input, EngineDeadError
+
+    def input_of_tokens(self, tokens: list[int]) -> EngineInput:
+        """The engine input of a prompt without media."""
+        return self._tokens_input(tokens)  # type: ignore[no-any-return,unused-ignore]
+
+    async def generate(
+        self, engine_input: EngineInput, params: GenerationParams
+    ) -> AsyncGenerator[GenerationStep, None]:
+        """One step for each output of the engine; the last one has a `finish_reason`. Closing it aborts the generation.
+        Raises `WorkerLost` when the engine has died."""
+        lora = None if params.lora is None else self._lora_requests[params.lora]
+        outputs = self.llm.generate(engine_input, self._sampling(params), new_id("generation"), lora_request=lora)
+        try:
+            async with aclosing(outputs), aclosing(self._steps.watch(outputs)) as steps:
+                async for output in steps:
+                    new = output.outputs[0]
+                    yield GenerationStep(self._texts(new.text, new.token_ids), new.finish_reason, new.stop_reason)
+        except self._engine_dead as exc:
+            raise WorkerLost("the inference engine died with the request on it; it is being replaced") from exc
+
+    def _sampling(self, params: GenerationParams) -> Any:
+        return self._sampling_params(
+            **(self._defaults | params.sampling),
+            max_tokens=params.max_tokens,
+            min_tokens=params.min_tokens,
+            stop=list(params.stop) or None,
+            seed=None if params.seed is None else fold_seed(params.seed),
+            ignore_eos=params.ignore_eos,
+            output_kind=self._delta,
+        )
+
+    def _texts(self, text: str, token_ids: Sequence[int]) -> list[str]:
+        if len(token_ids) == 1:
+            return [text]
+        lengths = [
+            len(self.tokenizer.decode([token])) if token < self._vocabulary else 0 for token in token_ids
+        ]  # a model may have more tokens than its tokenizer
+        return split_text(text, lengths) if lengths else []
+
+    @property
+    def alive(self) -> bool:
+        """False once the engine's process is dead."""
+        return not self.llm.errored
+
+    @property
+    def requests(self) -> int:
+        """Requests that run or wait in the scheduler, at its last step."""
+        return self._statistics.requests
+
+    def close(self) -> None:
+        """End the engine's processes."""
+        self.llm.shutdown()
+
+
+def check_option_names(context: LoadContext) -> None:
+    """Raise `ConfigurationError` on options that the installed vLLM does not have; to be called before the model's
+    files are fetched. Imports vLLM, which takes seconds."""
+    check_names(vllm_options(context.worker).for_vllm(), context.worker.id)
+
+
+def load_engine(context: LoadContext, model: Path, **defaults: Any) -> GenerationEngine:
+    """Start the engine on a model's files. `defaults` are options of vLLM that the configuration may replace. Raises
+    what `start_engine` raises."""
+    adapters = vllm_options(context.worker).lora_modules
+    options = defaults | engine_options(context, model)
+    if adapters:
+        options.setdefault("enable_lora", True)
+    statistics = EngineStatistics(context.watchdog)
+    llm = start_engine(context, options, statistics)
+    from vllm.lora.request import LoRARequest
+
+    loras = {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)}
+    return GenerationEngine(llm, context.watchdog, statistics, loras)

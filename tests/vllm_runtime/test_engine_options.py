@@ -1,0 +1,120 @@
+"""vLLM's options: checks of `engine:`, values that follow from the device, defaults on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployments.vllm_runtime.cpu_defaults import dtype_default, step_size_default
+from deployments.vllm_runtime.engine_options import check_engine, check_names, engine_options, vllm_options
+from deployments.vllm_runtime.mapping import fold_seed, split_text
+from rbee_serve.config import WorkerConfig
+from rbee_serve.errors import ConfigurationError
+from rbee_serve.worker.spec import Device, LoadContext
+
+
+def context(device: Device, **settings: Any) -> LoadContext:
+    worker = WorkerConfig(id="llm-0", type="llm", **settings)
+    return LoadContext(worker, device, lambda progress: None)
+
+
+def options(device: Device, **settings: Any) -> dict[str, Any]:
+    return engine_options(context(device, **settings), Path("/models/m"))
+
+
+@pytest.mark.parametrize(("seed", "folded"), [(0, 0), (2**63 - 1, 2**63 - 1), (2**63, 0), (2**64 - 1, 2**63 - 1)])
+def test_a_64_bit_seed_fits_into_vllm_s_and_is_never_its_special_minus_one(seed: int, folded: int) -> None:
+    assert fold_seed(seed) == folded
+
+
+@given(st.text(max_size=40), st.lists(st.integers(0, 10), min_size=1, max_size=12))
+def test_text_that_is_split_into_tokens_joins_to_itself(text: str, lengths: list[int]) -> None:
+    pieces = split_text(text, lengths)
+    assert len(pieces) == len(lengths)
+    assert "".join(pieces) == text
+
+
+def test_a_gpu_worker_gets_its_share_of_the_memory() -> None:
+    found = options(Device("cuda", (3,), 0.5), gpus=0.5)
+    assert (found["gpu_memory_utilization"], found["tensor_parallel_size"]) == (0.45, 1)
+
+
+def test_several_gpus_make_a_tensor_parallel_engine_with_its_own_processes() -> None:
+    found = options(Device("cuda", (0, 1)), gpus=2)
+    assert (found["tensor_parallel_size"], found["distributed_executor_backend"]) == (2, "mp")
+
+
+def test_engine_options_by_vllm_s_names_win_over_what_follows_from_the_device() -> None:
+    given_options = {"enable-prefix-caching": True, "quantization": "awq", "kv_cache_memory_bytes": 5}
+    found = options(Device("cpu"), engine=given_options)
+    assert (found["enable_prefix_caching"], found["quantization"], found["kv_cache_memory_bytes"]) == (True, "awq", 5)
+    assert found["enforce_eager"] is True
+
+
+def test_adapters_are_no_option_of_vllm_and_auto_is_our_loader() -> None:
+    engine = {"lora-modules": {"french": "/adapters/french"}, "load_format": "auto", "max_num_seqs": 8}
+    found = options(Device("cpu"), engine=engine)
+    assert "lora_modules" not in found
+    assert (found["load_format"], found["max_num_seqs"]) == ("rbee_serve", 8)
+    assert vllm_options(context(Device("cpu"), engine=engine).worker).lora_modules == {"french": "/adapters/french"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ({"trust_remote_code": True}, r"engine.trust_remote_code: is refused; a model is data, not code"),
+        ({"trust-remote-code": True}, r"engine.trust_remote_code: is refused"),
+        ({"load_format": "pt"}, r"engine.load_format: pt reads pickles"),
+        ({"model": "other"}, r"engine.model: cannot be set here: it follows from model_ref; leave it out"),
+        ({"tensor-parallel-size": 2}, r"engine.tensor_parallel_size: .* it follows from gpus"),
+        ({"disable_log_stats": True}, r"engine.disable_log_stats: .* hang detection needs the engine's statistics"),
+        ({"max_num_seqs": 0}, r"engine.max_num_seqs: .*greater than or equal to 1"),
+        ({"lora_modules": ["a"]}, r"engine.lora_modules: .*dictionary"),
+    ],
+)
+def test_refused_options_are_reported_before_anything_starts(engine: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_engine(context(Device("cpu"), engine=engine).worker)
+
+
+@pytest.mark.vllm  # only imported, which takes as long as a model
+def test_every_unknown_name_is_reported_with_the_nearest_one_of_vllm() -> None:
+    check_names(options(Device("cuda", (0,)), engine={"max_model_len": 5}), "llm-0")
+    with pytest.raises(ConfigurationError) as caught:
+        check_names({"max_model_length": 1, "model": "m", "qqqqqq": 2}, "llm-0")
+    assert str(caught.value) == (
+        "worker llm-0: vLLM has no engine option 'max_model_length' (did you mean max_model_len?), 'qqqqqq'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "size"),
+    [
+        (Device("cpu"), {}, {"max_num_batched_tokens": 256}),
+        (Device("cpu"), {"max-num-seqs": 1024}, {"max_num_batched_tokens": 1024}),
+        (Device("cpu"), {"enable_chunked_prefill": False}, {}),
+        (Device("cuda", (0,)), {}, {}),
+    ],
+)
+def test_a_step_on_a_cpu_reads_few_prompt_tokens(device: Device, engine: dict[str, Any], size: dict[str, int]) -> None:
+    assert step_size_default(context(device, engine=engine)) == size
+
+
+@pytest.mark.parametrize(
+    ("vectors", "device", "chosen"),
+    [
+        ("AVX2", Device("cpu"), {"dtype": "float32"}),
+        ("AVX512", Device("cpu"), {}),
+        ("NEON", Device("cpu"), {}),
+        ("AVX2", Device("cuda", (0,)), {}),
+    ],
+)
+def test_a_cpu_with_slow_bfloat16_uses_float32(
+    monkeypatch: pytest.MonkeyPatch, vectors: str, device: Device, chosen: dict[str, str]
+) -> None:
+    monkeypatch.setattr("deployments.vllm_runtime.cpu_defaults._vector_extension", lambda: vectors)
+    assert dtype_default(context(device)) == chosen
