@@ -1,4 +1,4 @@
-"""The stand-in hive on a real socket, for tests, with manners that change while it runs."""
+"""The stand-in hive on a real socket, for tests, with a behaviour that changes while it runs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Behaviour = Literal["good", "refuse", "hang", "redirect", "forget", "trickle", "
 
 
 class RunningHive:
-    """Where it is and what it has received. `manners` may be set at any time."""
+    """Where it is and what it has received. `behaviour` may be set at any time."""
 
     def __init__(self, hive: FakeHive) -> None:
         self.url = ""
-        self.manners: Behaviour = "good"
+        self.behaviour: Behaviour = "good"
         self.trapped = 0
         """Calls that followed a redirect."""
         self._hive = hive
@@ -52,7 +52,7 @@ class RunningHive:
         return [(at, message) for at, message in messages if message.get("worker_id") == worker_id]
 
     def misbehaving(self, hive: ASGIApp) -> ASGIApp:
-        """`hive`, whose answers are as `manners` says. It takes note of every message all the same."""
+        """`hive`, whose answers are as `behaviour` says. It takes note of every message all the same."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] != "http":
@@ -60,27 +60,27 @@ class RunningHive:
                 return
             if scope["path"] == "/trap":
                 self.trapped += 1
-            manners = self.manners
-            if manners == "forget":
+            behaviour = self.behaviour
+            if behaviour == "forget":
                 self._hive.known.clear()
 
             async def answer(message: Message) -> None:
-                if manners in ("good", "forget"):
+                if behaviour in ("good", "forget"):
                     await send(message)
 
             await hive(scope, receive, answer)
-            await self._misbehave(manners, send)
+            await self._misbehave(behaviour, send)
 
         return app
 
-    async def _misbehave(self, manners: Behaviour, send: Send) -> None:
+    async def _misbehave(self, behaviour: Behaviour, send: Send) -> None:
         async def begin(status: int, *headers: tuple[bytes, bytes]) -> None:
             await send({"type": "http.response.start", "status": status, "headers": list(headers)})
 
         async def body(data: bytes, more: bool = False) -> None:
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-        match manners:
+        match behaviour:
             case "refuse":
                 await begin(503)
                 await body(b"no")
