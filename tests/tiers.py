@@ -29,9 +29,12 @@ MAKE_TEST = (
     r"served/test_faults\.py::test_an_out_of_memory_error_",
     # One life of the supervisor.
     r"supervisor/test_life\.py::\w+_on_sigterm",
-    # A small model of each family in the process of the tests.
-    r"embedding/test_packed_attention\.py::",
+    # Small models in the process of the tests, where that takes a few seconds.
+    r"embedding/test_(embedding_worker|packed_attention)\.py::",
     r"llm/test_chat_template\.py::",
+    r"test_reranker\.py::",
+    r"torch_runtime/",
+    r"vision/test_(classify|vision_generate)\.py::",
 )
 """Patterns of node ids below `tests/`. With another frontend than our own listener a test is `full` all the same."""
 

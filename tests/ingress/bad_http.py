@@ -7,13 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from tests.conftest import MAX_BODY_BYTES
 from tests.ingress.bad_json import GOOD, INFER, WORKER
 from tests.raw_http import chunk, head, whole
 
 BASE = f"/workers/{WORKER}"
 MIB = 1024**2
-MAX_BODY_BYTES = MIB
-"""`max_body_bytes` of the served application; its `body_timeout_s` is 3."""
 
 BY_SERVER = "by the HTTP server"
 """The code of a response that is not ours: the HTTP parser, Ray's proxy or HAProxy responds before our code runs."""

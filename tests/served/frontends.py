@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import ECHO, free_port
+from tests.conftest import ECHO, MAX_BODY_BYTES, free_port
 from tests.raw_http import RawResponse, exchange
 from tests.served.waiting import eventually
 from tests.supervised import supervisor
@@ -36,7 +36,7 @@ WORKERS: list[dict[str, Any]] = [
     {"id": "echo-eight", **ECHO, "capacity": 8},
 ]
 """Workers behind every frontend; some have more."""
-LIMITS = {"max_body_bytes": 1024 * 1024, "body_timeout_s": 3}
+LIMITS = {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 3}
 
 
 def via(*modes: Mode) -> pytest.MarkDecorator:

@@ -61,10 +61,9 @@ def share(correct: list[bool]) -> float:
 
 def test_the_classifier_recognises_the_generated_digits(served: Served, generated: list[tuple[str, str]]) -> None:
     with ThreadPoolExecutor(8) as pool:
-        labels = list(
-            pool.map(lambda pair: infer(served, DIGITS, image=pair[1], top_k=1)["labels"][0]["label"], generated)
-        )
-    correct = share([found == word for found, (word, _) in zip(labels, generated, strict=True)])
+        results = list(pool.map(lambda pair: infer(served, DIGITS, image=pair[1], top_k=1), generated))
+    labels = [result["labels"][0]["label"] for result in results]
+    correct = share([label == word for label, (word, _) in zip(labels, generated, strict=True)])
     print(f"{correct:.2f} of {len(generated)} generated digits are recognised")
     assert correct >= 0.9
 
@@ -151,7 +150,7 @@ def test_it_generates_an_image_of_the_next_digit(served: Served, generated: list
 
 
 def test_one_result_has_the_text_the_audio_and_the_image(served: Served) -> None:
-    result = ask(
+    result = infer(
         served, MULTIMODAL, prompt="What comes after six?", temperature=0, max_tokens=12,
         modalities=["text", "audio", "image"], speech={"format": "pcm_s16le"}, picture={"seed": 1, "format": "jpeg"},
     )  # fmt: skip

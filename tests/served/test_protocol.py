@@ -12,7 +12,7 @@ import pytest
 
 from rbee_serve.events import End, Error, Metrics, Narration, Output, Progress, Started
 from rbee_serve.grammar import check_stream
-from tests.conftest import Served
+from tests.conftest import MAX_BODY_BYTES, Served
 from tests.outside_worker import LetterOutput
 from tests.served.waiting import eventually
 
@@ -166,7 +166,7 @@ def test_bad_input_reports_every_field(served: Served) -> None:
         ("POST", "/health", 405, "METHOD_NOT_ALLOWED"),
     ],
 )
-def test_wrong_paths_and_methods_have_their_own_codes(
+def test_a_wrong_path_or_method_has_its_own_code(
     served: Served, method: str, path: str, status: int, code: str
 ) -> None:
     response = httpx.request(method, f"{served.url}{path}")
@@ -175,8 +175,8 @@ def test_wrong_paths_and_methods_have_their_own_codes(
 
 def test_a_body_over_the_limit_is_refused_with_and_without_a_declared_length(served: Served) -> None:
     url = f"{served.base('echo-0')}/v1/inference"
-    parts = (b"x" * 65536 for _ in range(17))
-    for response in (httpx.post(url, content=b"x" * (1024**2 + 1)), httpx.post(url, content=parts)):
+    parts = (b"x" * 65536 for _ in range(MAX_BODY_BYTES // 65536 + 1))
+    for response in (httpx.post(url, content=b"x" * (MAX_BODY_BYTES + 1)), httpx.post(url, content=parts)):
         assert (response.status_code, response.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 

@@ -16,7 +16,7 @@ from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import RecordingOutput, SegmentOutput
 from tests.audio.sounds import encoded, wav
 from tests.audio.speech import WORDS, speech_file, words_of
-from tests.conftest import Served
+from tests.conftest import MAX_BODY_BYTES, Served
 from tests.served.models import TRANSCRIBE, serving
 from tests.served.waiting import eventually
 
@@ -105,7 +105,7 @@ def test_a_bad_file_or_field_is_refused_by_name_without_its_content(
 
 
 def test_a_file_over_the_limit_is_refused_in_a_form_and_as_a_body(url: str) -> None:
-    large = wav(bytes(1_100_000))
+    large = wav(bytes(MAX_BODY_BYTES))
     for options in ({"files": {"audio": ("large.wav", large)}}, {"content": large, "headers": WAV}):
         response = post(url, **options)
         assert (response.status_code, response.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")

@@ -89,7 +89,7 @@ async def test_streams_from_another_node_are_complete_and_in_order(nodes: TwoNod
             client.post(nodes.inference(worker_id), json={"prompt": f"stream {n}", "repeat": 250}) for n in range(8)
         ]
         responses = await asyncio.gather(*requests)
-    for n, answer in enumerate(responses):
+    for n, response in enumerate(responses):
         events = check_stream(response.content)
         assert "".join(event.value.t for event in events if isinstance(event, Output)) == f"stream {n}" * 250
         assert isinstance(events[-1], End)
