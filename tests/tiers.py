@@ -7,7 +7,7 @@ a test is skipped that `SKIPS` does not list.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 
 import pytest
 
@@ -45,9 +45,9 @@ SKIPS: dict[str, str] = {
 """Patterns of node ids below `tests/` that may be skipped in `make test-all`, and why."""
 
 
-def listed(nodeid: str, patterns: object) -> bool:
+def listed(nodeid: str, patterns: Iterable[str]) -> bool:
     """Whether one of the patterns matches a node id below `tests/`."""
-    return any(re.match(f"tests/{pattern}", nodeid) for pattern in patterns)  # type: ignore[attr-defined]
+    return any(re.match(f"tests/{pattern}", nodeid) for pattern in patterns)
 
 
 def is_full(item: pytest.Item) -> bool:
@@ -59,18 +59,20 @@ def is_full(item: pytest.Item) -> bool:
 
 
 class Tiers:
-    """The plugin: adds the mark `full`, and turns unlisted skips into failures where that is asked for."""
+    """The plugin: adds the mark `full`, and with `--no-unlisted-skips` turns unlisted skips into failures."""
 
     def __init__(self, fail_on_unlisted_skips: bool) -> None:
         self._fail = fail_on_unlisted_skips
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+    def pytest_collection_modifyitems(
+        self, session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
         """Mark the tests before `-m` selects. A pattern that matches no test of the whole suite is an error."""
         for item in items:
             if is_full(item):
                 item.add_marker(pytest.mark.full)
-        if config.args_source == pytest.Config.ArgsSource.TESTPATHS:
+        if config.args_source == pytest.Config.ArgsSource.TESTPATHS and not session.testsfailed:
             stale = [p for p in MAKE_TEST if not any(listed(item.nodeid, [p]) for item in items)]
             if stale:
                 raise pytest.UsageError(f"tests/tiers.py: no test matches {', '.join(stale)}")
@@ -98,5 +100,5 @@ class Tiers:
 
 def refusal(reason: object) -> str:
     """The message of a skip that is a failure."""
-    text = reason[2] if isinstance(reason, tuple) else reason
+    text = reason[-1] if isinstance(reason, tuple) else reason
     return f"{text}\nInstall what the test needs, or list the skip with its reason in SKIPS of tests/tiers.py."

@@ -65,8 +65,8 @@ async def stream_until(
     """The time at which a stream ended, and its last event. `started` is set with its first bytes."""
     content = b""
     url = f"{served.base(worker_id)}/v1/inference"
-    async with httpx.AsyncClient(timeout=120) as client, client.stream("POST", url, json=body) as answer:
-        async for chunk in answer.aiter_bytes():
+    async with httpx.AsyncClient(timeout=120) as client, client.stream("POST", url, json=body) as response:
+        async for chunk in response.aiter_bytes():
             content += chunk
             if started is not None:
                 started.set()

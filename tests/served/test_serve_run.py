@@ -38,9 +38,9 @@ def serve_run(folder: Path) -> Iterator[tuple[str, Path]]:
         started = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
         process.wait(60)
-        for left in started:
-            if left.is_running():
-                left.kill()
+        for remaining in started:
+            if remaining.is_running():
+                remaining.kill()
 
 
 def test_it_serves_and_logs_the_missing_ray_settings_once(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ We will walk along the river and eat an apple.
 She opened the window because the room was warm.
 My brother works in a small shop near the station.
 The children are playing with a ball in the garden.
-Please close the frontend when you leave the house.
+Please close the door when you leave the house.
 He read the letter twice before he gave an answer.
 The train to the north leaves at seven in the morning.
 A good book is the best friend on a rainy day.
