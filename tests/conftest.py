@@ -64,13 +64,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the disruptive tests last, and note which workers the selected tests need."""
-    items.sort(key=lambda item: item.get_closest_marker("disruptive") is not None)
+    """Run the tests in the order of their stages, and note which workers the selected tests need."""
+    items.sort(key=stage)
     marks = [mark for item in items for mark in item.iter_markers("serving")]
     config.stash[NEEDED_WORKERS] = {worker["id"]: worker for mark in marks for worker in mark.args}
 
 
 NEEDED_WORKERS = pytest.StashKey[dict[str, dict[str, Any]]]()
+
+
+def stage(item: pytest.Item) -> int:
+    """0: the tests without Ray. 1: those with a Ray of their own. 2: those that share the application, which runs from
+    then on. 3: those that break what it consists of."""
+    if item.get_closest_marker("disruptive"):
+        return 3
+    if not item.get_closest_marker("ray"):
+        return 0
+    return 2 if {"served", "frontend"} & set(getattr(item, "fixturenames", ())) else 1
 
 
 PRETENDED_GPUS = 4
