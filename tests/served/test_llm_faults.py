@@ -26,6 +26,8 @@ from tests.served.waiting import eventually
 # The engine of the multimodal worker must survive the faults of this one.
 pytestmark = [pytest.mark.ray, pytest.mark.disruptive, serving(LLM, MULTIMODAL)]
 
+BYTES_IN_FLOAT32 = 538_060_032
+"""Of the model. A processor with fast bfloat16 loads half of it."""
 STAGES = ["starting", "starting_engine", "loading_to_vram", "preparing_engine", "warming_up", "ready"]
 ENDLESS = {"prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
 QUICK = {"prompt": "The capital of France is", "max_tokens": 4, "temperature": 0, "stream": False}
@@ -176,7 +178,8 @@ async def test_a_fault_ends_its_stream_and_the_worker_is_replaced(
     load = await asyncio.to_thread(followed_load, served)
     assert [stage for stage, _ in groupby(load, lambda progress: progress["stage"])] == STAGES
     weights = [progress for progress in load if progress["stage"] == "loading_to_vram"]
-    assert {(progress["layers_total"], progress["bytes_total"]) for progress in weights} == {(30, 538_060_032)}
+    assert {progress["layers_total"] for progress in weights} == {30}
+    assert {progress["bytes_total"] for progress in weights} in ({BYTES_IN_FLOAT32}, {BYTES_IN_FLOAT32 // 2})
     layers = [progress["layers_loaded"] for progress in weights]
     assert layers == sorted(layers)
     measured(fault, "its replacement is ready, model loaded", time.monotonic() - fault_at, 300)
