@@ -169,8 +169,8 @@ def test_a_disconnect_cancels_the_speech_and_the_image_too(served: Served) -> No
         for piece in response.iter_text():
             text += piece
             if '"type":"progress"' in text or '"type":"audio"' in text:
-                break
-        eventually(lambda: not _idle(served, MULTIMODAL["id"]))
+                eventually(lambda: not _idle(served, MULTIMODAL["id"]))
+                break  # which closes the connection
     for worker in (MULTIMODAL, SPEECH, GENERATE):
         eventually(partial(_idle, served, worker["id"]), 5)
 

@@ -106,8 +106,8 @@ def test_a_disconnect_cancels_the_request_in_the_engine(served: Served) -> None:
     with httpx.stream("POST", url, json=body, timeout=60) as response:
         for chunk in response.iter_text():
             if '"token"' in chunk:
-                break
-        eventually(lambda: served.replicas("llm-0")[0].engine_requests == 1)
+                eventually(lambda: served.replicas("llm-0")[0].engine_requests == 1)
+                break  # which closes the connection
     eventually(lambda: served.working("llm-0") == 0, 3)
     started_at = time.monotonic()
     stream(served, **GREEDY)

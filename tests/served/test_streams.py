@@ -36,8 +36,8 @@ async def test_a_disconnect_cancels_the_request(served: Served) -> None:
     body = {"prompt": "word", "repeat": 10_000, "tokens_per_sec": 20}
     async with httpx.AsyncClient(timeout=30) as client, client.stream("POST", url, json=body) as response:
         async for _ in response.aiter_bytes():
+            await asyncio.to_thread(eventually, lambda: served.working("echo-0") == 1)
             break
-        await asyncio.to_thread(eventually, lambda: served.working("echo-0") == 1)
     await asyncio.to_thread(eventually, lambda: served.working("echo-0") == 0, 3)
 
 
