@@ -74,7 +74,9 @@ def test_an_image_and_its_mask_are_sent_as_a_form_or_as_base64(url: str) -> None
 
 def test_a_disconnect_cancels_the_request(url: str, served: Served) -> None:
     with httpx.stream("POST", url, json={"prompt": "a cat", "steps": 150, "num_images": 8}, timeout=60) as response:
-        next(response.iter_bytes())
+        chunks = response.iter_bytes()
+        next(chunks)
+        eventually(lambda: served.working(WORKER) == 1)
     eventually(lambda: served.working(WORKER) == 0, 2)
     post(url, json={**BODY, "stream": False})
 
