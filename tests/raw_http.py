@@ -1,4 +1,4 @@
-"""HTTP as bytes on a socket: for requests that no well-behaved client would send."""
+"""HTTP as bytes on a socket, for requests that no HTTP client would send."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import httpx
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back."""
+class RawResponse:
+    """A response."""
 
     status: int
     headers: Message
@@ -23,12 +23,12 @@ class Answer:
 
     @property
     def raw(self) -> bytes:
-        """Headers and body together: nothing internal may be in either."""
+        """Headers and body together."""
         return self.headers.as_bytes() + self.body
 
 
-def exchange(url: str, request: bytes | Iterable[bytes], timeout_s: float = 10.0) -> Answer:
-    """The answer to `request`, sent piece by piece to the server of `url`, and no further once it has answered."""
+def exchange(url: str, request: bytes | Iterable[bytes], timeout_s: float = 10.0) -> RawResponse:
+    """The response to `request`, which is sent piece by piece to the server of `url` until a response arrives."""
     pieces = [request] if isinstance(request, bytes) else request
     with connected(url, timeout_s) as connection:
         method = ""
@@ -40,7 +40,7 @@ def exchange(url: str, request: bytes | Iterable[bytes], timeout_s: float = 10.0
                     break
         with HTTPResponse(connection, method=method) as response:
             response.begin()
-            return Answer(response.status, response.headers, response.read())
+            return RawResponse(response.status, response.headers, response.read())
 
 
 def connected(url: str, timeout_s: float = 10.0) -> socket.socket:
@@ -50,17 +50,17 @@ def connected(url: str, timeout_s: float = 10.0) -> socket.socket:
 
 
 def head(target: str | bytes, *headers: bytes, method: bytes = b"POST", host: bytes | None = b"localhost") -> bytes:
-    """A request line and headers, with no check of what is in them."""
+    """A request line and headers, unchecked."""
     target = target.encode() if isinstance(target, str) else target
     lines = [method + b" " + target + b" HTTP/1.1", *([] if host is None else [b"Host: " + host]), *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
 def whole(target: str | bytes, body: bytes, *headers: bytes, host: bytes | None = b"localhost") -> bytes:
-    """A POST with a body and its true length."""
+    """A POST with a body and its length."""
     return head(target, b"Content-Length: %d" % len(body), *headers, host=host) + body
 
 
 def chunk(data: bytes) -> bytes:
-    """One chunk of a body that is sent without a length; the empty one ends it."""
+    """One chunk of a chunked body; the empty one ends it."""
     return b"%x\r\n%b\r\n" % (len(data), data)

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from rbee_serve.ingress.auth import BearerAuth, fingerprint
 from tests.ingress.application import application, serving
-from tests.raw_http import Answer, exchange, head, whole
+from tests.raw_http import RawResponse, exchange, head, whole
 
 TOKEN = "gehéim-s3cret".encode()
 """Not ASCII: `compare_digest` of two texts would raise on it."""
@@ -41,7 +41,7 @@ def log() -> Iterator[list[str]]:
     logger.setLevel(level)
 
 
-def code(answer: Answer) -> str:
+def code(answer: RawResponse) -> str:
     assert answer.status == 401, answer
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["x-correlation-id"]

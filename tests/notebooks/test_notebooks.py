@@ -10,6 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.conftest import Served
+from tests.served.models import DEFAULT_WORKERS, LLM, serving
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
@@ -30,7 +31,7 @@ def text_of(outputs: list[Any]) -> str:
     return "".join(output.get("text", "") or output.get("data", {}).get("text/plain", "") for output in outputs)
 
 
-@pytest.mark.vllm
+@serving(LLM)
 def test_a_first_stream(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     served.wait_until_ready(["llm-0"])
     text = text_of(run("01_first_stream", monkeypatch, RBEE_SERVE_URL=served.url))
@@ -39,8 +40,7 @@ def test_a_first_stream(served: Served, monkeypatch: pytest.MonkeyPatch) -> None
     assert "echo" in text
 
 
-@pytest.mark.vllm
-@pytest.mark.model
+@serving(*DEFAULT_WORKERS)
 def test_all_modalities(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     outputs = run("02_all_modalities", monkeypatch, RBEE_SERVE_URL=served.url)
     kinds = [kind for output in outputs for kind in output.get("data", {})]

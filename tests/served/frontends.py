@@ -1,4 +1,4 @@
-"""The ways in which HTTP requests come in, and an application behind each."""
+"""The HTTP servers that requests can arrive at, and an application behind each."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import ECHO, free_port
-from tests.raw_http import Answer, exchange
+from tests.conftest import ECHO, MAX_BODY_BYTES, free_port
+from tests.raw_http import RawResponse, exchange
 from tests.served.waiting import eventually
 from tests.supervised import supervisor
 
 Mode = Literal["own", "throughput", "default", "haproxy"]
-"""The ingress's own server; Ray's proxy with the settings of our supervisor, and with its own; HAProxy."""
+"""The ingress's own listener; Ray's proxy with the settings of our supervisor, and with Ray's defaults; HAProxy."""
 
 PROXIES: dict[Mode, list[str]] = {
     "own": [],
@@ -35,18 +35,18 @@ WORKERS: list[dict[str, Any]] = [
     {"id": "echo-small", **ECHO, "max_ongoing_requests": 1, "max_queued_requests": 1},
     {"id": "echo-eight", **ECHO, "max_ongoing_requests": 8},
 ]
-"""What every door leads to; behind some there are more."""
-LIMITS = {"max_body_bytes": 1024 * 1024, "body_timeout_s": 3}
+"""Workers behind every frontend; some have more."""
+LIMITS = {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 3}
 
 
-def through(*modes: Mode) -> pytest.MarkDecorator:
-    """The test goes through each of these doors."""
-    return pytest.mark.parametrize("door", modes, indirect=True)
+def via(*modes: Mode) -> pytest.MarkDecorator:
+    """The test is run through each of these frontends."""
+    return pytest.mark.parametrize("frontend", modes, indirect=True)
 
 
 @dataclass(frozen=True)
 class Frontend:
-    """Where an application is reached, what lets a request in, and the process that started its Ray."""
+    """The URL of an application, the headers that every request needs, and the process that started its Ray."""
 
     mode: Mode
     url: str
@@ -58,44 +58,44 @@ class Frontend:
         """The state of a worker."""
         return str(self.client.get(f"/workers/{worker_id}/v1/ready").json()["state"])
 
-    def admitted(self, request: bytes) -> bytes:
+    def with_token(self, request: bytes) -> bytes:
         """The raw request, with the token."""
         lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         return request.replace(b"\r\n", b"\r\n" + lines.encode(), 1)
 
-    def exchange(self, request: bytes | Iterable[bytes]) -> Answer:
-        """The answer to a raw request, sent piece by piece with the token."""
+    def exchange(self, request: bytes | Iterable[bytes]) -> RawResponse:
+        """The response to a raw request, which is sent piece by piece with the token."""
         pieces = iter([request] if isinstance(request, bytes) else request)
-        return exchange(self.url, itertools.chain([self.admitted(next(pieces))], pieces))
+        return exchange(self.url, itertools.chain([self.with_token(next(pieces))], pieces))
 
     def process(self, name: str) -> psutil.Process:
-        """The process of its Ray that has that name; the youngest, as HAProxy's predecessors linger."""
+        """The process of that name in its Ray; the youngest, because replaced HAProxy processes stay for a while."""
         raylets = [child for child in self.owner.children() if child.name() == "raylet"]
         found = [process for raylet in raylets for process in raylet.children(recursive=True)]
         return max((p for p in found if name in " ".join(p.cmdline())), key=psutil.Process.create_time)
 
 
 @contextmanager
-def opened(mode: Mode, url: str, owner_pid: int, token: str | None = None) -> Iterator[Frontend]:
-    """The door, with a client for well-formed requests."""
+def open_frontend(mode: Mode, url: str, owner_pid: int, token: str | None = None) -> Iterator[Frontend]:
+    """The frontend, with a client for well-formed requests."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(base_url=url, headers=headers, timeout=10) as client:
         yield Frontend(mode, url, headers, client, psutil.Process(owner_pid))
 
 
 @contextmanager
-def behind_default(folder: Path) -> Iterator[Frontend]:
-    """An application behind Ray's proxy, with Ray's own settings."""
+def default_frontend(folder: Path) -> Iterator[Frontend]:
+    """An application behind Ray's proxy, with Ray's default settings."""
     environment = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
     with supervisor(folder, WORKERS, environment, {"proxy_location": "HeadOnly"}, limits=LIMITS) as running:
         running.until("Ctrl+C stops it")
-        with opened("default", running.url, running.process.pid) as door:
-            yield door
+        with open_frontend("default", running.url, running.process.pid) as frontend:
+            yield frontend
 
 
 @contextmanager
-def behind_haproxy(folder: Path) -> Iterator[Frontend]:
-    """An application behind HAProxy, whose other ports are not those that one of somebody else would take."""
+def haproxy_frontend(folder: Path) -> Iterator[Frontend]:
+    """An application behind HAProxy. Its other ports are free ones, not the defaults, which another Ray may use."""
     environment = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
@@ -108,7 +108,7 @@ def behind_haproxy(folder: Path) -> Iterator[Frontend]:
     auth = {"token_file": str(token_file)}
     with supervisor(folder, WORKERS, environment, limits=LIMITS, auth=auth) as running:
         running.until("Ctrl+C stops it")
-        with opened("haproxy", running.url, running.process.pid, TOKEN) as door:
-            # It is replaced whenever an ingress joins: wait until that is over.
-            eventually(lambda: time.time() - door.process(PROXIES["haproxy"][0]).create_time() > 3)
-            yield door
+        with open_frontend("haproxy", running.url, running.process.pid, TOKEN) as frontend:
+            # Ray replaces HAProxy whenever an ingress joins: wait until that is over.
+            eventually(lambda: time.time() - frontend.process(PROXIES["haproxy"][0]).create_time() > 3)
+            yield frontend

@@ -1,4 +1,4 @@
-"""The processes of the application under test, by what Ray calls them."""
+"""The processes of the application under test, by their names in Ray and vLLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def replica_process(deployment: str) -> psutil.Process:
 
 
 def replica_processes(deployment: str) -> list[psutil.Process]:
-    """The processes of all replicas of a deployment, of this test run's own Ray."""
+    """The processes of all replicas of a deployment, in the Ray of this test run."""
     name = f"ray::ServeReplica:{APPLICATION}:{deployment}"
     found = []
     raylets = [child for child in psutil.Process().children() if child.name() == "raylet"]
@@ -25,3 +25,9 @@ def replica_processes(deployment: str) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def engine_processes(deployment: str) -> list[psutil.Process]:
+    """The vLLM engine processes of a deployment that has one replica, and of no other deployment."""
+    children = replica_process(deployment).children(recursive=True)
+    return [process for process in children if "VLLM::" in process.name()]

@@ -1,4 +1,4 @@
-"""Clients that leave: their places are free again, whichever way their request came in."""
+"""Clients that disconnect: their slots are free again, whichever frontend their request came through."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import pytest
 
 from tests.conftest import Served
 from tests.raw_http import whole
-from tests.served.frontends import Frontend, through
+from tests.served.frontends import Frontend, via
 from tests.served.waiting import eventually
 
 pytestmark = pytest.mark.ray
 
 WORKER = "echo-eight"
-PLACES = 8
+SLOTS = 8
 ROUNDS = 13
-"""With `PLACES` clients in each, more than a hundred leave their streams and as many leave while they wait."""
+"""With `SLOTS` clients in each, more than a hundred disconnect during their streams and as many while they wait."""
 INFER = f"/workers/{WORKER}/v1/inference"
 ENDLESS = {"prompt": "word", "repeat": 100_000, "tokens_per_sec": 20}
 
@@ -37,17 +37,18 @@ class Client:
         self._writer = writer
 
     @classmethod
-    async def asks(cls, door: Frontend, request: bytes) -> Client:
-        url = httpx.URL(door.url)
+    async def send(cls, frontend: Frontend, request: bytes) -> Client:
+        """Connect and send the request."""
+        url = httpx.URL(frontend.url)
         reader, writer = await asyncio.open_connection(url.host, url.port)
-        writer.write(door.admitted(request))
+        writer.write(frontend.with_token(request))
         return cls(reader, writer)
 
-    async def reads(self, text: str) -> None:
-        """Read until it has come."""
+    async def read_until(self, text: str) -> None:
+        """Read until the text has been received."""
         await self._reader.readuntil(text.encode())
 
-    def leaves(self, abruptly: bool) -> None:
+    def disconnect(self, abruptly: bool) -> None:
         """Close the connection, abruptly with a reset."""
         if abruptly:
             self._writer.get_extra_info("socket").setsockopt(
@@ -60,90 +61,91 @@ def endless(**fields: Any) -> bytes:
     return whole(INFER, json.dumps({**ENDLESS, **fields}).encode())
 
 
-async def ask(door: Frontend, **fields: Any) -> list[Client]:
-    """As many clients as there are places."""
-    return await asyncio.gather(*(Client.asks(door, endless(**fields)) for _ in range(PLACES)))
+async def fill_slots(frontend: Frontend, **fields: Any) -> list[Client]:
+    """As many clients as there are slots."""
+    return await asyncio.gather(*(Client.send(frontend, endless(**fields)) for _ in range(SLOTS)))
 
 
-async def read(clients: Iterable[Client], text: str) -> float:
-    """All read until it has come. When that was."""
+async def read_until(clients: Iterable[Client], text: str) -> float:
+    """All clients read until the text. Returns the time at which the last one had it."""
     async with asyncio.timeout(20):
-        await asyncio.gather(*(client.reads(text) for client in clients))
+        await asyncio.gather(*(client.read_until(text) for client in clients))
     return time.monotonic()
 
 
-def leave(clients: Iterable[Client]) -> float:
-    """All leave, every second one abruptly. When that was."""
+def disconnect(clients: Iterable[Client]) -> float:
+    """All clients disconnect, every second one abruptly. Returns the time."""
     for n, client in enumerate(clients):
-        client.leaves(abruptly=n % 2 == 0)
+        client.disconnect(abruptly=n % 2 == 0)
     return time.monotonic()
 
 
-async def until(door: Frontend, state: str) -> None:
-    await asyncio.to_thread(eventually, lambda: door.state(WORKER) == state)
+async def wait_for_state(frontend: Frontend, state: str) -> None:
+    await asyncio.to_thread(eventually, lambda: frontend.state(WORKER) == state)
 
 
-async def move_up(door: Frontend, leaving: list[Client]) -> tuple[list[Client], float]:
-    """Those who have all places leave, while as many streams wait in the queue. Those, and how long it took until all
-    of them had a place."""
-    queued = await ask(door)
-    await read(queued, '"queued"')
-    left_at = leave(leaving)
-    return queued, await read(queued, '"token"') - left_at
+async def replace(frontend: Frontend, clients: list[Client]) -> tuple[list[Client], float]:
+    """The clients that have all slots disconnect while as many streams are queued. Returns those, and the seconds until
+    all of them had a slot."""
+    queued = await fill_slots(frontend)
+    await read_until(queued, '"queued"')
+    disconnected_at = disconnect(clients)
+    return queued, await read_until(queued, '"token"') - disconnected_at
 
 
-@through("own", "throughput", "default", "haproxy")
-async def test_who_leaves_a_stream_gives_up_the_place_within_a_second(door: Frontend) -> None:
-    took = []
-    await until(door, "idle")
-    streaming = await ask(door)
-    await read(streaming, '"token"')
+@via("own", "throughput", "default", "haproxy")
+async def test_a_disconnect_during_a_stream_frees_the_slot_within_a_second(frontend: Frontend) -> None:
+    times = []
+    await wait_for_state(frontend, "idle")
+    streaming = await fill_slots(frontend)
+    await read_until(streaming, '"token"')
     for _ in range(ROUNDS):
-        streaming, seconds = await move_up(door, streaming)
-        took.append(seconds)
-    leave(streaming)
-    assert max(took) < 1, took
+        streaming, seconds = await replace(frontend, streaming)
+        times.append(seconds)
+    disconnect(streaming)
+    assert max(times) < 1, times
 
 
-@through("own", "throughput", "default", "haproxy")
-async def test_who_leaves_while_waiting_for_one_result_gives_up_the_place_within_a_second(door: Frontend) -> None:
-    took = []
+@via("own", "throughput", "default", "haproxy")
+async def test_a_disconnect_while_waiting_for_one_result_frees_the_slot_within_a_second(frontend: Frontend) -> None:
+    times = []
     for _ in range(ROUNDS):
-        await until(door, "idle")
-        waiting = await ask(door, stream=False)
-        await until(door, "busy")
-        streaming, seconds = await move_up(door, waiting)
-        took.append(seconds)
-        leave(streaming)
-    assert max(took) < 1, took
+        await wait_for_state(frontend, "idle")
+        waiting = await fill_slots(frontend, stream=False)
+        await wait_for_state(frontend, "busy")
+        streaming, seconds = await replace(frontend, waiting)
+        times.append(seconds)
+        disconnect(streaming)
+    assert max(times) < 1, times
 
 
-async def come_and_go(door: Frontend, how: str, part: float, abruptly: bool) -> None:
-    """A client that leaves when a `part` of the way that it goes is done."""
-    request = endless(stream=how != "waiting")
-    client = await Client.asks(door, request[: int(part * len(request))] if how == "asking" else request)
-    if how == "reading":
-        for _ in range(int(part * 5)):
-            await client.reads("\n\n")
-    elif how == "waiting":
-        await asyncio.sleep(part / 10)
-    client.leaves(abruptly)
+async def connect_and_disconnect(frontend: Frontend, moment: str, fraction: float, abruptly: bool) -> None:
+    """A client that disconnects at the `fraction` of that phase of its request."""
+    request = endless(stream=moment != "waiting")
+    sent = request[: int(fraction * len(request))] if moment == "sending" else request
+    client = await Client.send(frontend, sent)
+    if moment == "reading":
+        for _ in range(int(fraction * 5)):
+            await client.read_until("\n\n")
+    elif moment == "waiting":
+        await asyncio.sleep(fraction / 10)
+    client.disconnect(abruptly)
 
 
-@through("own", "throughput")
-async def test_after_a_thousand_random_disconnects_nothing_is_left(door: Frontend, served: Served) -> None:
-    dice = random.Random(20261123)
-    ways = ["asking", "asked", "reading", "waiting"]
-    clients = [(dice.choice(ways), dice.random(), dice.random() < 0.5) for _ in range(1000)]
-    at_once = asyncio.Semaphore(32)
+@via("own", "throughput")
+async def test_a_thousand_random_disconnects_leave_nothing_behind(frontend: Frontend, served: Served) -> None:
+    rng = random.Random(20261123)
+    moments = ["sending", "sent", "reading", "waiting"]
+    clients = [(rng.choice(moments), rng.random(), rng.random() < 0.5) for _ in range(1000)]
+    limit = asyncio.Semaphore(32)
 
-    async def one_of_them(client: tuple[str, float, bool]) -> None:
-        async with at_once:
-            await come_and_go(door, *client)
+    async def run(client: tuple[str, float, bool]) -> None:
+        async with limit:
+            await connect_and_disconnect(frontend, *client)
 
-    await asyncio.gather(*map(one_of_them, clients))
+    await asyncio.gather(*map(run, clients))
     await asyncio.to_thread(eventually, lambda: served.working(WORKER) == 0, 2)
     for _ in range(100):
-        answer = door.client.post(INFER, json={"prompt": "still here", "stream": False})
-        assert (answer.status_code, answer.json()["text"]) == (200, "still here")
-    await asyncio.to_thread(eventually, lambda: served.working(WORKER) == 0, 2)  # and nobody was late
+        response = frontend.client.post(INFER, json={"prompt": "still here", "stream": False})
+        assert (response.status_code, response.json()["text"]) == (200, "still here")
+    await asyncio.to_thread(eventually, lambda: served.working(WORKER) == 0, 2)  # no late request started

@@ -1,4 +1,4 @@
-"""The fault table: what people see when something breaks, on real processes, and how soon."""
+"""The fault table: what clients observe when something breaks, on real processes, and how soon."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 
 from rbee_serve.events import End, Error, Event
 from rbee_serve.grammar import check_stream
-from rbee_serve.state import STALE_AFTER_S
-from tests.conftest import Served
+from tests.conftest import HANGING, Served
 from tests.hive import Behaviour
 from tests.served.measured import measured, timed
+from tests.served.models import serving
 from tests.served.processes import replica_process
 from tests.served.waiting import eventually
 
@@ -43,7 +43,7 @@ def until_it_serves(served: Served, worker_id: str, within_s: float = 90) -> Non
 
 @pytest.fixture
 async def neighbour(served: Served) -> AsyncGenerator[None, None]:
-    """A stream on another worker, which must not notice anything."""
+    """A stream on another worker, which must not be affected."""
     until_it_serves(served, "echo-0")
     body = {"prompt": "neighbour", "repeat": 100, "tokens_per_sec": 20}
     async with httpx.AsyncClient(timeout=60) as client:
@@ -55,21 +55,21 @@ async def neighbour(served: Served) -> AsyncGenerator[None, None]:
 
 
 def end_of_stream(content: bytes) -> Event[Any]:
-    """The last event of a well-formed stream: its grammar allows exactly one end."""
+    """The last event of a well-formed stream."""
     return check_stream(content)[-1]
 
 
 async def stream_until(
-    served: Served, worker_id: str, body: dict[str, Any], begun: asyncio.Event | None = None
+    served: Served, worker_id: str, body: dict[str, Any], started: asyncio.Event | None = None
 ) -> tuple[float, Event[Any]]:
-    """When a stream ended, and with which event. `begun` is set once it has begun."""
+    """The time at which a stream ended, and its last event. `started` is set with its first bytes."""
     content = b""
     url = f"{served.base(worker_id)}/v1/inference"
-    async with httpx.AsyncClient(timeout=120) as client, client.stream("POST", url, json=body) as answer:
-        async for chunk in answer.aiter_bytes():
+    async with httpx.AsyncClient(timeout=120) as client, client.stream("POST", url, json=body) as response:
+        async for chunk in response.aiter_bytes():
             content += chunk
-            if begun is not None:
-                begun.set()
+            if started is not None:
+                started.set()
     return time.monotonic(), end_of_stream(content)
 
 
@@ -78,19 +78,16 @@ async def test_a_worker_that_is_killed_while_idle(served: Served, neighbour: Non
     await asyncio.to_thread(until_it_serves, served, worker)
     killed_at = time.monotonic()
     replica_process(worker).kill()
-    with timed("worker killed while idle", "a new request is refused", at_most=1):
+    with timed("worker killed while idle", "a new request is refused", 1):
         refused = await asyncio.to_thread(infer, served, worker, QUICK)
     assert (refused.status_code, refused.json()["code"] in LOST) == (503, True)
     assert int(refused.headers["retry-after"]) > 0
     await asyncio.to_thread(until_it_serves, served, worker)
     replaced_s = time.monotonic() - killed_at
-    measured("worker killed while idle", "its replacement serves", replaced_s, at_most=15)
-    beats = [message["health_status"] for message in served.hive.heartbeats(worker)]
-    # It counts as gone after a silence, and beats come every second.
-    assert "degraded" in beats or replaced_s < STALE_AFTER_S + 2
+    measured("worker killed while idle", "its replacement serves", replaced_s, 15)
 
 
-async def test_a_worker_that_is_killed_in_mid_stream(served: Served, neighbour: None) -> None:
+async def test_a_worker_that_is_killed_during_streams(served: Served, neighbour: None) -> None:
     worker = "echo-victim"
     await asyncio.to_thread(until_it_serves, served, worker)
     streams = [asyncio.create_task(stream_until(served, worker, SLOW)) for _ in range(5)]
@@ -101,7 +98,8 @@ async def test_a_worker_that_is_killed_in_mid_stream(served: Served, neighbour: 
     for _, last in ends:
         assert isinstance(last, Error)
         assert (last.code, last.retriable) == ("WORKER_LOST", True)
-    measured("worker killed in mid-stream", "five streams end with WORKER_LOST", max(ends)[0] - killed_at, at_most=2)
+    ended_at = max(at for at, _ in ends)
+    measured("worker killed during streams", "five streams end with WORKER_LOST", ended_at - killed_at, 1)
     await asyncio.to_thread(until_it_serves, served, worker)
 
 
@@ -118,37 +116,44 @@ HANGS: dict[str, dict[str, Any] | None] = {
 }
 
 
-async def test_workers_that_hang_are_seen_replaced_and_no_heartbeat_is_late(served: Served, neighbour: None) -> None:
-    began = time.monotonic()
+@serving(*HANGING)
+async def test_hung_workers_are_replaced_and_no_heartbeat_is_late(served: Served, neighbour: None) -> None:
+    started_at = time.monotonic()
     await asyncio.gather(
-        *(hang(served, f"echo-hang-{n}", fault, body) for n, (fault, body) in enumerate(HANGS.items()))
+        *(hang(served, worker["id"], fault, body) for worker, (fault, body) in zip(HANGING, HANGS.items(), strict=True))
     )
-    for worker in ("echo-0", "echo-hang-1"):
-        beats = served.hive.beats_at(worker, began)
+    for worker in ("echo-0", HANGING[1]["id"]):
+        beats = served.hive.beats_at(worker, started_at)
         gaps = [later - earlier for earlier, later in pairwise(beats)]
-        measured("event loop blocked for 45 s", f"the longest gap in {worker}'s beats", max(gaps), at_most=35)
+        measured("event loop blocked for 45 s", f"the longest gap between heartbeats of {worker}", max(gaps), 35)
     assert (await asyncio.to_thread(served.client.get, "/health")).status_code == 200
 
 
 async def hang(served: Served, worker: str, fault: str, body: dict[str, Any] | None) -> None:
     await asyncio.to_thread(until_it_serves, served, worker)
-    began = time.monotonic()
-    begun = asyncio.Event()
-    stream = asyncio.create_task(stream_until(served, worker, body or SLOW, begun))
+    heartbeats = len(served.hive.heartbeats(worker))
+    started_at = time.monotonic()
+    started = asyncio.Event()
+    stream = asyncio.create_task(stream_until(served, worker, body or SLOW, started))
     if body is None:
-        await begun.wait()
+        await started.wait()
         replica_process(worker).send_signal(signal.SIGSTOP)
+        with timed(fault, "a new request is refused", 5):
+            refused = await asyncio.to_thread(infer, served, worker, QUICK)
+        assert (refused.status_code, refused.json()["code"] in LOST) == (503, True)
     await asyncio.to_thread(eventually, lambda: not is_ready(served, worker), 40)
-    measured(fault, "the worker is not ready", time.monotonic() - began, at_most=35)
+    measured(fault, "the worker is not ready", time.monotonic() - started_at, 35)
     ended_at, last = await stream
     assert isinstance(last, Error)
     assert last.code == "WORKER_LOST"
-    measured(fault, "its stream ends with WORKER_LOST", ended_at - began, at_most=35)
+    measured(fault, "its stream ends with WORKER_LOST", ended_at - started_at, 35)
     await asyncio.to_thread(until_it_serves, served, worker)
-    measured(fault, "its replacement serves", time.monotonic() - began, at_most=60)
+    measured(fault, "its replacement serves", time.monotonic() - started_at, 60)
+    # A replacement takes seconds, and a heartbeat is sent every second.
+    assert "degraded" in [message["health_status"] for message in served.hive.heartbeats(worker)[heartbeats:]]
 
 
-async def test_memory_that_runs_out_in_one_request_is_that_request_s_alone(served: Served, neighbour: None) -> None:
+async def test_an_out_of_memory_error_fails_its_own_request_only(served: Served, neighbour: None) -> None:
     boots = served.hive.ready("echo-0")
     ends = await asyncio.gather(
         stream_until(served, "echo-0", {"prompt": "a b c", "fail": "oom", "fail_at": 1}),
@@ -159,15 +164,15 @@ async def test_memory_that_runs_out_in_one_request_is_that_request_s_alone(serve
     assert served.hive.ready("echo-0") == boots
 
 
-async def test_a_worker_that_is_full_refuses_at_once_and_disturbs_nobody(served: Served) -> None:
+async def test_a_full_worker_refuses_at_once_and_others_are_not_slowed_down(served: Served) -> None:
     for worker in ("echo-0", "echo-small"):
         await asyncio.to_thread(until_it_serves, served, worker)
     async with httpx.AsyncClient(timeout=60) as client:
 
         async def quick(worker: str) -> tuple[float, httpx.Response]:
-            began = time.monotonic()
-            answer = await client.post(f"{served.base(worker)}/v1/inference", json=QUICK)
-            return time.monotonic() - began, answer
+            started_at = time.monotonic()
+            response = await client.post(f"{served.base(worker)}/v1/inference", json=QUICK)
+            return time.monotonic() - started_at, response
 
         before = [(await quick("echo-0"))[0] for _ in range(50)]
         held = [
@@ -182,15 +187,15 @@ async def test_a_worker_that_is_full_refuses_at_once_and_disturbs_nobody(served:
             assert int(refused.headers["retry-after"]) > 0
             refusals.append(seconds)
             during.append((await quick("echo-0"))[0])
-        assert [(await answer).status_code for answer in held] == [200, 200]
-    measured("more load than capacity", "a refusal (median of 50)", statistics.median(refusals), at_most=0.1)
-    measured("more load than capacity", "a neighbour's answer before (median of 50)", statistics.median(before), 1)
-    measured("more load than capacity", "a neighbour's answer meanwhile (median)", statistics.median(during), 1)
+        assert [(await request).status_code for request in held] == [200, 200]
+    measured("more load than capacity", "a refusal (median of 50)", statistics.median(refusals), 0.1)
+    measured("more load than capacity", "a response of another worker before (median)", statistics.median(before), 1)
+    measured("more load than capacity", "a response of another worker meanwhile (median)", statistics.median(during), 1)
 
 
 @pytest.fixture
-def manners(served: Served) -> Iterator[None]:
-    """An orchestrator that behaves again when the test is over, and knows everybody."""
+def good_behaviour(served: Served) -> Iterator[None]:
+    """The fake orchestrator behaves again at the end of the test, and knows every worker."""
     eventually(lambda: served.hive.heartbeats("echo-0"), 60)
     yield
     served.hive.behaviour = "good"
@@ -198,25 +203,31 @@ def manners(served: Served) -> Iterator[None]:
     eventually(lambda: len(served.hive.beats_at("echo-0", since)) >= 2)
 
 
-@pytest.mark.parametrize("how", ["refuse", "redirect", "forget", "nonsense", "trickle", "hang"])
-def test_an_orchestrator_that_misbehaves_is_not_felt(served: Served, manners: None, how: Behaviour) -> None:
+@pytest.mark.parametrize("behaviour", ["refuse", "redirect", "forget", "nonsense", "trickle", "hang"])
+def test_a_misbehaving_orchestrator_does_not_affect_requests(
+    served: Served, good_behaviour: None, behaviour: Behaviour
+) -> None:
     times = []
-    served.hive.behaviour = how
-    began = time.monotonic()
-    while time.monotonic() - began < 3.2:
-        asked = time.monotonic()
+    served.hive.behaviour = behaviour
+    started_at = time.monotonic()
+    while time.monotonic() - started_at < 3.2:
+        sent_at = time.monotonic()
         assert infer(served, "echo-0", QUICK).status_code == 200
-        times.append(time.monotonic() - asked)
-    measured(f"orchestrator: {how}", f"an answer meanwhile (median of {len(times)})", statistics.median(times), 1)
-    beats = served.hive.beats_at("echo-0", began)
-    # A call takes 5 s at most, and the next beat does not wait in a queue behind it.
+        times.append(time.monotonic() - sent_at)
+    measured(
+        f"orchestrator: {behaviour}", f"a response meanwhile (median of {len(times)})", statistics.median(times), 1
+    )
+    beats = served.hive.beats_at("echo-0", started_at)
+    # A call takes at most 5 s, and the next heartbeat is not queued behind it.
     assert 1 <= len(beats) <= 5
     assert served.hive.trapped == 0
-    if how == "forget":
+    if behaviour == "forget":
         eventually(lambda: len(served.hive.ready("echo-0")) > 1)
 
 
-async def test_the_hub_s_death_is_not_felt_and_its_beats_come_back(served: Served, neighbour: None) -> None:
+async def test_the_death_of_the_hub_does_not_affect_requests_and_heartbeats_resume(
+    served: Served, neighbour: None
+) -> None:
     await asyncio.to_thread(eventually, lambda: served.hive.heartbeats("echo-0"), 60)
     killed_at = time.monotonic()
     replica_process("hub").kill()
@@ -224,6 +235,6 @@ async def test_the_hub_s_death_is_not_felt_and_its_beats_come_back(served: Serve
         assert (await asyncio.to_thread(infer, served, "echo-0", QUICK)).status_code == 200
         await asyncio.sleep(0.05)
     await asyncio.to_thread(eventually, lambda: served.hive.beats_at("echo-0", killed_at + 0.5), 40)
-    back_at = served.hive.beats_at("echo-0", killed_at + 0.5)[0]
-    measured("hub killed", "heartbeats are back", back_at - killed_at, at_most=35)
+    resumed_at = served.hive.beats_at("echo-0", killed_at + 0.5)[0]
+    measured("hub killed", "heartbeats resume", resumed_at - killed_at, 35)
     await asyncio.to_thread(eventually, lambda: is_ready(served, "echo-two"))

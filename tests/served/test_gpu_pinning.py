@@ -1,4 +1,4 @@
-"""Workers on GPUs of their own, shared and several, on a Ray that pretends to have four."""
+"""Workers with one GPU, several or a fraction, on a Ray that is configured with four GPUs that do not exist."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.conftest import PRETENDED_GPUS, Served
+from tests.conftest import DEVICES, PRETENDED_GPUS, Served
+from tests.served.models import serving
 from tests.served.waiting import eventually
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, serving(*DEVICES)]
 
 
 def devices(served: Served, worker_id: str) -> dict[str, Any]:
-    """What the worker's process knows of its devices."""
+    """The devices that the worker's process has."""
     eventually(lambda: httpx.get(f"{served.base(worker_id)}/v1/ready").json()["ready"], 60)
-    answer = httpx.post(f"{served.base(worker_id)}/v1/inference", json={"stream": False}, timeout=30).json()
-    return {name: answer[name] for name in ("given", "fraction", "visible")}
+    response = httpx.post(f"{served.base(worker_id)}/v1/inference", json={"stream": False}, timeout=30).json()
+    return {name: response[name] for name in ("given", "fraction", "visible")}
 
 
 def test_each_worker_sees_its_own_devices_and_halves_share_one(served: Served) -> None:
@@ -34,7 +35,7 @@ def test_each_worker_sees_its_own_devices_and_halves_share_one(served: Served) -
 
 
 @pytest.mark.parametrize("worker_id", ["gpu-one", "gpu-pair", "gpu-half-a"])
-def test_info_and_the_ready_callback_name_the_devices(served: Served, worker_id: str) -> None:
+def test_info_and_the_ready_callback_report_the_devices(served: Served, worker_id: str) -> None:
     given = devices(served, worker_id)["given"]
     info = httpx.get(f"{served.base(worker_id)}/info").json()
     assert info["devices"] == [f"GPU-{index}" for index in given]

@@ -1,4 +1,4 @@
-"""Python users: typed requests in, typed events and results out, without HTTP."""
+"""Deployment handles: typed requests, events and results in Python, without HTTP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_handle_streams_typed_events(served: Served) -> None:
     assert [event.value.t for event in events if isinstance(event, Output)] == ["one", " two"]
 
 
-def test_a_handle_collects_a_typed_result(served: Served) -> None:
+def test_a_handle_returns_a_typed_result(served: Served) -> None:
     result = served.handle("echo-0").collect.remote({"prompt": "one two", "job_id": "job-9"}).result(timeout_s=30)
     assert (result.job_id, result.output, result.end.tokens_out) == ("job-9", {"text": "one two"}, 2)
 

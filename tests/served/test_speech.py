@@ -14,10 +14,11 @@ from rbee_serve.client.client import Client
 from rbee_serve.events import Metrics, Narration, Output, Progress
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import AudioChunkOutput
-from tests.conftest import SPEECH, Served
+from tests.conftest import Served
+from tests.served.models import SPEECH, serving
 from tests.served.waiting import eventually
 
-pytestmark = [pytest.mark.ray, pytest.mark.model]
+pytestmark = [pytest.mark.ray, serving(SPEECH)]
 RATE = 24000
 TEXT = "The quick brown fox jumps over the lazy dog. She sells sea shells by the shore!"
 
@@ -30,38 +31,38 @@ def base(served: Served) -> str:
 
 
 def file_of(base: str, form: str, prompt: str = TEXT) -> tuple[str, np.ndarray[tuple[int], np.dtype[np.float32]], int]:
-    answer = httpx.post(base, json={"prompt": prompt, "format": form, "stream": False, "seed": 7}, timeout=60)
-    assert answer.status_code == 200, answer.text
-    samples, rate = soundfile.read(io.BytesIO(answer.content), dtype="float32")
-    return answer.headers["content-type"], samples, rate
+    response = httpx.post(base, json={"prompt": prompt, "format": form, "stream": False, "seed": 7}, timeout=60)
+    assert response.status_code == 200, response.text
+    samples, rate = soundfile.read(io.BytesIO(response.content), dtype="float32")
+    return response.headers["content-type"], samples, rate
 
 
-def test_a_stream_is_one_sound_in_numbers(base: str) -> None:
-    answer = httpx.post(base, json={"prompt": TEXT, "seed": 7}, timeout=60)
-    events = check_stream(answer.content, AudioChunkOutput)
+def test_the_chunks_of_a_stream_are_the_samples_of_the_file(base: str) -> None:
+    response = httpx.post(base, json={"prompt": TEXT, "seed": 7}, timeout=60)
+    events = check_stream(response.content, AudioChunkOutput)
     chunks = [event.value for event in events if isinstance(event, Output)]
     assert [chunk.i for chunk in chunks] == list(range(len(chunks)))
     assert {chunk.sample_rate for chunk in chunks} == {RATE}
     assert {type(event) for event in events} >= {Progress, Metrics, Narration}
-    sound = np.concatenate([chunk.samples for chunk in chunks])
+    streamed = np.concatenate([chunk.samples for chunk in chunks])
     kind, whole, rate = file_of(base, "wav")
     assert (kind, rate) == ("audio/wav", RATE)
-    assert np.abs(sound - whole).max() < 1e-4
+    assert np.abs(streamed - whole).max() < 1e-4
 
 
 @pytest.mark.parametrize(("form", "kind"), [("flac", "audio/flac"), ("ogg", "audio/ogg"), ("mp3", "audio/mpeg")])
-def test_a_file_has_its_content_type_and_the_sound(base: str, form: str, kind: str) -> None:
-    told, samples, rate = file_of(base, form)
-    assert (told, rate) == (kind, RATE)
+def test_a_file_has_its_content_type_and_the_speech(base: str, form: str, kind: str) -> None:
+    media_type, samples, rate = file_of(base, form)
+    assert (media_type, rate) == (kind, RATE)
     assert 3 < len(samples) / RATE < 8
 
 
-def test_a_file_of_minutes_comes_whole(base: str) -> None:
+def test_a_file_of_minutes_is_complete(base: str) -> None:
     _, samples, _ = file_of(base, "wav", "Here is a sentence that takes some seconds to say, one way or another. " * 80)
     assert len(samples) / RATE > 240
 
 
-def test_no_stream_and_no_format_is_a_wav_and_numbers_are_one_object(base: str) -> None:
+def test_without_stream_the_default_is_a_wav_and_f32_is_one_object(base: str) -> None:
     assert httpx.post(base, json={"prompt": "Hi.", "stream": False}).headers["content-type"] == "audio/wav"
     result = httpx.post(base, json={"prompt": "Hi.", "stream": False, "format": "f32"}).json()
     assert (result["sample_rate"], result["stop_reason"]) == (RATE, "COMPLETE")
@@ -77,19 +78,19 @@ def test_no_stream_and_no_format_is_a_wav_and_numbers_are_one_object(base: str) 
         ({"speed": 9}, "speed"),
     ],
 )
-def test_what_is_wrong_is_a_status_and_names_the_field(base: str, fields: dict[str, object], field: str) -> None:
-    answer = httpx.post(base, json={"prompt": "Hi.", **fields})
-    assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, field)
+def test_an_invalid_field_is_refused_by_name(base: str, fields: dict[str, object], field: str) -> None:
+    response = httpx.post(base, json={"prompt": "Hi.", **fields})
+    assert (response.status_code, response.json()["errors"][0]["field"]) == (400, field)
 
 
-def test_the_client_gets_a_file_by_its_type(base: str, served: Served) -> None:
+def test_the_client_returns_a_file_with_its_media_type(base: str, served: Served) -> None:
     with Client(served.url) as client:
-        document = client.infer_file(SPEECH["id"], prompt="Hello.", format="mp3")
-    assert document.media_type == "audio/mpeg"
-    assert len(soundfile.read(io.BytesIO(document.data))[0]) > RATE / 2
+        file = client.infer_file(SPEECH["id"], prompt="Hello.", format="mp3")
+    assert file.media_type == "audio/mpeg"
+    assert len(soundfile.read(io.BytesIO(file.data))[0]) > RATE / 2
 
 
-def test_a_handle_gives_typed_chunks(base: str, served: Served) -> None:
+def test_a_handle_returns_typed_chunks(base: str, served: Served) -> None:
     stream = served.handle(SPEECH["id"]).options(stream=True).stream_events.remote(SpeechRequest(prompt="Hello."))
     chunks = [event.value for event in stream if isinstance(event, Output)]
     assert all(isinstance(chunk, AudioChunkOutput) for chunk in chunks)

@@ -1,4 +1,4 @@
-"""What one worker says another understands: speech and transcription together, over HTTP."""
+"""Generated speech is transcribed correctly: the two audio workers together, over HTTP."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import jiwer
 import pytest
 
 from tests.audio.speech import words_of
-from tests.conftest import SPEECH, TRANSCRIBE, Served
+from tests.conftest import Served
+from tests.served.models import SPEECH, TRANSCRIBE, serving
 
-pytestmark = [pytest.mark.ray, pytest.mark.model]
+pytestmark = [pytest.mark.ray, serving(SPEECH, TRANSCRIBE)]
 
 SENTENCES = """\
 The weather is nice today and the sky is blue.
@@ -40,7 +41,7 @@ def ready(served: Served) -> None:
     served.wait_until_ready([SPEECH["id"], TRANSCRIBE["id"]])
 
 
-def heard(served: Served, sentence: str) -> str:
+def transcribed(served: Served, sentence: str) -> str:
     spoken = httpx.post(
         f"{served.base(SPEECH['id'])}/v1/inference",
         json={"prompt": sentence, "format": "flac", "stream": False, "seed": 1},
@@ -57,13 +58,13 @@ def heard(served: Served, sentence: str) -> str:
     return str(text.json()["text"])
 
 
-def test_twenty_sentences_come_back_with_few_wrong_words(served: Served) -> None:
-    said = [" ".join(words_of(sentence)) for sentence in SENTENCES]
-    understood = [" ".join(words_of(heard(served, sentence))) for sentence in SENTENCES]
-    outcome = jiwer.process_words(said, understood)
+def test_the_word_error_rate_of_twenty_sentences_is_below_a_tenth(served: Served) -> None:
+    expected = [" ".join(words_of(sentence)) for sentence in SENTENCES]
+    transcripts = [" ".join(words_of(transcribed(served, sentence))) for sentence in SENTENCES]
+    outcome = jiwer.process_words(expected, transcripts)
     print(
         f"word error rate {outcome.wer:.3f}: {outcome.substitutions} wrong, {outcome.deletions} missing, "
-        f"{outcome.insertions} too many of {sum(len(sentence.split()) for sentence in said)}"
+        f"{outcome.insertions} too many of {sum(len(sentence.split()) for sentence in expected)}"
     )
-    assert len(said) == 20
+    assert len(expected) == 20
     assert outcome.wer < 0.10

@@ -1,4 +1,4 @@
-"""An ingress on one node of a Ray cluster, the workers on another, which has an address of its own."""
+"""An ingress on one node of a Ray cluster, and the workers on another node with an address of its own."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKERS = ("echo-one", "echo-two")
-"""One of a single replica, and one between whose replicas Ray Serve chooses."""
+"""One with a single replica, and one with two, between which Ray Serve chooses."""
 
 
 class TwoNodes:
-    """Where the application is, and the processes of its nodes."""
+    """The URL of the application, and the processes of its nodes."""
 
     def __init__(self, tree: ProcessTree, port: int) -> None:
         self.tree = tree
         self.url = f"http://127.0.0.1:{port}"
 
     def inference(self, worker_id: str) -> str:
-        """Where a worker takes requests."""
+        """The inference route of a worker."""
         return f"{self.url}/workers/{worker_id}/v1/inference"
 
     def ready(self) -> bool:
-        """Whether all workers are."""
+        """Whether all workers are ready."""
         return httpx.get(f"{self.url}/v1/ready").status_code == 200
 
     def node_of(self, deployment: str) -> list[psutil.Process]:
-        """All processes of the node that a replica of the deployment is on, that of the node itself first."""
+        """All processes of the node with a replica of the deployment, the raylet first."""
         for raylet in (process for process in self.tree.processes() if process.name() == "raylet"):
-            below = raylet.children(recursive=True)
-            if any(f":{deployment}" in " ".join(process.cmdline()) for process in below):
-                return [raylet, *below]
-        raise AssertionError(f"{deployment} is nowhere")
+            children = raylet.children(recursive=True)
+            if any(f":{deployment}" in " ".join(process.cmdline()) for process in children):
+                return [raylet, *children]
+        raise AssertionError(f"{deployment} has no process")
 
 
 @pytest.fixture(scope="module")
@@ -83,53 +83,53 @@ def test_the_ingress_reaches_the_workers_at_the_address_of_their_node(nodes: Two
 
 
 @pytest.mark.parametrize("worker_id", WORKERS)
-async def test_streams_from_another_node_are_whole_and_in_order(nodes: TwoNodes, worker_id: str) -> None:
+async def test_streams_from_another_node_are_complete_and_in_order(nodes: TwoNodes, worker_id: str) -> None:
     async with httpx.AsyncClient(timeout=30) as client:
         requests = [
             client.post(nodes.inference(worker_id), json={"prompt": f"stream {n}", "repeat": 250}) for n in range(8)
         ]
-        answers = await asyncio.gather(*requests)
-    for n, answer in enumerate(answers):
-        events = check_stream(answer.content)
+        responses = await asyncio.gather(*requests)
+    for n, response in enumerate(responses):
+        events = check_stream(response.content)
         assert "".join(event.value.t for event in events if isinstance(event, Output)) == f"stream {n}" * 250
         assert isinstance(events[-1], End)
 
 
 @pytest.mark.parametrize("worker_id", WORKERS)
-def test_a_large_document_comes_from_another_node(nodes: TwoNodes, worker_id: str) -> None:
+def test_a_large_result_from_another_node_is_complete(nodes: TwoNodes, worker_id: str) -> None:
     body = {"prompt": "word " * 6000, "repeat": 20, "stream": False}
-    answer = httpx.post(nodes.inference(worker_id), json=body, timeout=30)
-    assert answer.json()["text"] == "word " * 120_000
+    response = httpx.post(nodes.inference(worker_id), json=body, timeout=30)
+    assert response.json()["text"] == "word " * 120_000
 
 
 @pytest.mark.parametrize("worker_id", WORKERS)
-def test_what_the_worker_refuses_is_refused_with_its_status(nodes: TwoNodes, worker_id: str) -> None:
+def test_a_refusal_from_another_node_keeps_its_status(nodes: TwoNodes, worker_id: str) -> None:
     refused = httpx.post(nodes.inference(worker_id), json={"prompt": "x", "delay_s": 5, "timeout_s": 0.1})
     assert (refused.status_code, refused.json()["code"]) == (408, "INFERENCE_TIMEOUT")
 
 
-async def test_a_node_that_dies_ends_its_streams_with_an_error_and_another_takes_its_place(nodes: TwoNodes) -> None:
+async def test_the_death_of_a_node_ends_its_streams_with_an_error_and_another_replaces_it(nodes: TwoNodes) -> None:
     body = {"prompt": "word", "repeat": 1000, "tokens_per_sec": 20}
     async with httpx.AsyncClient(timeout=30) as client:
         streams = [asyncio.create_task(client.post(nodes.inference(worker_id), json=body)) for worker_id in WORKERS]
         await asyncio.sleep(1)
         for process in await asyncio.to_thread(nodes.node_of, "echo-one"):
             process.kill()
-        began = time.monotonic()
-        for answer in await asyncio.gather(*streams):
-            events = check_stream(answer.content)
+        started_at = time.monotonic()
+        for response in await asyncio.gather(*streams):
+            events = check_stream(response.content)
             assert isinstance(events[-1], Error)
             assert (events[-1].code, events[-1].retriable) == ("WORKER_LOST", True)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - started_at < 2
         for worker_id in WORKERS:
-            began = time.monotonic()
+            started_at = time.monotonic()
             refused = await client.post(nodes.inference(worker_id), json={"prompt": "x"})
             assert refused.status_code == 503, refused.text
             assert refused.json()["code"] in ("WORKER_LOST", "WORKER_LOADING", "WORKER_UNHEALTHY")
-            assert time.monotonic() - began < 2
+            assert time.monotonic() - started_at < 2
         await asyncio.to_thread(eventually, lambda: not nodes.ready(), 10)
         nodes.tree.processes()[0].send_signal(signal.SIGUSR1)
         await asyncio.to_thread(eventually, nodes.ready, 60)
         for worker_id in WORKERS:
-            answer = await client.post(nodes.inference(worker_id), json={"prompt": "one two", "stream": False})
-            assert answer.json()["text"] == "one two"
+            response = await client.post(nodes.inference(worker_id), json={"prompt": "one two", "stream": False})
+            assert response.json()["text"] == "one two"

@@ -1,4 +1,4 @@
-"""Waiting for something to become true."""
+"""Waiting for a condition."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
     """Return as soon as `condition` is true; fail if it is not within `within_s` seconds."""
     deadline = time.monotonic() + within_s
     while not condition():
-        assert time.monotonic() < deadline, f"it did not become true within {within_s} s"
+        assert time.monotonic() < deadline, f"the condition was not true within {within_s} s"
         time.sleep(0.05)

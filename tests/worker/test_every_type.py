@@ -11,13 +11,27 @@ from deployments.registry import WORKER_TYPES
 from rbee_serve.config import WorkerConfig
 from rbee_serve.testing import check_worker_type
 from rbee_serve.worker.registry import load_spec
-from tests.conftest import MADE_MODELS, MODELS
+from tests.served.models import (
+    CLASSIFY,
+    EMBED,
+    EMBEDDING,
+    GENERATE,
+    LLM,
+    MADE_MODELS,
+    MULTIMODAL,
+    RERANKER,
+    SPEECH,
+    TRANSCRIBE,
+)
 
+MODELS: dict[str, list[dict[str, Any]]] = {
+    "vllm": [LLM, MULTIMODAL],
+    "model": [CLASSIFY, EMBED, EMBEDDING, GENERATE, RERANKER, SPEECH, TRANSCRIBE],
+}
 CONFIGURED: dict[str, tuple[str, dict[str, Any]]] = {
     "/".join(filter(None, (worker["type"], worker.get("task")))): (mark, worker)
     for mark, workers in MODELS.items()
     for worker in workers
-    if worker["id"] != "digits-0"  # a second worker of the type vision/classify
 }
 """The mark and the configuration of each type that needs a model."""
 IDLE_WITHIN_S = 30.0
@@ -39,8 +53,6 @@ def test_the_type_keeps_the_contract(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = load_spec(WORKER_TYPES[name])
-    if spec.long_request is None:
-        pytest.skip("the type has no long_request yet")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     fields = dict(CONFIGURED[name][1]) if name in CONFIGURED else {"id": "checked", "type": name}
     if make := MADE_MODELS.get(fields["id"]):

@@ -1,4 +1,4 @@
-"""The table of bad HTTP: what is sent to the echo worker, and what has to come back."""
+"""Tables of bad HTTP: requests to the echo worker, and the expected responses."""
 
 from __future__ import annotations
 
@@ -7,42 +7,40 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from tests.conftest import MAX_BODY_BYTES
+from tests.ingress.bad_json import GOOD, INFER, WORKER
 from tests.raw_http import chunk, head, whole
-from tests.served.bad_json import GOOD, INFER, WORKER
-from tests.served.frontends import Mode
 
 BASE = f"/workers/{WORKER}"
 MIB = 1024**2
-CAP = MIB
-"""`max_body_bytes` of the served application; its `body_timeout_s` is 3."""
 
-BY_PROXY = "answered by the proxy"
-"""The code of an answer that is not ours: the HTTP parser, Ray's proxy, or HAProxy answers before our code runs."""
+BY_SERVER = "by the HTTP server"
+"""The code of a response that is not ours: the HTTP parser, Ray's proxy or HAProxy responds before our code runs."""
 ACCEPTED = ""
-"""The code of an answer that is no error: the oddity is harmless."""
+"""The code of a response that is no error: the request is unusual and harmless."""
 
 Expected = tuple[int, str]
 """Status and code."""
-REFUSED_BY_HAPROXY = (400, BY_PROXY)
-"""HAProxy is stricter with hosts, and takes no request line and headers of more than 15 kB."""
+REFUSED_BY_HAPROXY = (400, BY_SERVER)
+"""HAProxy is stricter with hosts, and refuses a request line and headers of more than 15 kB."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One bad request and the answer to it. `request` is made anew for each use, so that it may take its time."""
+    """One bad request and the expected response. `request` makes it for each use, so it can be a slow generator."""
 
     name: str
     request: Callable[[], bytes | Iterable[bytes]]
     usual: Expected
     elsewhere: dict[str, Expected]
-    """What is expected behind doors where it differs."""
+    """The expected response behind the frontends where it differs."""
 
     def __str__(self) -> str:
         return self.name
 
-    def expected(self, door: Mode) -> Expected:
-        """The answer behind this door."""
-        return self.elsewhere.get(door, self.usual)
+    def expected(self, frontend: str) -> Expected:
+        """The expected response behind this frontend."""
+        return self.elsewhere.get(frontend, self.usual)
 
 
 def case(name: str, request: bytes, status: int = 200, code: str = ACCEPTED, **elsewhere: Expected) -> Case:
@@ -55,7 +53,7 @@ def slow_case(
     return Case(name, request, (status, code), elsewhere)
 
 
-def trickle() -> Iterator[bytes]:
+def byte_by_byte() -> Iterator[bytes]:
     yield head(INFER, b"Content-Length: 1000")
     for _ in range(100):
         yield b" "
@@ -113,21 +111,21 @@ TARGETS: list[tuple[str | bytes, int, str]] = [
     ("/workers/__class__/info", 404, "WORKER_NOT_FOUND"),
     ("/workers//info", 404, "NOT_FOUND"),
     ("/workers/{worker_id}/info", 404, "WORKER_NOT_FOUND"),
-    # Escapes are decoded before the path is matched, here and where the token is asked for alike.
+    # Escapes are decoded before the path is matched, by the routes and by the authentication alike.
     ("/workers%2fecho-small%2fv1%2fready", 200, ACCEPTED),
-    # Starlette's patterns end in `$`, which passes over one line end. The token is asked for all the same.
+    # Starlette's patterns end in `$`, which ignores one line end. Authentication applies all the same.
     (f"{BASE}/v1/ready%0a", 200, ACCEPTED),
     (f"{BASE}/v1/ready?../../health", 200, ACCEPTED),
-    (b"/workers/\xff/info", 400, BY_PROXY),
-    ("", 400, BY_PROXY),
-    (f"{BASE}/v1/ready?" + "x" * 70_000, 400, BY_PROXY),
+    (b"/workers/\xff/info", 400, BY_SERVER),
+    ("", 400, BY_SERVER),
+    (f"{BASE}/v1/ready?" + "x" * 70_000, 400, BY_SERVER),
 ]
 ABSOLUTE = head(f"http://evil.example{BASE}/v1/ready", method=b"GET")
 LONG_ID = head(f"/workers/{'x' * 30_000}/info", method=b"GET")
 LONG_QUERY = head(f"{BASE}/v1/ready?{'x' * 30_000}", method=b"GET")
 PATHS = [
     *(case(f"path: {target[:40]!r}", head(target, method=b"GET"), status, code) for target, status, code in TARGETS),
-    case("path: '*'", head("*", method=b"GET"), 404, BY_PROXY, own=(404, "NOT_FOUND")),
+    case("path: '*'", head("*", method=b"GET"), 404, BY_SERVER, own=(404, "NOT_FOUND")),
     case("path: of another host", ABSOLUTE, haproxy=REFUSED_BY_HAPROXY),
     case("path: 30 kB", LONG_ID, 404, "WORKER_NOT_FOUND", haproxy=REFUSED_BY_HAPROXY),
     case("path: a query of 30 kB", LONG_QUERY, haproxy=REFUSED_BY_HAPROXY),
@@ -142,10 +140,10 @@ METHODS = [
         case(f"POST {path}", whole(path, GOOD), 405, "METHOD_NOT_ALLOWED")
         for path in ("/health", "/v1/ready", "/v1/workers", f"{BASE}/info", f"{BASE}/v1/loading/progress")
     ),
-    case("a method that does not exist", head(INFER, method=b"BREW"), 400, BY_PROXY),
-    case("a method in small letters", head(INFER, method=b"post"), 400, BY_PROXY),
-    case("CONNECT", head("localhost:22", method=b"CONNECT"), 400, BY_PROXY),
-    case("no HTTP at all", b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, BY_PROXY),
+    case("a method that does not exist", head(INFER, method=b"BREW"), 400, BY_SERVER),
+    case("a method in lower case", head(INFER, method=b"post"), 400, BY_SERVER),
+    case("CONNECT", head("localhost:22", method=b"CONNECT"), 400, BY_SERVER),
+    case("no HTTP at all", b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, BY_SERVER),
 ]
 
 FORM = b"Content-Type: multipart/form-data; boundary=x"
@@ -168,35 +166,39 @@ TYPES = [
         ]
     ),
     case("a form that ends early", whole(INFER, b"--x\r\n", FORM), 400, "INVALID_REQUEST"),
-    case("JSON that is said to be a form", whole(INFER, GOOD, FORM), 400, "INVALID_REQUEST"),
+    case("JSON that is declared as a form", whole(INFER, GOOD, FORM), 400, "INVALID_REQUEST"),
     case("gzip that is not declared", whole(INFER, gzip.compress(GOOD)), 400, "INVALID_REQUEST"),
     case("a gzip bomb that is not declared", whole(INFER, gzip.compress(bytes(100 * MIB))), 400, "INVALID_REQUEST"),
     case("a charset that is not UTF-8", whole(INFER, GOOD, b"Content-Type: application/json; charset=utf-16")),
-    case("Transfer-Encoding: gzip", head(INFER, b"Transfer-Encoding: gzip") + gzip.compress(GOOD), 400, BY_PROXY),
 ]  # fmt: skip
 
 SHORT = head(INFER, b"Content-Length: 9") + GOOD
-"""HAProxy passes on the nine bytes and answers what follows, which is no request, by itself."""
+"""HAProxy forwards the nine bytes, and responds itself to what follows, which is no request."""
 BOTH_LENGTHS = whole(INFER, chunk(GOOD) + chunk(b""), b"Transfer-Encoding: chunked")
-"""HAProxy passes on the chunks without the length, and closes the connection after the answer."""
+"""HAProxy forwards the chunks without the length, and closes the connection after the response."""
 SIZES = [
-    case("over the cap, declared", whole(INFER, b"x" * (CAP + 1)), 413, "PAYLOAD_TOO_LARGE"),
-    case("over the cap, declared and never sent", head(INFER, b"Content-Length: 9999999999"), 413, "PAYLOAD_TOO_LARGE"),
+    case("over the limit, declared", whole(INFER, b"x" * (MAX_BODY_BYTES + 1)), 413, "PAYLOAD_TOO_LARGE"),
+    case("over the limit, only declared", head(INFER, b"Content-Length: 9999999999"), 413, "PAYLOAD_TOO_LARGE"),
     case("a prompt of 10 MB", whole(INFER, b'{"prompt":"' + b"x" * 10_000_000 + b'"}'), 413, "PAYLOAD_TOO_LARGE"),
-    slow_case("over the cap, not declared, endless", endless, 413, "PAYLOAD_TOO_LARGE"),
-    case("a length below the body's", SHORT, 400, BY_PROXY, haproxy=(400, "INVALID_REQUEST")),
-    case("a length beyond the body's", head(INFER, b"Content-Length: 1000") + GOOD, 408, "BODY_TIMEOUT"),
-    slow_case("a body that trickles in", trickle, 408, "BODY_TIMEOUT"),
-    case("a negative length", head(INFER, b"Content-Length: -1") + GOOD, 400, BY_PROXY),
-    case("a length that is no number", head(INFER, b"Content-Length: 0x10") + GOOD, 400, BY_PROXY),
-    case("a length over 64 bits", head(INFER, b"Content-Length: " + b"9" * 30) + GOOD, 400, BY_PROXY),
-    case("two lengths", whole(INFER, GOOD, b"Content-Length: 1"), 400, BY_PROXY),
-    case("a length and chunks", BOTH_LENGTHS, 400, BY_PROXY, haproxy=(200, ACCEPTED)),
-    case("a chunk size that is no number", head(INFER, b"Transfer-Encoding: chunked") + b"zz\r\n", 400, BY_PROXY),
-    case("a chunk size over 64 bits", head(INFER, b"Transfer-Encoding: chunked") + b"f" * 20 + b"\r\n", 400, BY_PROXY),
+    slow_case("over the limit, not declared, endless", endless, 413, "PAYLOAD_TOO_LARGE"),
+    case("a length below the size of the body", SHORT, 400, BY_SERVER, haproxy=(400, "INVALID_REQUEST")),
+    case("a length above the size of the body", head(INFER, b"Content-Length: 1000") + GOOD, 408, "BODY_TIMEOUT"),
+    slow_case("a body sent byte by byte", byte_by_byte, 408, "BODY_TIMEOUT"),
+    case("Transfer-Encoding: gzip", head(INFER, b"Transfer-Encoding: gzip") + gzip.compress(GOOD), 400, BY_SERVER),
+    case("a negative length", head(INFER, b"Content-Length: -1") + GOOD, 400, BY_SERVER),
+    case("a length that is no number", head(INFER, b"Content-Length: 0x10") + GOOD, 400, BY_SERVER),
+    case("a length over 64 bits", head(INFER, b"Content-Length: " + b"9" * 30) + GOOD, 400, BY_SERVER),
+    case("two lengths", whole(INFER, GOOD, b"Content-Length: 1"), 400, BY_SERVER),
+    case("a length and chunks", BOTH_LENGTHS, 400, BY_SERVER, haproxy=(200, ACCEPTED)),
+    case("a chunk size that is no number", head(INFER, b"Transfer-Encoding: chunked") + b"zz\r\n", 400, BY_SERVER),
+    case("a chunk size over 64 bits", head(INFER, b"Transfer-Encoding: chunked") + b"f" * 20 + b"\r\n", 400, BY_SERVER),
 ]  # fmt: skip
 
 TIMEOUT = b"X-Request-Timeout-Ms: "
+TIMEOUTS = [
+    case(f"X-Request-Timeout-Ms: {value[:9]!r}", whole(INFER, GOOD, TIMEOUT + value), 400, "INVALID_REQUEST")
+    for value in [b"", b"0", b"-1", b"1e3", b"1.5", b"NaN", b"\xb2", b"9" * 5000]
+]
 UPGRADE = [b"Connection: Upgrade", b"Upgrade: h2c"]
 TOKENS = [b"Authorization: Bearer \xff", b"Authorization: x"]
 HEADERS = [
@@ -211,22 +213,18 @@ HEADERS = [
             ("X-Correlation-ID of 1 MB", [b"X-Correlation-ID: " + b"x" * MIB]),
         ]
     ),
-    case("a header name with a space", whole(INFER, GOOD, b"X Y: x"), 400, BY_PROXY),
-    case("a header without a colon", whole(INFER, GOOD, b"nothing"), 400, BY_PROXY),
-    case("a NUL in a header", whole(INFER, GOOD, b"X-A: \0"), 400, BY_PROXY),
-    # Behind HAProxy a token is asked for, and the right one goes before these.
+    case("a header name with a space", whole(INFER, GOOD, b"X Y: x"), 400, BY_SERVER),
+    case("a header without a colon", whole(INFER, GOOD, b"nothing"), 400, BY_SERVER),
+    case("a NUL in a header", whole(INFER, GOOD, b"X-A: \0"), 400, BY_SERVER),
+    # Behind HAProxy authentication is on, and the valid token is sent before these.
     case("two more tokens", whole(INFER, GOOD, *TOKENS), haproxy=(401, "INVALID_API_KEY")),
-    *(
-        case(f"X-Request-Timeout-Ms: {value[:9]!r}", whole(INFER, GOOD, TIMEOUT + value), 400, "INVALID_REQUEST")
-        for value in [b"", b"0", b"-1", b"1e3", b"1.5", b"NaN", b"\xb2", b"9" * 5000]
-    ),
     case("serve_multiplexed_model_id", whole(INFER, GOOD, b"serve_multiplexed_model_id: nobody")),
     case("x-session-id", whole(INFER, GOOD, b"x-session-id: nobody")),
     case("Ray's own time limit", whole(INFER, GOOD, b"x-request-timeout-seconds: 1e-9")),
     case("Ray's own switch", whole(INFER, GOOD, b"x-request-disconnect-disabled: ?1")),
-    # uvicorn's parser takes what follows for another protocol's, so there is no body. HAProxy takes the header out.
+    # uvicorn's parser treats the rest as another protocol, so there is no body. HAProxy removes the header.
     case("Upgrade", whole(INFER, GOOD, *UPGRADE), 400, "INVALID_REQUEST", haproxy=(200, ACCEPTED)),
-    # Ray decodes these as UTF-8 before it calls us, and would answer 500.
+    # Ray decodes these as UTF-8 before it calls us, and would respond with 500.
     *(
         case(f"{name.decode()} with a byte over 127", whole(INFER, GOOD, name + b": \xff"))
         for name in [
@@ -239,7 +237,10 @@ HEADERS = [
     ),
 ]  # fmt: skip
 
-HTTP = [*HOSTS, *PATHS, *METHODS, *TYPES, *SIZES, *HEADERS]
+SERVER = [*HOSTS, *PATHS, *METHODS, *SIZES, *HEADERS]
+"""What an HTTP server before the ingress may treat in its own way."""
+APPLICATION = [*TYPES, *TIMEOUTS]
+"""What every HTTP server forwards, so that only the ingress application decides."""
 
 GARBAGE_IDS = [
     b"",

@@ -16,21 +16,21 @@ from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import RecordingOutput, SegmentOutput
 from tests.audio.sounds import encoded, wav
 from tests.audio.speech import WORDS, speech_file, words_of
-from tests.conftest import Served
+from tests.conftest import MAX_BODY_BYTES, Served
+from tests.served.models import TRANSCRIBE, serving
 from tests.served.waiting import eventually
 
-pytestmark = [pytest.mark.ray, pytest.mark.model]
+pytestmark = [pytest.mark.ray, serving(TRANSCRIBE)]
 
 
-WORKER = "audio-transcribe-0"
+WORKER = TRANSCRIBE["id"]
 WAV = {"content-type": "audio/wav"}
 QUIET = wav(bytes(32_000))
 
 
 def boots_of(served: Served) -> list[str]:
-    """The processes of the worker: a new one has a new boot."""
-    snapshot = served.handle("hub").snapshot.remote().result(timeout_s=5)
-    return [replica.boot_id for replica in snapshot.worker(WORKER).replicas]
+    """The boot ids of the worker's replicas. A new process has a new one."""
+    return [replica.boot_id for replica in served.replicas(WORKER)]
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +40,18 @@ def url(served: Served) -> str:
     return f"{base}/v1/inference"
 
 
-def asked(url: str, **how: Any) -> httpx.Response:
-    return httpx.post(url, timeout=120, **how)
+def post(url: str, **options: Any) -> httpx.Response:
+    return httpx.post(url, timeout=120, **options)
 
 
-def test_the_three_ways_of_sending_a_file_give_the_same_text(url: str) -> None:
+def test_json_a_form_and_a_raw_body_give_the_same_text(url: str) -> None:
     file = speech_file()
-    answers = [
-        asked(url, json={"audio": base64.b64encode(file).decode(), "stream": False, "temperature": 0}),
-        asked(url, files={"audio": ("speech.wav", file)}, data={"stream": "false", "temperature": "0"}),
-        asked(url, content=file, headers={"content-type": "audio/wav"}, params={"stream": "false", "temperature": "0"}),
+    responses = [
+        post(url, json={"audio": base64.b64encode(file).decode(), "stream": False, "temperature": 0}),
+        post(url, files={"audio": ("speech.wav", file)}, data={"stream": "false", "temperature": "0"}),
+        post(url, content=file, headers={"content-type": "audio/wav"}, params={"stream": "false", "temperature": "0"}),
     ]
-    results = [answer.json() for answer in answers]
+    results = [response.json() for response in responses]
     assert [words_of(result["text"]) for result in results] == [WORDS] * 3
     assert results[0]["segments"] == results[1]["segments"] == results[2]["segments"]
     assert (results[0]["language"], results[0]["stop_reason"]) == ("en", "COMPLETE")
@@ -60,7 +60,7 @@ def test_the_three_ways_of_sending_a_file_give_the_same_text(url: str) -> None:
 
 def test_segments_are_streamed(url: str) -> None:
     body = {"audio": base64.b64encode(speech_file()).decode(), "timestamps": "word"}
-    events = check_stream(asked(url, json=body).content, SegmentOutput, RecordingOutput)
+    events = check_stream(post(url, json=body).content, SegmentOutput, RecordingOutput)
     segments = [e.value for e in events if isinstance(e, Output) and isinstance(e.value, SegmentOutput)]
     assert words_of("".join(segment.t for segment in segments)) == WORDS
     assert [words_of(word.t)[0] for segment in segments for word in segment.words] == WORDS
@@ -86,32 +86,32 @@ def test_segments_are_streamed(url: str) -> None:
     ],
     ids=[
         "no audio", "empty", "cut WAV", "cut OGG", "NaN", "rate", "channels", "claims two gigabytes",
-        "much sound in little data", "language", "translate", "control token", "bound",
+        "a long recording in little data", "language", "translate", "control token", "bound",
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_told_by_its_field_and_shows_no_content(
+def test_a_bad_file_or_field_is_refused_by_name_without_its_content(
     url: str, served: Served, audio: bytes, fields: Any, field: str
 ) -> None:
     boots = boots_of(served)
-    answer = asked(url, json={"audio": base64.b64encode(audio).decode(), **fields})
-    assert answer.status_code == 400
-    (error,) = answer.json()["errors"]
+    response = post(url, json={"audio": base64.b64encode(audio).decode(), **fields})
+    assert response.status_code == 400
+    (error,) = response.json()["errors"]
     assert error["field"] == field
     assert "value" not in error or field == "temperature"
     assert len(json.dumps(error)) < 400
     eventually(lambda: served.working(WORKER) == 0, 2)
-    assert asked(url, json={"audio": base64.b64encode(QUIET).decode(), "stream": False}).status_code == 200
+    assert post(url, json={"audio": base64.b64encode(QUIET).decode(), "stream": False}).status_code == 200
     assert boots_of(served) == boots
 
 
-def test_a_file_over_the_cap_is_refused_in_a_form_and_as_a_body(url: str) -> None:
-    large = wav(bytes(1_100_000))
-    for how in ({"files": {"audio": ("large.wav", large)}}, {"content": large, "headers": WAV}):
-        answer = asked(url, **how)
-        assert (answer.status_code, answer.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")
+def test_a_file_over_the_limit_is_refused_in_a_form_and_as_a_body(url: str) -> None:
+    large = wav(bytes(MAX_BODY_BYTES))
+    for options in ({"files": {"audio": ("large.wav", large)}}, {"content": large, "headers": WAV}):
+        response = post(url, **options)
+        assert (response.status_code, response.json()["code"]) == (413, "PAYLOAD_TOO_LARGE")
 
 
-def test_a_handle_gives_typed_segments(url: str, served: Served) -> None:
+def test_a_handle_returns_typed_segments(url: str, served: Served) -> None:
     request = TranscribeRequest(audio=speech_file(), temperature=0)
     handle = served.handle(WORKER)
     values = [e.value for e in handle.options(stream=True).stream_events.remote(request) if isinstance(e, Output)]

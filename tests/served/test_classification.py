@@ -1,4 +1,4 @@
-"""Images over HTTP."""
+"""Image classification over HTTP."""
 
 from __future__ import annotations
 
@@ -17,59 +17,61 @@ from rbee_serve.events import Output
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import LabelOutput
 from tests.conftest import Served
+from tests.served.models import CLASSIFY, serving
 from tests.served.waiting import eventually
 from tests.vision.images import encoded, png, sample_image
 
-pytestmark = [pytest.mark.ray, pytest.mark.model]
+pytestmark = [pytest.mark.ray, serving(CLASSIFY)]
 
+WORKER = CLASSIFY["id"]
 NAMES = ["a cat", "two dogs", "the sea"]
 FILE = encoded(sample_image(90, 60), "JPEG")
 
 
 @pytest.fixture(scope="module")
 def url(served: Served) -> str:
-    base = served.base("vision-classify-0")
+    base = served.base(WORKER)
     eventually(lambda: httpx.get(f"{base}/v1/ready").json()["ready"], 240)
     return f"{base}/v1/inference"
 
 
-def asked(url: str, **how: Any) -> httpx.Response:
-    return httpx.post(url, timeout=60, **how)
+def post(url: str, **options: Any) -> httpx.Response:
+    return httpx.post(url, timeout=60, **options)
 
 
 def base64_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def test_the_three_ways_of_sending_a_file_give_the_same_labels(url: str) -> None:
+def test_json_a_form_and_a_raw_body_give_the_same_labels(url: str) -> None:
     form = {"labels": json.dumps(NAMES), "stream": "false", "top_k": "2"}
-    answers = [
-        asked(url, json={"image": base64_of(FILE), "labels": NAMES, "stream": False, "top_k": 2}),
-        asked(
+    responses = [
+        post(url, json={"image": base64_of(FILE), "labels": NAMES, "stream": False, "top_k": 2}),
+        post(
             url,
             json={"image": f"data:image/jpeg;base64,{base64_of(FILE)}", "labels": NAMES, "stream": False, "top_k": 2},
         ),
-        asked(url, files={"image": ("cat.jpg", FILE)}, data=form),
-        asked(url, content=FILE, headers={"content-type": "image/jpeg"}, params=form),
+        post(url, files={"image": ("cat.jpg", FILE)}, data=form),
+        post(url, content=FILE, headers={"content-type": "image/jpeg"}, params=form),
     ]
-    first, *others = [answer.json()["labels"] for answer in answers]
+    first, *others = [response.json()["labels"] for response in responses]
     assert [len(first), *others] == [2, first, first, first]
     assert {label["label"] for label in first} < set(NAMES)
 
 
-def test_labels_are_an_event_and_an_object_of_the_client(url: str, served: Served) -> None:
-    events = check_stream(asked(url, json={"image": base64_of(FILE), "labels": NAMES}).content, LabelOutput)
+def test_labels_are_one_event_and_one_object_of_the_client(url: str, served: Served) -> None:
+    events = check_stream(post(url, json={"image": base64_of(FILE), "labels": NAMES}).content, LabelOutput)
     (output,) = [event.value for event in events if isinstance(event, Output)]
     with Client(served.url, outputs=[LabelOutput]) as client:
-        with client.stream("vision-classify-0", image=base64_of(FILE), labels=NAMES) as stream:
+        with client.stream(WORKER, image=base64_of(FILE), labels=NAMES) as stream:
             assert [event.value for event in stream if isinstance(event, Output)] == [output]
-        result = client.infer("vision-classify-0", image=base64_of(FILE), labels=NAMES)
+        result = client.infer(WORKER, image=base64_of(FILE), labels=NAMES)
     assert result["labels"] == [{"label": label.label, "score": label.score} for label in output.labels]
 
 
-def test_a_handle_gives_typed_labels(url: str, served: Served) -> None:
+def test_a_handle_returns_typed_labels(url: str, served: Served) -> None:
     request = ClassifyRequest(image=FILE, labels=NAMES, top_k=2)
-    handle = served.handle("vision-classify-0")
+    handle = served.handle(WORKER)
     (value,) = [e.value for e in handle.options(stream=True).stream_events.remote(request) if isinstance(e, Output)]
     assert isinstance(value, LabelOutput)
     assert len(value.labels) == 2
@@ -92,12 +94,12 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_wrong_with_a_file_is_told_in_a_sentence_and_the_next_one_is_answered(url: str, name: str) -> None:
+def test_a_bad_file_is_refused_with_its_reason_and_the_next_one_is_classified(url: str, name: str) -> None:
     data, constraint = BAD[name]
-    answer = asked(url, json={"image": base64_of(data) if isinstance(data, bytes) else data, "labels": NAMES})
-    assert answer.status_code == 400
-    (error,) = answer.json()["errors"]
+    response = post(url, json={"image": base64_of(data) if isinstance(data, bytes) else data, "labels": NAMES})
+    assert response.status_code == 400
+    (error,) = response.json()["errors"]
     assert (error["field"], error["constraint"]) == ("image", constraint)
     assert "value" not in error
-    assert not any(word in answer.text for word in ("0x", "Traceback", "PIL", "/"))
-    assert asked(url, json={"image": base64_of(FILE), "labels": NAMES, "stream": False}).status_code == 200
+    assert not any(word in response.text for word in ("0x", "Traceback", "PIL", "/"))
+    assert post(url, json={"image": base64_of(FILE), "labels": NAMES, "stream": False}).status_code == 200

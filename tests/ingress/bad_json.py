@@ -1,4 +1,4 @@
-"""The tables of bad JSON: what is sent to the echo worker, and what it is blamed for."""
+"""Tables of bad JSON: bodies for the echo worker, and the field that the response must name."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from deployments.echo import EchoRequest
 WORKER = "echo-small"
 INFER = f"/workers/{WORKER}/v1/inference"
 ROOT = "/v1/inference"
-CONTENT = "what-nobody-else-may-read"
-"""Stands in every prompt, and in no answer that refuses it."""
+CONTENT = "the-prompt-of-this-client"
+"""Part of every prompt, and of no response that refuses it."""
 GOOD = json.dumps({"prompt": CONTENT, "stream": False}).encode()
 
 
@@ -21,7 +21,7 @@ def _with_prompt(fields: str) -> bytes:
 
 
 def _bounds() -> Iterator[tuple[str, bytes, str]]:
-    """Each bound of the request, missed by one."""
+    """Each bound of the request, exceeded by one."""
     for field, schema in EchoRequest.model_json_schema()["properties"].items():
         for option in [schema, *schema.get("anyOf", ())]:
             wrong: dict[str, Any] = {
@@ -37,12 +37,12 @@ def _bounds() -> Iterator[tuple[str, bytes, str]]:
 
 
 JSON: list[tuple[str, bytes, str]] = [
-    # The name, the body, and the field that is complained about.
+    # The name, the body, and the field that the response names.
     ("empty", b"", "body"),
     ("blank", b" \n ", "body"),
     ("NUL bytes", bytes(1000), "body"),
     ("truncated", GOOD[:-1], "body"),
-    ("text behind it", GOOD + b"x", "body"),
+    ("text after it", GOOD + b"x", "body"),
     ("two objects", GOOD + GOOD, "body"),
     ("null", b"null", "body"),
     ("a number", b"1", "body"),
@@ -62,7 +62,7 @@ JSON: list[tuple[str, bytes, str]] = [
     ("Infinity", _with_prompt('"delay_s":Infinity'), "delay_s"),
     ("-Infinity", _with_prompt('"delay_s":-Infinity'), "delay_s"),
     ("UTF-16", GOOD.decode().encode("utf-16"), "body"),
-    ("UTF-16 without a mark", GOOD.decode().encode("utf-16-le"), "body"),
+    ("UTF-16 without a byte order mark", GOOD.decode().encode("utf-16-le"), "body"),
     ("UTF-32", GOOD.decode().encode("utf-32"), "body"),
     ("a byte order mark", b"\xef\xbb\xbf" + GOOD, "body"),
     ("bytes that are not UTF-8", _with_prompt('"job_id":"X"').replace(b"X", b"\xff"), "body"),
@@ -70,40 +70,41 @@ JSON: list[tuple[str, bytes, str]] = [
     ("a lone surrogate, raw", _with_prompt('"job_id":"\ud800"'), "body"),
     ("a lone surrogate in a name", _with_prompt(r'"\ud800":1'), "body"),
     ("a control character in a string", _with_prompt('"job_id":"a\nb"'), "body"),
-    ("a boolean where an integer is meant", _with_prompt('"repeat":true'), "repeat"),
-    ("a boolean where a number is meant", _with_prompt('"delay_s":true'), "delay_s"),
-    ("a number where a boolean is meant", _with_prompt('"progress":1'), "progress"),
-    ("a string where an integer is meant", _with_prompt('"repeat":"1"'), "repeat"),
-    ("a fraction where an integer is meant", _with_prompt('"repeat":1.0'), "repeat"),
-    ("null where an integer is meant", _with_prompt('"repeat":null'), "repeat"),
-    ("an object where a string is meant", b'{"prompt":{"a":1},"stream":false}', "prompt"),
+    ("a boolean in place of an integer", _with_prompt('"repeat":true'), "repeat"),
+    ("a boolean in place of a number", _with_prompt('"delay_s":true'), "delay_s"),
+    ("a number in place of a boolean", _with_prompt('"progress":1'), "progress"),
+    ("a string in place of an integer", _with_prompt('"repeat":"1"'), "repeat"),
+    ("a fraction in place of an integer", _with_prompt('"repeat":1.0'), "repeat"),
+    ("null in place of an integer", _with_prompt('"repeat":null'), "repeat"),
+    ("an object in place of a string", b'{"prompt":{"a":1},"stream":false}', "prompt"),
     ("a field twice, the last one wrong", _with_prompt('"repeat":1,"repeat":0'), "repeat"),
     ("an unknown field", _with_prompt('"temperature":1'), "temperature"),
-    ("a near miss", _with_prompt('"max_token":1'), "max_token"),
+    ("a misspelt field", _with_prompt('"max_token":1'), "max_token"),
     ("a field in capitals", _with_prompt('"REPEAT":1'), "REPEAT"),
     ("a field without a name", _with_prompt('"":1'), '""'),
     ("a dunder", _with_prompt('"__class__":1'), "__class__"),
-    ("a name that is a format", _with_prompt('"{0.__class__}%s":1'), "{0.__class__}%s"),
-    ("a line end in the job's name", _with_prompt(r'"job_id":"a\n"'), "job_id"),
-    ("a choice that there is not", _with_prompt('"fail":"no"'), "fail"),
+    ("a format string as a name", _with_prompt('"{0.__class__}%s":1'), "{0.__class__}%s"),
+    ("a line end in the job id", _with_prompt(r'"job_id":"a\n"'), "job_id"),
+    ("an unknown choice", _with_prompt('"fail":"no"'), "fail"),
     ("a prompt of 900 kB", json.dumps({"prompt": "x" * 900_000}).encode(), "prompt"),
     ("a prompt of NULs, too long", b'{"prompt":"' + rb"\u0000" * 40_000 + b'"}', "prompt"),
     *_bounds(),
 ]  # fmt: skip
 
-ODD_BUT_GOOD: list[tuple[str, bytes]] = [
+UNUSUAL_BUT_VALID: list[tuple[str, bytes]] = [
     ("a field twice, the last one right", _with_prompt('"repeat":0,"repeat":1')),
     ("a prompt of control characters", b'{"stream":false,"prompt":"' + rb"\u0000\u001b\u2028" * 100 + b'"}'),
-    ("white space around it", b" \r\n\t" + GOOD + b" \n"),
+    ("whitespace around it", b" \r\n\t" + GOOD + b" \n"),
 ]
 
 
 NOT_JSON = {"NaN", "Infinity", "-Infinity"}
-"""By the letter. Where the worker's name has to be found in the body first, it is the body that is at fault."""
+"""Bodies that are no JSON by the standard. The root route, which parses the body to find the worker, refuses the body;
+the worker's route refuses the field."""
 
 
 def at_the_root(body: bytes) -> bytes:
-    """The body as the route that serves all workers wants it."""
+    """The body for the root route, which serves all workers."""
     return body.replace(b"{", b'{"worker":"echo-small",', 1)
 
 
@@ -114,7 +115,7 @@ BOTH_ROUTES = [(f"{name}, worker's route", INFER, body, field) for name, body, f
 
 
 ROOT_NAMES: list[tuple[str, bytes, int, str]] = [
-    # How the worker may be misnamed, the body, the status and the code.
+    # How the worker is named, the body, the status and the code.
     ("no worker named", GOOD, 400, "INVALID_REQUEST"),
     ("null", b'{"worker":null,"prompt":"a"}', 400, "INVALID_REQUEST"),
     ("a number", b'{"worker":1,"prompt":"a"}', 400, "INVALID_REQUEST"),
@@ -122,11 +123,11 @@ ROOT_NAMES: list[tuple[str, bytes, int, str]] = [
     ("an array", b'{"worker":["echo-small"],"prompt":"a"}', 400, "INVALID_REQUEST"),
     ("an object", b'{"worker":{"echo-small":1},"prompt":"a"}', 400, "INVALID_REQUEST"),
     ("5,000 digits", b'{"worker":' + b"9" * 5000 + b',"prompt":"a"}', 400, "INVALID_REQUEST"),
-    ("nobody", b'{"worker":"nobody","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("an unknown worker", b'{"worker":"nobody","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("empty", b'{"worker":"","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("the hub", b'{"worker":"hub","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("a path", b'{"worker":"../echo-small","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("500 kB", b'{"worker":"' + b"x" * 500_000 + b'","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
-    ("worker and model that do not fit", b'{"worker":"echo-small","model":"x","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
+    ("worker and model that differ", b'{"worker":"echo-small","model":"x","prompt":"a"}', 404, "WORKER_NOT_FOUND"),
     ("an escaped lone surrogate", rb'{"worker":"\ud800","prompt":"a"}', 400, "INVALID_REQUEST"),
 ]  # fmt: skip
