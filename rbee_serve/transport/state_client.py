@@ -45,14 +45,14 @@ class StateClient:
     async def _call(self, message: Callable[[int], Any]) -> Any:
         return await (await self._connection.get()).call(message)
 
-    async def _open(self) -> _HubConnection:
-        connection = _HubConnection()
+    async def _open(self) -> _Connection:
+        connection = _Connection()
         async with asyncio.timeout(CONNECT_S):
             await connection.open(await self._reach())
         return connection
 
 
-class _HubConnection(ClientConnection[FromHub, asyncio.Future[Any]]):
+class _Connection(ClientConnection[FromHub, asyncio.Future[Any]]):
     """Calls to the hub, each of which is one message and one reply."""
 
     message_types = FromHub

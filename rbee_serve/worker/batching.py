@@ -179,10 +179,10 @@ class Batcher(Generic[ItemT, ResultT]):
         """Remove the next batch from the queue: the first item, and those of similar size among the next ones."""
         candidates: list[_Entry[ItemT, ResultT]] = []
         share = sum(entry.size for entry in self._queue) // (self._concurrency - self._busy)
-        budget = min(self._max_batch_cost, max(share, self._batch_overhead))
+        remaining_cost = min(self._max_batch_cost, max(share, self._batch_overhead))
         for entry in self._queue:
-            budget -= entry.size
-            if candidates and budget < 0:
+            remaining_cost -= entry.size
+            if candidates and remaining_cost < 0:
                 break
             candidates.append(entry)
         first = self._queue[0]
