@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -23,9 +24,8 @@ MessageT = TypeVar("MessageT")
 PendingT = TypeVar("PendingT")
 
 
-class ClientConnection(Generic[MessageT, PendingT]):
-    """A connection to an `Acceptor`, and what waits for messages from it. To be subclassed: `message_types`, `_receive`
-    and `_fail` differ."""
+class ClientConnection(ABC, Generic[MessageT, PendingT]):
+    """A connection to an `Acceptor`, and the calls that wait for messages from it. A subclass sets `message_types`."""
 
     message_types: ClassVar[Any]
 
@@ -45,11 +45,13 @@ class ClientConnection(Generic[MessageT, PendingT]):
         self.usable = False
         self._connection.close()
 
+    @abstractmethod
     def _receive(self, message: MessageT) -> None:
-        raise NotImplementedError
+        """Called for each message."""
 
+    @abstractmethod
     def _fail(self, pending: PendingT, error: ConnectionError) -> None:
-        raise NotImplementedError
+        """Called for each pending call when the connection is lost."""
 
     def _on_close(self) -> None:
         self.usable = False

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 _LENGTH_BYTES = 4
 _MAX_COPIED_BYTES = 64 * 1024
 """A larger body is written after its length instead of being copied behind it."""
+_LIST_OF_ONE = b"\x91"
 _MAX_REASON_CHARACTERS = 300
 
 MessageT = TypeVar("MessageT")
@@ -59,12 +60,22 @@ class FramedConnection(asyncio.Protocol, Generic[MessageT]):
         self._max_frame_bytes = None
 
     def send(self, message: Any) -> None:
-        """Send a message, or what `encoded` made of one: in this iteration of the event loop, or when the peer reads
-        again. A message that cannot be encoded closes the connection; use `encoded` where that is possible."""
+        """Send a message, in this iteration of the event loop or when the peer reads again. One that cannot be encoded
+        closes the connection; use `encoded` and `send_encoded` where that is possible."""
         self._unsent.append(message)
         if not self._flush_scheduled and not self._paused:
             self._flush_scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
+
+    def send_encoded(self, message: bytes) -> None:
+        """Send the result of `encoded`. A large one is a frame of its own and is not copied."""
+        if len(message) < _MAX_COPIED_BYTES:
+            self.send(msgspec.Raw(message))
+            return
+        self.flush()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write((len(_LIST_OF_ONE) + len(message)).to_bytes(_LENGTH_BYTES) + _LIST_OF_ONE)
+            self._transport.write(message)
 
     def close(self) -> None:
         """Send what is unsent, then close."""
@@ -143,10 +154,10 @@ class FramedConnection(asyncio.Protocol, Generic[MessageT]):
         del self._received[:begin]
 
 
-def encoded(message: Any) -> msgspec.Raw:
-    """A message encoded now, for `FramedConnection.send`. Raises `OverflowError` for an integer beyond 64 bits,
+def encoded(message: Any) -> bytes:
+    """A message for `FramedConnection.send_encoded`. Raises `OverflowError` for an integer beyond 64 bits,
     `TypeError` for a type that MessagePack does not have, `UnicodeEncodeError` for a lone surrogate in a text."""
-    return msgspec.Raw(_encoder.encode(message))
+    return _encoder.encode(message)
 
 
 def _address(name: Any) -> str:

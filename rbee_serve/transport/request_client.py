@@ -43,7 +43,7 @@ class RequestClient(ClientConnection[FromReplica, ResponseStream]):
             reset=lambda: self._reset(stream_id),
             update_window=lambda size: self._connection.send(WindowUpdate(stream_id, size)),
         )
-        self._connection.send(message)
+        self._connection.send_encoded(message)
 
     def _reset(self, stream_id: int) -> None:
         if self.pending.pop(stream_id, None) is not None:

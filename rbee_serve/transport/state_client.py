@@ -69,7 +69,7 @@ class _Connection(ClientConnection[FromHub, asyncio.Future[Any]]):
         request = encoded(message(stream_id))
         reply = self.pending[stream_id] = asyncio.get_running_loop().create_future()
         try:
-            self._connection.send(request)
+            self._connection.send_encoded(request)
             return await reply
         finally:
             self.pending.pop(stream_id, None)

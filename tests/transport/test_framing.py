@@ -139,9 +139,36 @@ async def test_a_message_that_cannot_be_encoded_closes_the_connection(caplog: py
     assert "a message cannot be encoded" in caplog.text
 
 
-def test_an_encoded_message_is_sent_as_it_is() -> None:
-    message = StartRequest(1, FIELDS, "corr")
-    assert msgspec.msgpack.encode([encoded(message)]) == msgspec.msgpack.encode([message])
+@pytest.mark.parametrize("paused", [False, True])
+async def test_encoded_messages_of_every_size_arrive_in_order(paused: bool) -> None:
+    messages: list[Any] = [
+        StartRequest(1, FIELDS, "corr"),
+        WindowUpdate(1, 5),
+        StartRequest(2, {"image": bytes(3_000_000)}, "corr"),
+        StartRequest(3, {}, ""),
+        WindowUpdate(2, 6),
+    ]
+    connection, transport, _ = end(FromReplica)
+    if paused:
+        connection.pause_writing()
+    for message in messages:
+        if isinstance(message, StartRequest):
+            connection.send_encoded(encoded(message))
+        else:
+            connection.send(message)
+    if paused:
+        connection.resume_writing()
+    await asyncio.sleep(0)
+    other, _, received = end(FromIngress)
+    other.data_received(b"".join(transport.written))
+    assert received == messages
+
+
+async def test_a_large_encoded_message_is_not_written_after_the_connection_is_lost() -> None:
+    connection, transport, _ = end(FromReplica)
+    transport.abort()
+    connection.send_encoded(encoded(StartRequest(2, {"image": bytes(3_000_000)}, "corr")))
+    assert transport.written == []
 
 
 @pytest.mark.parametrize(
