@@ -10,7 +10,7 @@ from rbee_serve.request import InferenceRequest
 from rbee_serve.validation.parse import violated
 
 SECRET = "do not tell"
-"""Content: it must not come back in an answer."""
+"""Content: it must not appear in a response."""
 
 
 class Part(BaseModel):
