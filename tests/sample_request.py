@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rbee_serve.request import InferenceRequest
 from rbee_serve.validation.parse import violated
 
-SECRET = "do not tell"
+SECRET = "do not leak"
 """Content: it must not appear in a response."""
 
 
