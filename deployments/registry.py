@@ -1,6 +1,5 @@
-"""The worker types that come with rbee-serve. A new one is a module beside this one and a line here, or no line at
-all: `type: "package.module:ATTRIBUTE"` in the configuration names a worker that lives anywhere. A type with several
-tasks has a line for each, `type/task`; the first is the default."""
+"""The built-in worker types. A type of another package needs no line here: `type: "package.module:ATTRIBUTE"` in the
+configuration names it. A type with several tasks has a line for each, `type/task`; the first is the default."""
 
 WORKER_TYPES: dict[str, str] = {
     "audio/transcribe": "deployments.audio.transcribe:SPEC",

@@ -1,6 +1,6 @@
-"""Fields that hold a file: an image or a recording, as base64 in JSON, or as it is in an upload.
+"""Fields that hold a file: an image or a recording, as base64 in JSON, or unencoded in an upload.
 
-In the request such a field is `bytes`. It crosses the process border as bytes; base64 is at the HTTP edge only.
+In the request such a field is `bytes`, also between processes; base64 is used at the HTTP boundary only.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-_DATA_URL_HEAD = 256
-"""`data:image/png;base64,` and its like are no longer than this."""
+_MAX_DATA_URL_PREFIX = 256
+"""Characters of the longest accepted prefix such as `data:image/png;base64,`."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileField:
-    """Marks a field of `bytes` as a file: `Annotated[bytes, Field(max_length=…, repr=False), Content("audio")]`.
+    """Marks a field of `bytes` as a file: `Annotated[bytes, Field(max_length=…, repr=False), FileField("audio")]`.
 
-    `media` is the first part of the content types that a client may upload it with (`audio/*`, `image/*`).
+    `media` is the type of the content types that it may be uploaded with (`audio/*`, `image/*`).
     """
 
     media: str
@@ -42,27 +42,27 @@ def _decoded(text: Any) -> Any:
         return text
     if text.startswith("data:"):
         head, comma, text = text.partition(",")
-        if not comma or len(head) > _DATA_URL_HEAD or not head.endswith(";base64"):
-            raise _not_base64()
+        if not comma or len(head) > _MAX_DATA_URL_PREFIX or not head.endswith(";base64"):
+            raise _base64_error()
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise _not_base64() from None
+        raise _base64_error() from None
 
 
 def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _not_base64() -> PydanticCustomError:
+def _base64_error() -> PydanticCustomError:
     return PydanticCustomError("base64", "not base64")
 
 
 def content_fields(request_type: type[BaseModel]) -> dict[str, FileField]:
-    """The fields of a request that hold a file, in their order."""
+    """The fields of a request that hold a file, in order."""
     found = {name: _marker(field) for name, field in request_type.model_fields.items()}
     return {name: marker for name, marker in found.items() if marker is not None}
 
 
 def _marker(field: FieldInfo) -> FileField | None:
-    return next((part for part in field.metadata if isinstance(part, FileField)), None)
+    return next((item for item in field.metadata if isinstance(item, FileField)), None)

@@ -1,4 +1,4 @@
-"""The correlation id of the request that is being worked on, and log records that carry it."""
+"""The correlation id of the current request, and log records that carry it."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _current: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 
 
 def accept(candidate: str | None) -> str:
-    """`candidate` if it is a well-formed id, else a fresh one."""
+    """`candidate` if it is a well-formed id, else a new one."""
     return candidate if candidate and _ACCEPTED.fullmatch(candidate) else new_id("corr")
 
 
 def enter(correlation_id: str) -> None:
-    """Make `correlation_id` that of the running task and of every task that it starts."""
+    """Set the correlation id of the running task and of every task that it starts."""
     _current.set(correlation_id)
 
 
 def current() -> str | None:
-    """The id of the running task's request; None outside of one."""
+    """The id of the running task's request; None outside of a request."""
     return _current.get()
 
 
 class CorrelationFilter(logging.Filter):
-    """Gives every record a `correlation_id`, `-` outside of a request."""
+    """Adds a `correlation_id` to every record, `-` outside of a request."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Never drops a record."""
@@ -42,8 +42,8 @@ class CorrelationFilter(logging.Filter):
 
 
 class _Formatter(logging.Formatter):
-    """One line, and below it the traceback, if there is one, without `print`: in a replica that is one of Serve's which
-    writes tuples into everything but the terminal."""
+    """One line, followed by the traceback, if there is one. It avoids `print`: Serve replaces that in a replica by
+    one that writes tuples into everything but the terminal."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s [%(correlation_id)s] %(message)s")
@@ -56,14 +56,14 @@ class _Formatter(logging.Formatter):
         return "".join(traceback.format_exception(*ei)).rstrip("\n")
 
 
-class _Kept(logging.Handler):
-    """Passes records on to Ray Serve's logger, which keeps them in a file that it rotates."""
+class _ServeLogHandler(logging.Handler):
+    """Forwards records to Ray Serve's logger, which writes them to a rotating file."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Hand over the formatted line."""
-        line = logging.LogRecord.__new__(logging.LogRecord)  # a copy: a new one would look up again who makes it
+        """Forward the formatted line."""
+        line = logging.LogRecord.__new__(logging.LogRecord)  # a copy: a new one would look up the caller again
         line.__dict__.update(record.__dict__, msg=self.format(record), args=None)
-        # Serve looks at this where it writes to stderr too: our warnings are there already.
+        # Serve writes records to stderr too unless this is false; warnings are there already.
         line.__dict__["log_to_stderr"] = record.levelno < logging.WARNING
         logging.getLogger(_SERVE).handle(line)
 
@@ -71,16 +71,16 @@ class _Kept(logging.Handler):
 def configure_logging(level: int = logging.INFO) -> None:
     """Send `rbee_serve` records to stderr, one line each, with the correlation id. Does nothing the second time.
 
-    Where Ray Serve keeps a log of this process, they go there, and to stderr only if they are warnings.
+    Where Ray Serve logs to a file for this process, they go there, and only warnings go to stderr.
     """
     logger = logging.getLogger("rbee_serve")
     if any(isinstance(f, CorrelationFilter) for handler in logger.handlers for f in handler.filters):
         return
-    # Not `sys.stderr`: in a replica that is an object of Serve's which walks the stack for each line.
+    # Not `sys.stderr`: in a replica Serve replaces it by an object that walks the stack for each line.
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.__stderr__)]
     if logging.getLogger(_SERVE).handlers:
         handlers[0].setLevel(logging.WARNING)
-        handlers.append(_Kept())
+        handlers.append(_ServeLogHandler())
     for handler in handlers:
         handler.addFilter(CorrelationFilter())
         handler.setFormatter(_Formatter())

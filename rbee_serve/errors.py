@@ -1,30 +1,30 @@
-"""What can go wrong, in one tree.
+"""All errors, in one tree.
 
-    WorkerError                      everything that a client may be told
+    WorkerError                      every error that a client may receive
     ├── CudaError                    the accelerator failed
     ├── InvalidRequest               the request breaks a rule; carries every violation
     │   └── RequestTooLong           the input does not fit the model's context
     ├── InferenceTimeout             the deadline passed before the work was done
-    ├── WorkerUnhealthy              the worker cannot serve and will not by itself
-    ├── InternalError                a fault of ours; details are in the log only
-    ├── InsufficientResources        no room now: queue full, memory, processes
-    │   └── WorkerStopping           the application is being shut down
+    ├── WorkerUnhealthy              the worker cannot serve and will not recover by itself
+    ├── InternalError                an internal fault; details are in the log only
+    ├── InsufficientResources        no capacity now: queue full, memory, processes
+    │   └── WorkerStopping           the application is shutting down
     ├── InsufficientVram             not enough accelerator memory
-    ├── WorkerLost                   a replica died with the request on it
-    ├── WorkerLoading                the model is still being loaded
+    ├── WorkerLost                   a replica died while it had the request
+    ├── WorkerLoading                the model is still loading
     ├── WorkerNotFound               no worker of that id or model
     ├── RouteNotFound                no such path
     ├── MethodNotAllowed             the path exists, the method does not
-    ├── PayloadTooLarge              the body is over the cap
+    ├── PayloadTooLarge              the body exceeds the limit
     ├── BodyTimeout                  the body arrived too slowly
-    └── UnsupportedMediaType         not a content type that the worker reads
+    └── UnsupportedMediaType         a content type that the worker does not accept
 
 The first seven families and their codes are fixed by the rbee wire protocol (DESIGN of llm-worker-rbee): orchestrators
-depend on them. Every class takes exactly one message, so every instance survives pickling and thereby a Ray actor call;
-what else an error carries is an attribute that is set after construction.
+depend on them. Every class takes exactly one message, so every instance survives pickling and a Ray actor call;
+further values are attributes that are set after construction.
 
-A message is read by a person in another process: it says what to do and holds nothing internal. The text of a foreign
-exception never becomes a message.
+A message is read by a client: it states what to do and holds nothing internal. The text of a foreign exception never
+becomes a message.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Violation:
     has_value: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The wire form: `value` only where there is one to show."""
+        """The wire form, with `value` only where it may be shown."""
         shown = {"field": self.field, "constraint": self.constraint, "message": self.message}
         return {**shown, "value": self.value} if self.has_value else shown
 
 
 class WorkerError(Exception):
-    """Base of everything that a client may be told. Not raised itself."""
+    """Base of every error that a client may receive. Not raised itself."""
 
     code: ClassVar[str] = "INTERNAL"
     http_status: ClassVar[int] = 500
@@ -76,7 +76,7 @@ class WorkerError(Exception):
         return str(self.args[0])
 
     def to_json(self) -> dict[str, Any]:
-        """The body of an HTTP error: `{"code","message","retriable"}` and what the error carries beside them."""
+        """The body of an HTTP error: `{"code","message","retriable"}` and the further attributes of the error."""
         body: dict[str, Any] = {"code": self.code, "message": self.message, "retriable": self.retriable}
         if self.violations:
             body["errors"] = [violation.to_json() for violation in self.violations]
@@ -100,7 +100,7 @@ class InvalidRequest(WorkerError):
 
     @classmethod
     def because(cls, violations: Sequence[Violation]) -> Self:
-        """An error that reports every violation, with all of them summed up in its message."""
+        """An error with these violations; its message lists all of them."""
         error = cls("; ".join(f"{violation.field}: {violation.message}" for violation in violations))
         error.violations = tuple(violations)
         return error
@@ -112,7 +112,7 @@ class InvalidRequest(WorkerError):
 
 
 class RequestTooLong(InvalidRequest):
-    """The input, or the input and the wanted output, does not fit the model's context."""
+    """The input, or the input with the requested output, does not fit the model's context."""
 
 
 class InferenceTimeout(WorkerError):
@@ -122,25 +122,25 @@ class InferenceTimeout(WorkerError):
 
 
 class WorkerUnhealthy(WorkerError):
-    """The worker cannot serve, and waiting will not change that."""
+    """The worker cannot serve, and waiting does not help."""
 
     code, http_status, retriable = "WORKER_UNHEALTHY", 503, False
 
 
 class InternalError(WorkerError):
-    """A fault of ours."""
+    """An internal fault."""
 
     code, http_status, retriable = "INTERNAL", 500, True
 
 
 class InsufficientResources(WorkerError):
-    """No room at the moment."""
+    """No capacity at the moment."""
 
     code, http_status, retriable, retry_after_s = "INSUFFICIENT_RESOURCES", 503, True, 1
 
 
 class WorkerStopping(InsufficientResources):
-    """The application is being shut down and takes no new work."""
+    """The application is shutting down and accepts no new requests."""
 
     retry_after_s = 30
 
@@ -152,13 +152,13 @@ class InsufficientVram(WorkerError):
 
 
 class WorkerLost(WorkerError):
-    """A replica died, or stopped answering, with the request on it."""
+    """A replica died, or stopped responding, while it had the request."""
 
     code, http_status, retriable, retry_after_s = "WORKER_LOST", 503, True, 5
 
 
 class WorkerLoading(WorkerError):
-    """The model is still being loaded; `progress` tells how far it is, `progress_url` how it goes on."""
+    """The model is still loading; `progress` is its current progress, `progress_url` a stream of it."""
 
     code, http_status, retriable, retry_after_s = "WORKER_LOADING", 503, True, 5
 
@@ -182,7 +182,7 @@ class MethodNotAllowed(WorkerError):
 
 
 class PayloadTooLarge(WorkerError):
-    """The body is over the cap."""
+    """The body exceeds the limit."""
 
     code, http_status, retriable = "PAYLOAD_TOO_LARGE", 413, False
 
@@ -194,13 +194,13 @@ class BodyTimeout(WorkerError):
 
 
 class UnsupportedMediaType(WorkerError):
-    """The content type or content encoding is not one that the worker reads."""
+    """The worker does not accept the content type or content encoding."""
 
     code, http_status, retriable = "UNSUPPORTED_MEDIA_TYPE", 415, False
 
 
 class ConfigurationError(Exception):
-    """The configuration cannot be served as it stands. Told to the operator at start, never to a client."""
+    """The configuration cannot be served. Reported to the operator at startup, never to a client."""
 
 
 def _family(base: type[WorkerError]) -> list[type[WorkerError]]:
@@ -210,7 +210,7 @@ def _family(base: type[WorkerError]) -> list[type[WorkerError]]:
 def error_from_code(code: str, message: str) -> WorkerError:
     """The error whose wire code is `code`; an unknown code is an `InternalError` with the same message.
 
-    Where a class refines another under the same code, the general one is returned: the wire does not tell them apart.
+    Where a class refines another with the same code, the general one is returned: they are equal on the wire.
     """
     for error_type in _family(WorkerError)[1:]:
         if error_type.code == code:
@@ -219,7 +219,7 @@ def error_from_code(code: str, message: str) -> WorkerError:
 
 
 def error_from_json(fields: Mapping[str, Any]) -> WorkerError:
-    """The error that `WorkerError.to_json` made `fields` of; what is not as it should be there is left out."""
+    """The error whose `WorkerError.to_json` is `fields`; malformed parts are left out."""
     error = error_from_code(str(fields.get("code")), str(fields.get("message")))
     error.violations = tuple(_violations(fields.get("errors")))
     if isinstance(url := fields.get("progress_url"), str):
@@ -228,7 +228,7 @@ def error_from_json(fields: Mapping[str, Any]) -> WorkerError:
 
 
 def _violations(listed: Any) -> Iterator[Violation]:
-    for told in listed if isinstance(listed, list) else ():
-        if isinstance(told, dict):
-            field, constraint, message = (str(told.get(name, "")) for name in ("field", "constraint", "message"))
-            yield Violation(field, constraint, message, told.get("value"), "value" in told)
+    for item in listed if isinstance(listed, list) else ():
+        if isinstance(item, dict):
+            field, constraint, message = (str(item.get(name, "")) for name in ("field", "constraint", "message"))
+            yield Violation(field, constraint, message, item.get("value"), "value" in item)

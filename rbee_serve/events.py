@@ -1,9 +1,9 @@
-"""The events of a request, generic in what the worker puts out.
+"""The events of a request, generic in the output of the worker.
 
     Event[T] = Started | Output[T] | Progress | Metrics | Narration | End | Error
 
-`rbee_serve.grammar` holds the order in which they may come. Events are msgspec structs: creating and encoding one costs
-under a microsecond, and they survive pickling. `to_json` and `from_json` are the only places that know their JSON.
+`rbee_serve.grammar` defines their order. Events are msgspec structs: creating and encoding one costs
+under a microsecond, and they can be pickled. Only `to_json` and `from_json` know their JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OutputT = TypeVar("OutputT", bound=OutputValue)
 
 
 class StopReason(StrEnum):
-    """Why a stream came to its end."""
+    """Why a stream ended."""
 
     MAX_TOKENS = "MAX_TOKENS"
     EOS = "EOS"
@@ -37,7 +37,7 @@ class _Tagged(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class Started(_Tagged, frozen=True, kw_only=True, tag="started"):
-    """The worker has the request. `started_at` is ISO 8601 in UTC."""
+    """The worker has accepted the request. `started_at` is ISO 8601 in UTC."""
 
     job_id: str
     model: str
@@ -45,19 +45,19 @@ class Started(_Tagged, frozen=True, kw_only=True, tag="started"):
 
     @classmethod
     def now(cls, job_id: str, model: str) -> Started:
-        """A `started` stamped with the present time."""
+        """A `started` with the current time."""
         return cls(job_id=job_id, model=model, started_at=datetime.now(UTC).isoformat(timespec="milliseconds"))
 
 
 class Output(msgspec.Struct, Generic[OutputT], frozen=True):
-    """A piece of the answer. On the wire it is its value: `Output(TokenOutput(t="Hel", i=0))` is
+    """A part of the result. On the wire it is its value: `Output(TokenOutput(t="Hel", i=0))` is
     `{"type":"token","i":0,"t":"Hel"}`."""
 
     value: OutputT
 
 
 class Progress(_Tagged, frozen=True, kw_only=True, tag="progress"):
-    """`step` of `total` units of work are done. `kind` names the unit where it is not the worker's usual one."""
+    """`step` of `total` units of work are done. `kind` names the unit where it is not the usual one of the worker."""
 
     step: int
     total: int
@@ -65,14 +65,14 @@ class Progress(_Tagged, frozen=True, kw_only=True, tag="progress"):
 
 
 class Metrics(msgspec.Struct, frozen=True):
-    """Numbers about the request, by name; the unit is the end of the name (`tokens_per_sec`, `vram_bytes`,
-    `time_to_first_token_ms`). On the wire they lie flat beside `"type":"metrics"`."""
+    """Numbers about the request, by name; the name ends with the unit (`tokens_per_sec`, `vram_bytes`,
+    `time_to_first_token_ms`). On the wire they are fields beside `"type":"metrics"`."""
 
     values: Mapping[str, float | int]
 
 
 class Narration(_Tagged, frozen=True, kw_only=True, tag="narration"):
-    """A sentence for a person who waits: `actor` does `action` to `target`, told in `human`."""
+    """A sentence for a person who waits: `actor` does `action` to `target`; `human` is the sentence."""
 
     actor: str
     action: str
@@ -85,7 +85,7 @@ class Narration(_Tagged, frozen=True, kw_only=True, tag="narration"):
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", tag="end"):
-    """The stream is complete. `tokens_out` counts the outputs where there are no tokens; `decode_time_ms` runs from
+    """The stream is complete. `tokens_out` counts the outputs of types without tokens; `decode_time_ms` runs from
     the start of the work to its end."""
 
     tokens_out: int
@@ -96,7 +96,7 @@ class End(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_fie
 
 
 class Error(_Tagged, frozen=True, kw_only=True, tag="error"):
-    """The stream ended by a fault."""
+    """The stream failed."""
 
     code: str
     message: str
@@ -104,11 +104,11 @@ class Error(_Tagged, frozen=True, kw_only=True, tag="error"):
 
     @classmethod
     def from_exception(cls, error: WorkerError) -> Error:
-        """The event that tells of `error`."""
+        """The event for an exception."""
         return cls(code=error.code, message=error.message, retriable=error.retriable)
 
     def to_exception(self) -> WorkerError:
-        """The exception that this event tells of."""
+        """The exception for this event."""
         return error_from_code(self.code, self.message)
 
 
@@ -138,10 +138,10 @@ def to_json(event: Event[Any]) -> bytes:
 
 
 def from_json(data: bytes | str, *output_types: type[OutputValue]) -> Event[Any] | None:
-    """The event that `data` holds, or None if its type is not known here.
+    """The event in `data`, or None if its type is unknown.
 
-    `output_types` are the outputs to expect beside `TokenOutput`. Raises `ValueError` (a `msgspec.ValidationError` is
-    one) where `data` is no event at all.
+    `output_types` are the outputs to expect beside `TokenOutput`. Raises `ValueError` (`msgspec.ValidationError` is a
+    subclass) where `data` is no event.
     """
     fields = msgspec.json.decode(data)
     if not isinstance(fields, dict):

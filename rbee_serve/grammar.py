@@ -2,7 +2,7 @@
 
     started, (output | progress | metrics | narration)*, exactly one of (end | error), then the marker
 
-A replica runs every stream through a `StreamGrammar`; tests run whole response bodies through `check_stream`.
+A replica checks every stream with a `StreamGrammar`; tests check whole response bodies with `check_stream`.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ _EXPECTED_NOTHING = "nothing more"
 
 
 class GrammarError(Exception):
-    """A stream broke the order of events. The message says what came and what was expected."""
+    """A stream broke the order of events. The message names the event and what was expected."""
 
 
 class StreamGrammar:
-    """Follows one stream, event by event. After a `GrammarError` it stands where it stood before."""
+    """Checks one stream, event by event. A `GrammarError` leaves its state unchanged."""
 
     def __init__(self) -> None:
         self._expected = _EXPECTED_FIRST
 
     @property
     def started(self) -> bool:
-        """`started` has come."""
+        """Whether `started` was accepted."""
         return self._expected != _EXPECTED_FIRST
 
     @property
     def terminated(self) -> bool:
-        """`end` or `error` has come: no further event may."""
+        """Whether `end` or `error` was accepted: no event may follow."""
         return self._expected in (_EXPECTED_MARKER, _EXPECTED_NOTHING)
 
     @property
     def done(self) -> bool:
-        """The marker has come: the stream is complete."""
+        """Whether the marker was accepted: the stream is complete."""
         return self._expected == _EXPECTED_NOTHING
 
     def accept(self, event: Event[Any]) -> None:
-        """Take the next event, or raise `GrammarError`."""
+        """Accept the next event, or raise `GrammarError`."""
         kind = type(event)
         if self._expected == _EXPECTED_WITHIN:
             if kind in _WITHIN:
@@ -63,24 +63,24 @@ class StreamGrammar:
         raise self._refusal(kind.__name__)
 
     def accept_done(self) -> None:
-        """Take the marker, or raise `GrammarError`."""
+        """Accept the marker, or raise `GrammarError`."""
         if self._expected != _EXPECTED_MARKER:
             raise self._refusal("the marker [DONE]")
         self._expected = _EXPECTED_NOTHING
 
     def check_done(self) -> None:
-        """Raise `GrammarError` unless the stream is complete: call it where the stream has ended."""
+        """Raise `GrammarError` unless the stream is complete; call it at the end of the stream."""
         if not self.done:
             raise self._refusal("the end of the stream")
 
-    def _refusal(self, came: str) -> GrammarError:
-        return GrammarError(f"{came} came where {self._expected} was expected")
+    def _refusal(self, found: str) -> GrammarError:
+        return GrammarError(f"{found} came where {self._expected} was expected")
 
 
 def check_stream(body: bytes, *output_types: type[OutputValue]) -> list[Event[Any]]:
-    """The events of a complete response body that keeps every rule of a stream; `GrammarError` if it breaks one.
+    """The events of a complete response body. Raises `GrammarError` where it breaks a rule of streams.
 
-    Beside the order it checks that each event is JSON on one line, of a known type, and that the `i` of each output
+    Besides the order it checks that each event is JSON on one line, of a known type, and that the `i` of each output
     type counts from 0 without gaps. `output_types` are the outputs to expect beside `TokenOutput`.
     """
     events: list[Event[Any]] = []

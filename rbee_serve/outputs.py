@@ -1,8 +1,8 @@
-"""The output of each modality: what travels inside an `Output` event.
+"""The outputs of the modalities: the values of `Output` events.
 
-An output is a frozen msgspec struct whose tag is its wire name (`"type": "token"`). `join` says what a list of them
-amounts to when a client asks for one result instead of a stream. A new modality adds a class, here or in its own
-package: nothing else in the library knows the list.
+An output is a frozen msgspec struct whose tag is its wire name (`"type": "token"`). `join` combines a
+list of them where a client requests one result instead of a stream. A new modality adds a class, here or in its own
+package: nothing else in the library depends on the list.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class OutputValue(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", t
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
-        """What the outputs of one request are together, as the fields of a JSON result."""
+        """The outputs of one request combined, as the fields of a JSON result."""
         return {"outputs": [msgspec.to_builtins(value) for value in values]}
 
     def to_json(self) -> bytes:
-        """The JSON of the event."""
+        """The event as JSON."""
         return _encoder.encode(self)
 
 
 class TokenOutput(OutputValue, frozen=True, kw_only=True, tag="token"):
-    """One generated token. `t` is its text; it may be empty (half a character, or text held back for a stop
+    """One generated token. `t` is its text; it may be empty (part of a character, or text held back for a stop
     sequence). The joined `t` of a stream is the generated text."""
 
     t: str
@@ -51,7 +51,7 @@ class TokenOutput(OutputValue, frozen=True, kw_only=True, tag="token"):
 
 class EmbeddingOutput(OutputValue, frozen=True, kw_only=True, tag="embedding"):
     """The vector of one text: `dim` numbers, or the base64 of as many float32 in little-endian order where the request
-    asked for that."""
+    asks for that."""
 
     embedding: list[float] | str
     dim: int
@@ -64,8 +64,8 @@ class EmbeddingOutput(OutputValue, frozen=True, kw_only=True, tag="embedding"):
 
 
 class RankOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="rank"):
-    """A document's place in an order by relevance, the best one first. `index` is its place in the request, and
-    `relevance_score` what the model gives it: for most models a probability."""
+    """One document of a ranking by relevance, the best first. `index` is its position in the request,
+    `relevance_score` the score of the model: for most models a probability."""
 
     index: int
     relevance_score: float
@@ -74,19 +74,19 @@ class RankOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
-        """All of them, in that order."""
+        """All documents, in that order."""
         return {"results": [_plain(value) for value in values]}
 
 
 class Label(msgspec.Struct, frozen=True, kw_only=True):
-    """What a picture may show, and how sure the model is of it."""
+    """A class that an image may belong to, and the score of the model."""
 
     label: str
     score: float
 
 
 class LabelOutput(OutputValue, frozen=True, kw_only=True, tag="labels"):
-    """What one picture shows: the likeliest labels, in the order of their scores."""
+    """The most likely labels of one image, in the order of their scores."""
 
     labels: tuple[Label, ...]
     i: int
@@ -98,10 +98,10 @@ class LabelOutput(OutputValue, frozen=True, kw_only=True, tag="labels"):
 
 
 class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="audio"):
-    """A piece of one continuous signal, mono, of `sample_rate` samples per second.
+    """A chunk of one continuous signal, mono, of `sample_rate` samples per second.
 
-    `samples` are little-endian bytes: float32 in [-1, 1], or what `encoding` says. On the wire they are base64 where
-    there is an `encoding`, and else a list of numbers, which is what a client reads there.
+    `samples` are little-endian bytes: float32 in [-1, 1], or the format of `encoding`. On the wire they are base64
+    where there is an `encoding`, else a list of numbers, which is what a client decodes.
     """
 
     samples: bytes | list[float]
@@ -115,7 +115,7 @@ class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=Tru
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
-        """The whole signal, in the form of its pieces."""
+        """The whole signal, in the format of its chunks."""
         if not values:
             return {"samples": []}
         rate, encoding = values[0].sample_rate, values[0].encoding
@@ -126,10 +126,10 @@ class AudioChunkOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class ImageOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="image"):
-    """A picture: `patch` is a file in that `format`, as base64 on the wire.
+    """An image: `patch` is a file in that `format`, as base64 on the wire.
 
-    With `preview` it is a small one of what the next picture will be like, after `step` steps. Pictures come one after
-    another, and `i` counts previews too.
+    With `preview` it is a small preview of the next image, after `step` steps. Images are generated one after another,
+    and `i` counts previews too.
     """
 
     patch: bytes
@@ -140,7 +140,7 @@ class ImageOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, ta
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
-        """The finished pictures."""
+        """The finished images."""
         finished = [value for value in values if not value.preview]
         if not finished:
             return {"images": []}
@@ -148,7 +148,7 @@ class ImageOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, ta
 
 
 class TimedWord(msgspec.Struct, frozen=True, kw_only=True):
-    """A spoken word and when it is spoken, in seconds. `probability` is how sure the model is of it."""
+    """A spoken word with its start and end in seconds. `probability` is the confidence of the model."""
 
     t: str
     start: float
@@ -157,8 +157,8 @@ class TimedWord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SegmentOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, tag="segment"):
-    """What is said from `start` to `end`, in seconds of the recording. The joined `t` of a stream is the text; `words`
-    are there where they were asked for."""
+    """The text spoken from `start` to `end`, in seconds of the recording. The joined `t` of a stream is the text;
+    `words` are present where the request asks for them."""
 
     t: str
     start: float
@@ -176,8 +176,8 @@ class SegmentOutput(OutputValue, frozen=True, kw_only=True, omit_defaults=True, 
 
 
 class RecordingOutput(OutputValue, frozen=True, kw_only=True, tag="recording"):
-    """What is known of a recording before it is transcribed: its `duration` in seconds, and the language that is spoken
-    in it (ISO 639-1), with how sure that is."""
+    """What is known of a recording before it is transcribed: its `duration` in seconds, and the spoken language (ISO
+    639-1) with its probability."""
 
     duration: float
     language: str
@@ -186,12 +186,12 @@ class RecordingOutput(OutputValue, frozen=True, kw_only=True, tag="recording"):
 
     @classmethod
     def join(cls, values: Sequence[Self]) -> dict[str, Any]:
-        """What the first one tells."""
+        """The fields of the first one."""
         return {name: value for name, value in _plain(values[0]).items() if name != "i"} if values else {}
 
 
 def _plain(value: OutputValue) -> dict[str, Any]:
-    return {name: part for name, part in msgspec.to_builtins(value).items() if name != "type"}
+    return {name: field for name, field in msgspec.to_builtins(value).items() if name != "type"}
 
 
 def _bytes(samples: bytes | list[float]) -> bytes:

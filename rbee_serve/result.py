@@ -16,8 +16,8 @@ JSON = "application/json"
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request came to. `output` is the outputs joined by their class (`{"text": …}` for tokens), `outputs` are
-    they themselves, which only Python users get."""
+    """The result of a request. `output` is the outputs joined by their class (`{"text": …}` for tokens); `outputs` are
+    the outputs themselves, for Python users only."""
 
     job_id: str
     model: str
@@ -28,7 +28,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     outputs: tuple[OutputValue, ...] = ()
 
     def to_json(self) -> bytes:
-        """The JSON of `"stream": false`: job, joined output, `end`'s fields and metrics on one level."""
+        """The JSON of `"stream": false`: the job, the joined output, the fields of `end`, and the metrics."""
         end = {name: value for name, value in msgspec.to_builtins(self.end).items() if name != "type"}
         head = {"job_id": self.job_id, "model": self.model, "started_at": self.started_at}
         return msgspec.json.encode({**head, **self.output, **end, "metrics": self.metrics})
@@ -39,12 +39,12 @@ class EncodedResult:
     """A result as it is sent: JSON, or a file such as `audio/wav`."""
 
     data: bytes
-    media_type: str = "application/json"
+    media_type: str = JSON
 
 
 async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type[OutputValue]]) -> Result:
-    """Read a stream to its end. Raises the `WorkerError` of an `error` event. Each of `output_types` joins its
-    own outputs, the first one also where there are none."""
+    """Read a stream to its end. Raises the `WorkerError` of an `error` event. Each of `output_types` joins its own
+    outputs, the first also where there are none."""
     started: Started | None = None
     values: list[OutputValue] = []
     metrics: dict[str, float | int] = {}
@@ -68,7 +68,7 @@ async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type
                     end=event,
                     outputs=tuple(values),
                 )
-    raise WorkerLost("the worker's answer broke off")
+    raise WorkerLost("the worker's response ended early; try again")
 
 
 def _joined(values: Sequence[OutputValue], output_types: Sequence[type[OutputValue]]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Server-sent events: the one place that knows `data:`.
+"""Server-sent events: the only module that knows `data:`.
 
 The encoder is three constants and a function. The decoder follows the WHATWG specification (section 9.2.6): lines end
-with CR, LF or CRLF, several `data` lines make one event, comments and other fields are skipped, and an event that the
-end of the stream cuts off is no event.
+with CR, LF or CRLF, several `data` lines make one event, comments and other fields are skipped, and an incomplete
+event at the end of the stream is dropped.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from collections.abc import Iterator
 
 MEDIA_TYPE = "text/event-stream"
 MARKER = b"[DONE]"
-"""The data of the frame behind which nothing follows."""
+"""The data of the last frame of a stream."""
 DONE = b"data: " + MARKER + b"\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 MAX_EVENT_BYTES = 64 * 1024 * 1024
-"""An image of 2048 x 2048 pixels as PNG in base64 takes at most 17 MB; this leaves room."""
+"""An image of 2048 x 2048 pixels as PNG in base64 takes at most 17 MB; this is four times as much."""
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class EventTooLarge(ValueError):
-    """An event, or a line of one, is over the decoder's cap."""
+    """An event, or a line of one, exceeds the limit of the decoder."""
 
 
 def frame(json: bytes) -> bytes:
-    """One event. `json` is on one line, as `events.to_json` makes it: JSON escapes line ends within strings."""
+    """One event. `json` is on one line, as `events.to_json` returns it: JSON escapes line ends within strings."""
     return b"data: " + json + b"\n\n"
 
 
 class Decoder:
-    """Cuts a stream of bytes into events, wherever the borders of its chunks lie.
+    """Splits a stream of bytes into events, for any chunk boundaries.
 
-    It works on bytes: no byte of a multi-byte UTF-8 character looks like a line end, so characters need no care.
+    It works on bytes: no byte of a multi-byte UTF-8 character equals a line end.
     """
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
@@ -48,13 +48,13 @@ class Decoder:
 
     @property
     def mid_event(self) -> bool:
-        """Whether the stream, were it to end here, would cut an event or a line off."""
+        """Whether the stream would be incomplete if it ended here, within an event or a line."""
         return bool(self._data or self._buffer)
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """The data of each event that `chunk` completes. Raises `EventTooLarge`.
 
-        `chunk` is taken at once; events that are not fetched here come out of the next call.
+        `chunk` is consumed at once; events that are not read here are returned by the next call.
         """
         self._buffer += chunk
         return self._events()
@@ -77,7 +77,7 @@ class Decoder:
             if buffer.startswith(_BYTE_ORDER_MARK):
                 del buffer[: len(_BYTE_ORDER_MARK)]
         if self._after_cr and buffer:
-            # The CR ended its line at once, without waiting for a LF that may never come.
+            # The CR ended its line at once: a LF after it may never arrive.
             self._after_cr = False
             if buffer[0] == 0x0A:
                 del buffer[0]

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rbee_serve.request import InferenceRequest
 from rbee_serve.validation.parse import violated
 
-SECRET = "do not tell"
-"""Content: it must not come back in an answer."""
+SECRET = "do not leak"
+"""Content: it must not appear in a response."""
 
 
 class Part(BaseModel):

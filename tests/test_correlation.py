@@ -1,4 +1,4 @@
-"""The lines of our log."""
+"""The lines of the log."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def logger() -> Iterator[logging.Logger]:
     logger.setLevel(level)
 
 
-def test_a_traceback_is_readable_where_print_is_not_pythons(
+def test_a_traceback_is_readable_where_print_is_replaced(
     logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configure_logging()
     plain = builtins.print
 
     def print_tuples(*objects: Any, **options: Any) -> None:
-        """What Ray Serve puts in its place in replicas."""
+        """The replacement that Ray Serve installs in replicas."""
         plain(objects, **options)
 
     try:
@@ -42,11 +42,11 @@ def test_a_traceback_is_readable_where_print_is_not_pythons(
         )
     monkeypatch.setattr(builtins, "print", print_tuples)
     record.correlation_id = "corr-1"
-    said = logger.handlers[0].format(record)
-    first, *_, last = said.splitlines()
+    text = logger.handlers[0].format(record)
+    first, *_, last = text.splitlines()
     assert first.endswith("ERROR rbee_serve.replica [corr-1] failed")
     assert last == "ValueError: no weights"
-    assert "\nTraceback (most recent call last):\n  File " in said
+    assert "\nTraceback (most recent call last):\n  File " in text
 
 
 def test_a_record_carries_the_id_of_its_request_and_a_second_call_changes_nothing(logger: logging.Logger) -> None:
@@ -55,14 +55,14 @@ def test_a_record_carries_the_id_of_its_request_and_a_second_call_changes_nothin
     configure_logging()
     assert logger.handlers == handlers
 
-    def said() -> str:
+    def logged() -> str:
         record = logging.LogRecord("rbee_serve.ingress", logging.WARNING, __file__, 1, "slow: %s", ("llm-0",), None)
         assert handlers[0].filter(record)
         return handlers[0].format(record)
 
-    def said_within(correlation_id: str) -> str:
+    def logged_within(correlation_id: str) -> str:
         enter(correlation_id)
-        return said()
+        return logged()
 
-    assert said().endswith("WARNING rbee_serve.ingress [-] slow: llm-0")
-    assert copy_context().run(said_within, "corr-2").endswith("[corr-2] slow: llm-0")
+    assert logged().endswith("WARNING rbee_serve.ingress [-] slow: llm-0")
+    assert copy_context().run(logged_within, "corr-2").endswith("[corr-2] slow: llm-0")

@@ -1,4 +1,4 @@
-"""The wire form of every event and error, as literal JSON: rbee's clients parse exactly this."""
+"""The wire form of every event and error as literal JSON, which rbee's clients parse."""
 
 from __future__ import annotations
 
@@ -101,12 +101,12 @@ every_event = pytest.mark.parametrize(("event", "wire"), WIRE)
 
 
 @every_event
-def test_an_event_is_this_json(event: Event[Any], wire: str) -> None:
+def test_an_event_encodes_to_this_json(event: Event[Any], wire: str) -> None:
     assert to_json(event) == wire.encode()
 
 
 @every_event
-def test_the_json_is_the_event_again(event: Event[Any], wire: str) -> None:
+def test_the_json_decodes_to_the_event(event: Event[Any], wire: str) -> None:
     assert from_json(wire, WeatherOutput, LabelOutput, ImageOutput) == event
 
 
@@ -115,7 +115,7 @@ def test_an_event_survives_pickling(event: Event[Any], wire: str) -> None:
     assert pickle.loads(pickle.dumps(event)) == event
 
 
-def test_labels_are_joined_in_their_order() -> None:
+def test_labels_are_joined_in_order() -> None:
     likely, rare = Label(label="cat", score=0.75), Label(label="dog", score=0.25)
     assert LabelOutput.join([LabelOutput(labels=(likely, rare), i=0)]) == {
         "labels": [{"label": "cat", "score": 0.75}, {"label": "dog", "score": 0.25}]
@@ -123,22 +123,22 @@ def test_labels_are_joined_in_their_order() -> None:
     assert LabelOutput.join([]) == {"labels": []}
 
 
-def test_every_kind_of_event_is_shown_above() -> None:
+def test_every_kind_of_event_has_an_example() -> None:
     kinds = {type(event) for event, _ in WIRE}
     assert kinds == {Started, Output, Progress, Metrics, Narration, End, Error}
 
 
-def test_the_reasons_to_stop_are_those_of_the_protocol() -> None:
+def test_the_stop_reasons_are_those_of_the_protocol() -> None:
     assert [str(reason) for reason in StopReason] == [
         "MAX_TOKENS", "EOS", "STOP_SEQUENCE", "CANCELLED", "ERROR", "COMPLETE",
     ]  # fmt: skip
 
 
-def test_a_number_that_json_cannot_hold_is_null() -> None:
+def test_a_number_that_json_cannot_represent_is_null() -> None:
     assert to_json(Metrics({"loss": float("nan")})) == b'{"type":"metrics","loss":null}'
 
 
-def test_started_is_stamped_in_utc() -> None:
+def test_the_time_of_started_is_in_utc() -> None:
     assert Started.now("job-1", "m").started_at.endswith("+00:00")
 
 
@@ -148,7 +148,7 @@ def test_an_unknown_type_is_none_and_further_fields_are_skipped() -> None:
 
 
 @pytest.mark.parametrize("data", ["", "[]", "3", "{", '{"type":"token"}', '{"type":"end","tokens_out":"2"}'])
-def test_what_is_no_event_is_a_value_error(data: str) -> None:
+def test_data_that_is_no_event_is_a_value_error(data: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - msgspec's errors are subclasses, and any of them will do
         from_json(data)
 
@@ -180,7 +180,7 @@ ERRORS = {
 every_error = pytest.mark.parametrize("error_type", family(WorkerError))
 
 
-def test_codes_statuses_and_retriability_are_those_of_the_protocol() -> None:
+def test_codes_statuses_and_retriable_are_those_of_the_protocol() -> None:
     assert {
         error.__name__: (error.code, error.http_status, error.retriable, error.retry_after_s)
         for error in family(WorkerError)
@@ -188,7 +188,7 @@ def test_codes_statuses_and_retriability_are_those_of_the_protocol() -> None:
 
 
 @every_error
-def test_an_error_is_this_json(error_type: type[WorkerError]) -> None:
+def test_an_error_encodes_to_this_json(error_type: type[WorkerError]) -> None:
     code, _, retriable, _ = ERRORS[error_type.__name__]
     flag = "true" if retriable else "false"
     assert (
@@ -202,7 +202,7 @@ def test_an_error_is_this_json(error_type: type[WorkerError]) -> None:
 
 
 @every_error
-def test_an_error_survives_pickling_with_what_it_carries(error_type: type[WorkerError]) -> None:
+def test_an_error_survives_pickling_with_its_attributes(error_type: type[WorkerError]) -> None:
     error = error_type("why")
     error.progress_url = "/p"
     error.violations = (Violation("a", "<= 1", "must be at most 1", 2, has_value=True),)
@@ -222,7 +222,7 @@ def test_an_unknown_code_is_an_internal_error() -> None:
     assert type(error_from_code("NO_SUCH", "why")).__name__ == "InternalError"
 
 
-def test_an_error_comes_back_from_its_json_with_all_that_it_carries() -> None:
+def test_an_error_decodes_from_its_json_with_its_attributes() -> None:
     error = InvalidRequest.because([Violation("voice", "one of: a", "no such voice", "b", has_value=True)])
     error.progress_url = "/p"
     found = error_from_json(error.to_json())
@@ -231,7 +231,7 @@ def test_an_error_comes_back_from_its_json_with_all_that_it_carries() -> None:
     assert error_from_json({"errors": [1, {}]}).violations == (Violation("", "", ""),)
 
 
-def test_an_invalid_request_tells_every_violation() -> None:
+def test_an_invalid_request_lists_every_violation() -> None:
     error = InvalidRequest.because(
         [Violation("a", "<= 1", "must be at most 1", 2, has_value=True), Violation("prompt", "required", "is required")]
     )
@@ -243,18 +243,18 @@ def test_an_invalid_request_tells_every_violation() -> None:
     assert type(RequestTooLong.of_field("prompt", "tokens <= 5", "is too long")) is RequestTooLong
 
 
-def test_a_value_of_null_is_shown_and_no_value_is_not() -> None:
+def test_a_value_of_null_is_shown_and_a_missing_value_is_not() -> None:
     assert Violation("a", "b", "c", None, has_value=True).to_json()["value"] is None
     assert "value" not in Violation("a", "b", "c").to_json()
 
 
-def test_a_loading_worker_says_where_to_look() -> None:
+def test_a_loading_error_has_the_url_of_its_progress() -> None:
     error = WorkerLoading("wait")
     error.progress_url = "/workers/llm/v1/loading/progress"
     assert error.to_json()["progress_url"] == "/workers/llm/v1/loading/progress"
 
 
-def test_pictures_join_without_their_previews() -> None:
+def test_images_are_joined_without_their_previews() -> None:
     preview = ImageOutput(patch=b"p", format="png", preview=True, step=1, i=0)
     pictures = [ImageOutput(patch=b"a", format="png", i=1), ImageOutput(patch=b"b", format="png", i=3)]
     assert ImageOutput.join([preview, pictures[0], preview, pictures[1]]) == {"images": [b"a", b"b"], "format": "png"}

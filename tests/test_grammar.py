@@ -1,4 +1,4 @@
-"""The order of events: what it lets through and what not."""
+"""The order of events: which streams are accepted and which are refused."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ def is_accepted(word: str) -> bool:
     return True
 
 
-def test_every_short_stream_is_accepted_exactly_when_the_rule_says_so() -> None:
+def test_every_short_stream_is_accepted_exactly_if_it_follows_the_rule() -> None:
     rule = re.compile("s[opmn]*[er]D")
     for length in range(5):
-        for letters in itertools.product(SYMBOLS, repeat=length):
-            word = "".join(letters)
+        for symbols in itertools.product(SYMBOLS, repeat=length):
+            word = "".join(symbols)
             assert is_accepted(word) is bool(rule.fullmatch(word)), word
 
 
 @given(st.text(alphabet="opmn", max_size=30), st.sampled_from("er"))
-def test_anything_may_come_within(middle: str, last: str) -> None:
+def test_events_in_the_middle_may_have_any_order(middle: str, last: str) -> None:
     assert is_accepted(f"s{middle}{last}D")
 
 
@@ -93,20 +93,20 @@ def test_anything_may_come_within(middle: str, last: str) -> None:
         ("so", "the end of the stream came where output, progress, metrics, narration, end or error was expected"),
     ],
 )
-def test_a_refusal_says_what_came_and_what_was_expected(word: str, message: str) -> None:
+def test_a_refusal_names_the_event_and_what_was_expected(word: str, message: str) -> None:
     with pytest.raises(GrammarError) as caught:
         run(word)
     assert str(caught.value) == message
 
 
-def test_something_that_is_no_event_is_refused() -> None:
+def test_an_object_that_is_no_event_is_refused() -> None:
     grammar = StreamGrammar()
     grammar.accept(STARTED)
     with pytest.raises(GrammarError, match="str came"):
         grammar.accept("token")  # type: ignore[arg-type]
 
 
-def test_a_refusal_leaves_the_stream_where_it_stood() -> None:
+def test_a_refusal_leaves_the_state_unchanged() -> None:
     grammar = StreamGrammar()
     with pytest.raises(GrammarError):
         grammar.accept(END)
@@ -118,7 +118,7 @@ def test_a_refusal_leaves_the_stream_where_it_stood() -> None:
     assert (grammar.started, grammar.terminated, grammar.done) == (True, True, True)
 
 
-def test_a_grammar_error_is_an_ordinary_exception_that_pickles() -> None:
+def test_a_grammar_error_can_be_pickled() -> None:
     assert not issubclass(GrammarError, AssertionError)
     assert str(pickle.loads(pickle.dumps(GrammarError("x")))) == "x"
 
@@ -127,12 +127,12 @@ def body_of(*events: Event[Any]) -> bytes:
     return b"".join(frame(to_json(event)) for event in events) + DONE
 
 
-def test_a_whole_body_gives_its_events() -> None:
+def test_a_complete_body_decodes_to_its_events() -> None:
     events: list[Event[Any]] = [STARTED, NARRATION, token(0), PROGRESS, token(1), METRICS, END]
     assert check_stream(KEEP_ALIVE + body_of(*events)) == events
 
 
-def test_indices_count_for_each_output_type() -> None:
+def test_each_output_type_has_its_own_indices() -> None:
     events: list[Event[Any]] = [STARTED, token(0), Output(PatchOutput(i=0)), token(1), Output(PatchOutput(i=1)), END]
     assert check_stream(body_of(*events), PatchOutput) == events
 

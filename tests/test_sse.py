@@ -1,4 +1,4 @@
-"""Server-sent events: frames out, events in, whatever the borders of chunks."""
+"""Server-sent events: frames out, events in, for any chunk boundaries."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def decode(*chunks: bytes) -> list[bytes]:
     return [event for chunk in chunks for event in decoder.feed(chunk)]
 
 
-def cut(body: bytes, borders: list[int]) -> list[bytes]:
+def cut(body: bytes, boundaries: list[int]) -> list[bytes]:
     """`body` in chunks, some of them empty."""
-    places = [0, *sorted(border % (len(body) + 1) for border in borders), len(body)]
-    return [body[start:stop] for start, stop in itertools.pairwise(places)]
+    positions = [0, *sorted(boundary % (len(body) + 1) for boundary in boundaries), len(body)]
+    return [body[start:stop] for start, stop in itertools.pairwise(positions)]
 
 
 def test_a_frame_is_one_data_line_and_a_blank_line() -> None:
@@ -32,10 +32,10 @@ def test_a_frame_is_one_data_line_and_a_blank_line() -> None:
 
 
 @given(st.text(), st.lists(st.integers(0, 10**6), max_size=8))
-def test_nothing_that_a_model_says_breaks_a_frame(text: str, borders: list[int]) -> None:
+def test_no_text_of_a_model_breaks_a_frame(text: str, boundaries: list[int]) -> None:
     event = Output(TokenOutput(t=text, i=0))
     body = frame(to_json(event)) + DONE
-    data, marker = decode(*cut(body, borders))
+    data, marker = decode(*cut(body, boundaries))
     assert (from_json(data), marker) == (event, MARKER)
 
 
@@ -46,12 +46,12 @@ def test_nothing_that_a_model_says_breaks_a_frame(text: str, borders: list[int])
     st.sampled_from([b"\n", b"\r", b"\r\n"]),
     st.lists(st.integers(0, 10**6), max_size=12),
 )
-def test_the_borders_of_chunks_do_not_matter(lines: list[bytes], line_end: bytes, borders: list[int]) -> None:
+def test_chunk_boundaries_do_not_matter(lines: list[bytes], line_end: bytes, boundaries: list[int]) -> None:
     body = line_end.join([*lines, b"", b""])
     expected = decode(*[bytes([byte]) for byte in body])
-    assert decode(*cut(body, borders)) == expected
+    assert decode(*cut(body, boundaries)) == expected
     assert decode(body) == expected
-    # What the specification says, said another way.
+    # The rule of the specification, implemented in another way.
     blocks = [re.findall(rb"^data(?:: ?|$)(.*)$", block, re.M) for block in b"\n".join(lines).split(b"\n\n")]
     if b"" not in lines:
         assert expected == [b"\n".join(block) for block in blocks if block]
@@ -73,18 +73,18 @@ def test_the_borders_of_chunks_do_not_matter(lines: list[bytes], line_end: bytes
         (b"", []),
     ],
 )
-def test_it_reads_what_the_specification_allows(body: bytes, events: list[bytes]) -> None:
+def test_the_decoder_reads_everything_that_the_specification_allows(body: bytes, events: list[bytes]) -> None:
     assert decode(body) == events
     assert decode(*[bytes([byte]) for byte in body]) == events
 
 
-def test_an_event_is_there_as_soon_as_its_line_end_is() -> None:
+def test_an_event_is_returned_as_soon_as_its_line_ends() -> None:
     decoder = Decoder()
     assert list(decoder.feed(b"data: a\r\n\r")) == [b"a"]
     assert list(decoder.feed(b"\ndata: b\n\n")) == [b"b"]
 
 
-def test_it_knows_whether_the_end_would_cut_an_event_off() -> None:
+def test_the_decoder_knows_whether_the_stream_ends_within_an_event() -> None:
     decoder = Decoder()
     for chunk, within in [(b"", False), (b"da", True), (b"ta: a\n", True), (b"\n", False), (b": c", True)]:
         list(decoder.feed(chunk))
@@ -92,23 +92,23 @@ def test_it_knows_whether_the_end_would_cut_an_event_off() -> None:
 
 
 @pytest.mark.parametrize("body", [b"data: " + b"x" * 100, b"data: xxx\n" * 20, b":" * 101 + b"\n", b"x" * 101])
-def test_an_event_over_the_cap_is_refused(body: bytes) -> None:
+def test_an_event_over_the_limit_is_refused(body: bytes) -> None:
     with pytest.raises(EventTooLarge):
         list(Decoder(max_event_bytes=100).feed(body))
 
 
-def test_the_cap_is_for_each_event_and_not_for_the_stream() -> None:
+def test_the_limit_is_for_each_event_and_not_for_the_stream() -> None:
     assert len(list(Decoder(max_event_bytes=100).feed(frame(b"x" * 90) * 50))) == 50
 
 
-def test_events_before_the_one_that_is_too_large_are_handed_out() -> None:
+def test_events_before_one_that_is_too_large_are_returned() -> None:
     events = Decoder(max_event_bytes=100).feed(frame(b"a") + b"data: " + b"x" * 200)
     assert next(events) == b"a"
     with pytest.raises(EventTooLarge):
         next(events)
 
 
-def test_events_that_were_not_fetched_come_with_the_next_chunk() -> None:
+def test_events_that_were_not_read_are_returned_with_the_next_chunk() -> None:
     decoder = Decoder()
     assert next(decoder.feed(frame(b"a") + frame(b"b"))) == b"a"
     assert list(decoder.feed(frame(b"c"))) == [b"b", b"c"]

@@ -54,5 +54,5 @@ def test_all_modalities(served: Served, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_add_a_worker_type(monkeypatch: pytest.MonkeyPatch) -> None:
     text = text_of(run("03_add_a_worker_type", monkeypatch))
-    assert "LanguageOutput(language='fr', matches=2, i=1)" in text
-    assert "text: must have at least 1 character" in text
+    assert "LanguageOutput(language='fr', matches=3, i=1)" in text
+    assert "text: must not be empty" in text

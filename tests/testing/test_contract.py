@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
-import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-import msgspec
 import pytest
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from deployments.echo import SPEC as ECHO
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.testing import ContractError, check_worker_type
 from rbee_serve.worker import (
-    BlockingBackend,
     End,
     Error,
     InferenceBackend,
@@ -27,69 +23,13 @@ from rbee_serve.worker import (
     Metrics,
     Output,
     OutputValue,
-    Progress,
-    RequestClock,
     StopReason,
     TokenOutput,
     WorkerConfig,
     WorkerSpec,
 )
 from tests.outside_worker import SPEC as LETTERS
-
-
-class CountRequest(InferenceRequest):
-    number: Annotated[int, Field(ge=1, le=10_000)] = 3
-    """How far to count."""
-
-
-class CountOutput(OutputValue, frozen=True, kw_only=True, tag="count"):
-    i: int = 0
-
-
-class Counter(BlockingBackend[CountRequest, CountOutput]):
-    """Keeps the contract; the broken types differ from it in one thing."""
-
-    def predict(self, request: CountRequest) -> Iterator[CountOutput]:
-        for _ in range(request.number):
-            time.sleep(0.001)
-            yield CountOutput()
-
-
-def counting(**changes: Any) -> WorkerSpec[CountRequest]:
-    fields: dict[str, Any] = {
-        "name": "count",
-        "request": CountRequest,
-        "outputs": (CountOutput,),
-        "load": Counter,
-        "warm_up": CountRequest,
-        "long_request": lambda: CountRequest(number=10_000),
-        "needs_model": False,
-    }
-    return WorkerSpec(**(fields | changes))
-
-
-def async_backend(execute: Callable[..., Any], **attributes: Any) -> Callable[[LoadContext], Any]:
-    """The `load` of a backend whose `execute` is this function of the backend and the request."""
-    methods = {"execute": execute, "memory_bytes": lambda self: 1}
-    return lambda context: type("Backend", (InferenceBackend,), methods | attributes)()
-
-
-def executing(*events: Any) -> Callable[[LoadContext], Any]:
-    """The `load` of a backend that yields these events for every request."""
-
-    async def execute(self: Any, request: Any) -> AsyncGenerator[Any, None]:
-        for event in events:
-            yield event
-
-    return async_backend(execute)
-
-
-def refuses(spec: WorkerSpec[Any], sentence: str, **options: Any) -> None:
-    with pytest.raises(ContractError) as caught:
-        check_worker_type(spec, **options)
-    assert str(caught.value).startswith(f"worker type {spec.full_name}: ")
-    assert sentence in str(caught.value)
-
+from tests.testing.counting import Counter, CountOutput, CountRequest, async_backend, counting, executing, refuses
 
 END = End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)
 METRICS = Metrics({"vram_bytes": 1})
@@ -240,100 +180,6 @@ def test_rules_of_the_result() -> None:
         raise ValueError("no encoder")
 
     refuses(counting(encode_result=encode), "the result cannot be encoded: ValueError: no encoder")
-
-
-def test_a_long_request_must_be_long_and_must_succeed() -> None:
-    refuses(counting(long_request=lambda: CountRequest(number=2)), "too early to cancel it in the middle")
-
-    class Failing(Counter):
-        def predict(self, request: CountRequest) -> Iterator[CountOutput]:
-            for output in super().predict(request):
-                yield output
-                if request.number > 3:
-                    raise ValueError("out of numbers")
-
-    refuses(counting(load=Failing), "the long request failed: the worker failed on this request")
-
-
-def test_a_backend_that_blocks_the_event_loop_is_refused() -> None:
-    async def execute(self: Any, request: CountRequest) -> AsyncGenerator[Any, None]:
-        clock = RequestClock()
-        for i in range(request.number):
-            time.sleep(0.5 if request.number > 3 else 0)  # noqa: ASYNC251 - the rule is about this
-            yield Output(CountOutput(i=i))
-            await asyncio.sleep(1.5 * (i == 3))
-        for event in clock.complete(self, {}, tokens_out=request.number):
-            yield event
-
-    refuses(counting(load=async_backend(execute)), "execute blocked the event loop for")
-
-
-class Unstoppable(Counter):
-    """Starts a thread for each long request that continues after a disconnect."""
-
-    busy_s = 5.0
-
-    async def execute(self, request: CountRequest) -> AsyncGenerator[Any, None]:
-        clock = RequestClock()
-        yield Progress(step=0, total=1)
-        if request.number > 3:
-            await asyncio.to_thread(self._spin)
-        for event in clock.complete(self, {}, tokens_out=0):
-            yield event
-
-    def _spin(self) -> None:
-        deadline = time.monotonic() + self.busy_s
-        while time.monotonic() < deadline:
-            msgspec.json.decode(b"[1, 2, 3]")
-
-
-def test_an_engine_that_computes_on_after_a_disconnect_is_refused() -> None:
-    refuses(counting(load=Unstoppable), "not idle 0.5 s after a disconnect: the process uses", idle_within_s=0.5)
-
-
-def test_an_engine_that_still_holds_the_request_after_a_disconnect_is_refused() -> None:
-    class Holding(Counter):
-        def engine_requests(self) -> int:
-            return 7
-
-    refuses(counting(load=Holding), "after a disconnect: engine_requests() is 7", idle_within_s=0.2)
-
-
-def test_a_thread_that_waits_for_the_cancelled_request_fails_the_next_one() -> None:
-    class Sleeping(Counter):
-        def predict(self, request: CountRequest) -> Iterator[CountOutput]:
-            yield CountOutput()
-            if request.number > 3:
-                time.sleep(4)
-
-        def engine_requests(self) -> int:
-            return 0
-
-    refuses(counting(load=Sleeping), "a request after a disconnect was not done within", idle_within_s=0.5)
-
-
-def test_an_error_or_a_wait_in_the_clean_up_is_refused() -> None:
-    def cleaning(clean_up: Callable[[], Any]) -> Callable[[LoadContext], Any]:
-        async def execute(self: Any, request: CountRequest) -> AsyncGenerator[Any, None]:
-            clock = RequestClock()
-            try:
-                for i in range(request.number):
-                    await asyncio.sleep(0.001)
-                    yield Output(CountOutput(i=i))
-            finally:
-                if request.number > 3:
-                    await clean_up()
-            for event in clock.complete(self, {}, tokens_out=0):
-                yield event
-
-        return async_backend(execute)
-
-    async def fail() -> None:
-        raise KeyError("handle")
-
-    refuses(counting(load=cleaning(fail)), "execute raised InternalError after a disconnect")
-    waiting = counting(load=cleaning(lambda: asyncio.sleep(2)))
-    refuses(waiting, "execute did not return within 0.3 s after a disconnect", idle_within_s=0.3)
 
 
 def test_every_part_of_the_check_uses_the_options_of_the_worker() -> None:

@@ -15,13 +15,13 @@ from rbee_serve.worker.watchdog import Watchdog
 
 
 class Model:
-    """Upper-cases texts, notes each batch, and works on none before its gate is open."""
+    """Upper-cases texts, records each batch, and computes none before its gate is open."""
 
     def __init__(
         self,
         budget: int = 1000,
         overhead: int = 10,
-        clock: Watchdog | None = None,
+        watchdog: Watchdog | None = None,
         concurrency: int = 1,
         padded: bool = True,
     ) -> None:
@@ -30,14 +30,14 @@ class Model:
         self.threads: set[int] = set()
         self.gate = threading.Event()
         self.gate.set()
-        self.begun = threading.Event()
+        self.started = threading.Event()
         self.batcher = Batcher(
-            self.run, len, max_batch_cost=budget, batch_overhead=overhead, watchdog=clock or Watchdog(math.inf),
+            self.run, len, max_batch_cost=budget, batch_overhead=overhead, watchdog=watchdog or Watchdog(math.inf),
             concurrency=concurrency, before_batch=self.alone.append, padded=padded,
         )  # fmt: skip
 
     def run(self, texts: list[str]) -> Iterable[str]:
-        self.begun.set()
+        self.started.set()
         self.gate.wait(5)
         self.threads.add(threading.get_ident())
         self.batches.append(texts)
@@ -45,32 +45,32 @@ class Model:
             raise ValueError("bad text")
         return [text.upper() for text in texts]
 
-    async def ask(self, *texts: str) -> list[str]:
+    async def infer(self, *texts: str) -> list[str]:
         async with aclosing(self.batcher.results(texts)) as results:
             return [result async for result in results]
 
     async def busy(self, text: str = "busy") -> asyncio.Task[list[str]]:
-        """A request that the model does not finish before the gate is open."""
+        """A request that the model does not complete before the gate is open."""
         self.gate.clear()
-        self.begun.clear()
-        task = asyncio.create_task(self.ask(text))
-        await asyncio.to_thread(self.begun.wait, 5)
+        self.started.clear()
+        task = asyncio.create_task(self.infer(text))
+        await asyncio.to_thread(self.started.wait, 5)
         return task
 
 
-async def requests(model: Model, *asked: Iterable[str]) -> list[asyncio.Task[list[str]]]:
-    tasks = [asyncio.create_task(model.ask(*texts)) for texts in asked]
+async def requests(model: Model, *texts_of_requests: Iterable[str]) -> list[asyncio.Task[list[str]]]:
+    tasks = [asyncio.create_task(model.infer(*texts)) for texts in texts_of_requests]
     await asyncio.sleep(0)
     return tasks
 
 
 async def test_a_lone_item_does_not_wait_for_others() -> None:
     model = Model()
-    assert await asyncio.wait_for(model.ask("one"), 1) == ["ONE"]
+    assert await asyncio.wait_for(model.infer("one"), 1) == ["ONE"]
     assert model.batches == [["one"]]
 
 
-async def test_what_gathers_while_the_model_is_busy_is_worked_on_together_in_one_thread() -> None:
+async def test_items_that_arrive_while_the_model_is_busy_form_one_batch_in_one_thread() -> None:
     model = Model()
     busy = await model.busy()
     waiting = await requests(model, ["aaa", "bbb"], ["ccc"], ["ddd"])
@@ -81,39 +81,39 @@ async def test_what_gathers_while_the_model_is_busy_is_worked_on_together_in_one
     assert threading.get_ident() not in model.threads
 
 
-async def test_results_come_in_the_order_of_the_request_though_short_and_long_items_are_not_batched_together() -> None:
+async def test_results_keep_the_order_of_the_request_though_short_and_long_items_are_in_separate_batches() -> None:
     model = Model()
     asked = ["a" * size for size in (40, 3, 39, 2, 38, 4, 1)]
-    assert await model.ask(*asked) == [text.upper() for text in asked]
+    assert await model.infer(*asked) == [text.upper() for text in asked]
     assert [sorted(map(len, batch)) for batch in model.batches] == [[38, 39, 40], [1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize(
     ("overhead", "batches"), [(0, [[10, 10], [20], [30]]), (20, [[10, 10, 20], [30]]), (50, [[10, 10, 20, 30]])]
 )
-async def test_items_are_batched_where_padding_them_costs_less_than_another_batch(
+async def test_items_share_a_batch_where_the_padding_costs_less_than_another_batch(
     overhead: int, batches: list[list[int]]
 ) -> None:
     model = Model(overhead=overhead)
-    await model.ask(*("a" * size for size in (10, 10, 20, 30)))
+    await model.infer(*("a" * size for size in (10, 10, 20, 30)))
     assert [sorted(map(len, batch)) for batch in model.batches] == batches
 
 
-async def test_a_batch_takes_no_more_room_than_the_budget_padding_included() -> None:
+async def test_a_batch_costs_at_most_the_maximum_including_its_padding() -> None:
     model = Model(budget=60, overhead=1000)
-    await model.ask(*("a" * size for size in (10, 20, 15, 12, 18, 11, 100)))
-    rooms = [len(batch) * max(map(len, batch)) for batch in model.batches]
+    await model.infer(*("a" * size for size in (10, 20, 15, 12, 18, 11, 100)))
+    costs = [len(batch) * max(map(len, batch)) for batch in model.batches]
     assert sum(map(len, model.batches)) == 7
-    assert [room for room in rooms if room > 60] == [100]
+    assert [cost for cost in costs if cost > 60] == [100]
 
 
-async def test_items_that_are_not_padded_go_together_whatever_their_lengths() -> None:
+async def test_items_that_are_not_padded_share_a_batch_whatever_their_sizes() -> None:
     model = Model(budget=60, overhead=1, padded=False)
-    await model.ask(*("a" * size for size in (10, 40, 5, 5, 50, 11)))
+    await model.infer(*("a" * size for size in (10, 40, 5, 5, 50, 11)))
     assert [list(map(len, batch)) for batch in model.batches] == [[10, 40, 5, 5], [50], [11]]
 
 
-async def test_a_request_of_one_item_does_not_wait_behind_all_of_a_long_one() -> None:
+async def test_a_request_of_one_item_does_not_wait_for_all_of_a_long_one() -> None:
     model = Model(budget=40)
     busy = await model.busy()
     many, one, few = await requests(model, ["many"] * 50, ["lone"], ["some"] * 3)
@@ -126,92 +126,92 @@ async def test_a_request_of_one_item_does_not_wait_behind_all_of_a_long_one() ->
     await asyncio.gather(busy, many)
 
 
-async def test_a_long_request_gets_its_share_while_short_ones_keep_coming() -> None:
+async def test_a_long_request_receives_its_share_while_short_ones_keep_arriving() -> None:
     model = Model(budget=16)
-    many = asyncio.create_task(model.ask(*["many"] * 20))
+    many = asyncio.create_task(model.infer(*["many"] * 20))
 
-    async def ask_on() -> int:
-        asked = 0
+    async def send_short_requests() -> int:
+        count = 0
         while not many.done():
-            await model.ask("lone")
-            asked += 1
-            assert asked < 500, "the long request is starved"
-        return asked
+            await model.infer("lone")
+            count += 1
+            assert count < 500, "the long request is starved"
+        return count
 
-    assert min(await asyncio.gather(*(ask_on() for _ in range(12)))) > 5
+    assert min(await asyncio.gather(*(send_short_requests() for _ in range(12)))) > 5
 
 
-async def test_a_request_that_is_given_up_leaves_the_queue_and_the_others_get_their_results() -> None:
+async def test_a_cancelled_request_leaves_the_queue_and_the_others_receive_their_results() -> None:
     model = Model()
     busy = await model.busy()
-    left, kept = await requests(model, ["left", "away"], ["kept"])
-    left.cancel()
+    cancelled, kept = await requests(model, ["gone", "away"], ["kept"])
+    cancelled.cancel()
     await asyncio.sleep(0)
     busy.cancel()
     model.gate.set()
     assert await kept == ["KEPT"]
     assert model.batches == [["busy"], ["kept"]]
-    assert left.cancelled()
-    assert await model.ask("next") == ["NEXT"]
+    assert cancelled.cancelled()
+    assert await model.infer("next") == ["NEXT"]
 
 
-async def test_closing_after_the_first_result_withdraws_the_rest() -> None:
+async def test_closing_after_the_first_result_withdraws_the_other_items() -> None:
     model = Model(budget=4)
     results = model.batcher.results(["aaaa"] * 100)
     assert await anext(results) == "AAAA"
     await results.aclose()
-    await model.ask("next")
+    await model.infer("next")
     assert len(model.batches) < 10
 
 
-@pytest.mark.parametrize("place", [0, 3, 6])
-async def test_one_bad_item_fails_its_own_request_only(place: int) -> None:
+@pytest.mark.parametrize("position", [0, 3, 6])
+async def test_a_bad_item_fails_only_its_own_request(position: int) -> None:
     model = Model()
     busy = await model.busy()
     asked = [[f"good{n}", f"also{n}"] for n in range(7)]
-    asked[place][1] = "bad 1"
+    asked[position][1] = "bad 1"
     waiting = await requests(model, *asked)
     model.gate.set()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [isinstance(outcome, ValueError) for outcome in outcomes] == [n == place for n in range(7)]
+    assert [isinstance(outcome, ValueError) for outcome in outcomes] == [n == position for n in range(7)]
     assert len(model.batches) <= 2 + 2 * 4, "the bad item is found by halving"
     assert await busy == ["BUSY"]
-    assert await model.ask("next") == ["NEXT"]
+    assert await model.infer("next") == ["NEXT"]
 
 
 async def test_a_request_with_several_bad_items_leaves_no_exception_behind() -> None:
     model = Model()
     with pytest.raises(ValueError, match="bad text"):
-        await model.ask("bad 1", "good", "bad 2")
+        await model.infer("bad 1", "good", "bad 2")
 
 
-async def test_each_batch_is_a_step_and_steps_are_expected_only_while_one_is_worked_on() -> None:
+async def test_each_batch_is_a_step_and_steps_are_expected_only_while_a_batch_is_computed() -> None:
     time = [0.0]
-    clock = Watchdog(20, lambda: time[0])
-    model = Model(clock=clock)
+    watchdog = Watchdog(20, lambda: time[0])
+    model = Model(watchdog=watchdog)
     busy = await model.busy()
     time[0] = 15
-    assert clock.last_progress_age_s == 15
-    assert not clock.is_stalled()
+    assert watchdog.last_progress_age_s == 15
+    assert not watchdog.is_stalled()
     time[0] = 25
-    assert clock.is_stalled()
+    assert watchdog.is_stalled()
     model.gate.set()
     await busy
-    assert not clock.is_stalled()
-    assert clock.last_progress_age_s is None
+    assert not watchdog.is_stalled()
+    assert watchdog.last_progress_age_s is None
 
 
-async def test_a_model_that_gives_too_few_results_is_an_error_and_not_a_wait_for_ever() -> None:
+async def test_too_few_results_are_an_error_and_not_an_endless_wait() -> None:
     batcher: Batcher[str, str] = Batcher(lambda texts: [], len, max_batch_cost=10, watchdog=Watchdog(math.inf))
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         await anext(batcher.results(["a"]))
 
 
-async def test_lanes_divide_what_waits_among_them_and_each_has_a_thread_of_its_own() -> None:
+async def test_concurrent_batches_divide_the_queue_and_run_in_separate_threads() -> None:
     model = Model(overhead=1, concurrency=2)
     model.gate.clear()
     waiting = await requests(model, ["aaaa", "bbbb"], ["cccc"], ["dddd"])
-    await asyncio.to_thread(model.begun.wait, 5)
+    await asyncio.to_thread(model.started.wait, 5)
     model.gate.set()
     assert await asyncio.gather(*waiting) == [["AAAA", "BBBB"], ["CCCC"], ["DDDD"]]
     assert [len(batch) for batch in model.batches] == [2, 2]
@@ -219,24 +219,24 @@ async def test_lanes_divide_what_waits_among_them_and_each_has_a_thread_of_its_o
     assert len(model.threads) == 2
 
 
-async def test_a_lane_is_told_when_its_batch_is_all_there_is_to_do() -> None:
+async def test_before_batch_receives_whether_the_batch_is_all_the_work() -> None:
     model = Model(concurrency=2)
     busy = await model.busy()
     [other] = await requests(model, ["second"])
     await asyncio.sleep(0.05)
     model.gate.set()
     await asyncio.gather(busy, other)
-    assert await model.ask("third") == ["THIRD"]
+    assert await model.infer("third") == ["THIRD"]
     assert model.alone == [True, False, True]
 
 
-async def test_lanes_work_on_what_comes_at_the_very_end_of_the_last_batch() -> None:
+async def test_an_item_that_arrives_at_the_end_of_the_last_batch_is_computed() -> None:
     model = Model(concurrency=2)
     for number in range(200):
-        assert await asyncio.wait_for(model.ask(f"text {number}"), 5) == [f"TEXT {number}"]
+        assert await asyncio.wait_for(model.infer(f"text {number}"), 5) == [f"TEXT {number}"]
 
 
-async def test_a_lane_beside_a_large_batch_waits_a_moment_for_more() -> None:
+async def test_a_free_thread_beside_a_large_batch_waits_briefly_for_more_items() -> None:
     model = Model(concurrency=2)
     large = await model.busy("a large one")
     (first,) = await requests(model, ["b"])
@@ -248,7 +248,7 @@ async def test_a_lane_beside_a_large_batch_waits_a_moment_for_more() -> None:
     assert sorted(model.batches) == [["a large one"], ["b", "c"]]
 
 
-async def test_what_waits_beside_a_large_batch_is_taken_when_enough_has_come() -> None:
+async def test_enough_items_beside_a_large_batch_start_a_second_one() -> None:
     model = Model(concurrency=2)
     large = await model.busy("a large one")
     waiting = await requests(model, ["b"], ["more"], ["yet more"])

@@ -1,4 +1,4 @@
-"""A text and what accompanies it, with other workers that are written here."""
+"""A text stream merged with derived outputs, with fake helper workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NARRATION = Narration(actor="a", action="b", target="c", human="d")
 END = End(tokens_out=1, decode_time_ms=1, stop_reason=StopReason.EOS)
 
 
-async def written(text: str = TEXT, pause_s: float = 0.0) -> AsyncGenerator[Event[TokenOutput], None]:
+async def text_stream(text: str = TEXT, pause_s: float = 0.0) -> AsyncGenerator[Event[TokenOutput], None]:
     yield NARRATION
     for i, word in enumerate(text.split(" ")):
         await asyncio.sleep(pause_s)
@@ -30,16 +30,16 @@ async def written(text: str = TEXT, pause_s: float = 0.0) -> AsyncGenerator[Even
 
 
 class Worker:
-    """Another worker: notes what it is asked, and answers with these events, the last one being its end."""
+    """A fake worker: records its requests, and yields these events and then its end."""
 
     def __init__(self, events: Sequence[Event[Any]], pause_s: float = 0.0) -> None:
         self.events = events
         self.pause_s = pause_s
-        self.asked: list[dict[str, Any]] = []
-        self.left = 0
+        self.requests: list[dict[str, Any]] = []
+        self.cancelled = 0
 
     async def __call__(self, fields: dict[str, Any]) -> AsyncGenerator[Event[Any], None]:
-        self.asked.append(fields)
+        self.requests.append(fields)
         complete = False
         try:
             yield Started(job_id="job", model="m", started_at="now")
@@ -49,7 +49,7 @@ class Worker:
             complete = True
             yield END
         finally:
-            self.left += not complete
+            self.cancelled += not complete
 
 
 def voice(pause_s: float = 0.0) -> Worker:
@@ -59,11 +59,11 @@ def voice(pause_s: float = 0.0) -> Worker:
 
 def painter() -> Worker:
     preview = Output(ImageOutput(patch=b"small", format="png", preview=True, step=1, i=0))
-    return Worker([Progress(step=1, total=2), preview, Output(ImageOutput(patch=b"picture", format="png", i=1))])
+    return Worker([Progress(step=1, total=2), preview, Output(ImageOutput(patch=b"image", format="png", i=1))])
 
 
-async def events_of(*companions: DerivedOutput, text: str = TEXT, pause_s: float = 0.0) -> list[Event[Any]]:
-    async with aclosing(composed(written(text, pause_s), companions)) as events:
+async def events_of(*derived: DerivedOutput, text: str = TEXT, pause_s: float = 0.0) -> list[Event[Any]]:
+    async with aclosing(composed(text_stream(text, pause_s), derived)) as events:
         return [event async for event in events]
 
 
@@ -71,11 +71,11 @@ def outputs(events: list[Event[Any]], kind: type) -> list[Any]:
     return [event.value for event in events if isinstance(event, Output) and isinstance(event.value, kind)]
 
 
-async def test_an_answer_is_spoken_sentence_by_sentence_while_it_is_written() -> None:
+async def test_the_text_is_spoken_sentence_by_sentence_while_it_is_generated() -> None:
     other = voice()
     events = await events_of(spoken(other, {"speed": 1.5}), pause_s=0.02)
-    assert [asked["prompt"] for asked in other.asked] == ["This is a seven. ", "It comes after six. ", "Good."]
-    assert all(asked["speed"] == 1.5 for asked in other.asked)
+    assert [fields["prompt"] for fields in other.requests] == ["This is a seven. ", "It comes after six. ", "Good."]
+    assert all(fields["speed"] == 1.5 for fields in other.requests)
     assert "".join(token.t for token in outputs(events, TokenOutput)) == TEXT
     assert [chunk.i for chunk in outputs(events, AudioChunkOutput)] == [0, 1, 2, 3, 4, 5]
     kinds = [event.value.wire_name() for event in events if isinstance(event, Output)]
@@ -84,41 +84,41 @@ async def test_an_answer_is_spoken_sentence_by_sentence_while_it_is_written() ->
     assert events.count(END) == 1
 
 
-async def test_the_end_comes_when_the_last_sentence_has_been_spoken() -> None:
+async def test_the_end_follows_the_last_spoken_sentence() -> None:
     events = await events_of(spoken(voice(0.05), {}))
     assert isinstance(events[-1], End)
     assert len(outputs(events, AudioChunkOutput)) == 6
 
 
-async def test_a_picture_is_made_of_the_whole_answer() -> None:
+async def test_an_image_is_generated_from_the_whole_text() -> None:
     other = painter()
     events = await events_of(drawn(other, {"steps": 4}))
-    assert other.asked == [{"steps": 4, "prompt": TEXT.rstrip(".")}]
+    assert other.requests == [{"steps": 4, "prompt": TEXT.rstrip(".")}]
     assert [image.preview for image in outputs(events, ImageOutput)] == [True, False]
     assert [event.kind for event in events if isinstance(event, Progress)] == ["steps"]
 
 
-async def test_a_picture_may_have_a_prompt_of_its_own() -> None:
+async def test_an_image_may_have_a_prompt_of_its_own() -> None:
     other = painter()
     await events_of(drawn(other, {"prompt": "an eight"}))
-    assert other.asked == [{"prompt": "an eight"}]
+    assert other.requests == [{"prompt": "an eight"}]
 
 
-async def test_nothing_is_said_or_drawn_where_nothing_was_written() -> None:
+async def test_a_text_without_words_is_not_spoken() -> None:
     speaker, artist = voice(), painter()
     events = await events_of(spoken(speaker, {}), drawn(artist, {}), text="... \n !!!")
-    assert speaker.asked == []
-    assert artist.asked == [{"prompt": "... \n !!!"}]
+    assert speaker.requests == []
+    assert artist.requests == [{"prompt": "... \n !!!"}]
     assert events[-1] is END
 
 
-async def test_what_goes_wrong_elsewhere_ends_the_answer() -> None:
+async def test_an_error_of_a_helper_worker_ends_the_stream() -> None:
     other = Worker([Error(code="WORKER_LOST", message="the voice died", retriable=True)])
     with pytest.raises(WorkerLost, match="the voice died"):
         await events_of(spoken(other, {}), pause_s=0.01)
 
 
-async def test_a_refusal_of_the_text_itself_begins_nothing_else() -> None:
+async def test_a_refusal_of_the_text_starts_no_derived_output() -> None:
     async def refused() -> AsyncGenerator[Event[TokenOutput], None]:
         raise InvalidRequest.of_field("prompt", "x", "y")
         yield NARRATION
@@ -126,11 +126,11 @@ async def test_a_refusal_of_the_text_itself_begins_nothing_else() -> None:
     other = voice()
     with pytest.raises(InvalidRequest):
         await anext(composed(refused(), [spoken(other, {})]))
-    assert other.asked == []
+    assert other.requests == []
 
 
-async def test_who_leaves_stops_the_text_and_all_that_accompanies_it() -> None:
-    speaker, left = voice(10), []
+async def test_closing_the_stream_closes_the_text_and_its_derived_outputs() -> None:
+    speaker, closed = voice(10), []
 
     async def endless() -> AsyncGenerator[Event[TokenOutput], None]:
         try:
@@ -139,58 +139,58 @@ async def test_who_leaves_stops_the_text_and_all_that_accompanies_it() -> None:
                 await asyncio.sleep(0.001)
                 yield Output(TokenOutput(t="A sentence comes. ", i=i))
         finally:
-            left.append("text")
+            closed.append("text")
 
     before = asyncio.all_tasks()
     stream = composed(endless(), [spoken(speaker, {})])
     for _ in range(20):
         await anext(stream)
     await stream.aclose()
-    assert left == ["text"]
-    assert speaker.left == 1
+    assert closed == ["text"]
+    assert speaker.cancelled == 1
     assert asyncio.all_tasks() == before
 
 
 @pytest.mark.parametrize("read", [1, 2])
-async def test_who_leaves_while_all_wait_for_him_is_not_waited_for(read: int) -> None:
-    left = []
+async def test_closing_the_stream_does_not_wait_for_blocked_sources(read: int) -> None:
+    closed: list[str] = []
 
-    async def much() -> AsyncGenerator[Event[TokenOutput], None]:
+    async def long_text() -> AsyncGenerator[Event[TokenOutput], None]:
         try:
             yield NARRATION
             for i in range(5000):
                 yield Output(TokenOutput(t="x", i=i))
         finally:
-            left.append("text")
+            closed.append("text")
 
     async def fails(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
         yield NARRATION
         raise WorkerLost("gone")
 
-    stream = composed(much(), [fails])
+    stream = composed(long_text(), [fails])
     for _ in range(read):
         await anext(stream)
     await asyncio.sleep(0.05)
     await asyncio.wait_for(stream.aclose(), 2)
-    assert left == ["text"]
+    assert closed == ["text"]
 
 
-async def test_a_slow_reader_is_waited_for() -> None:
+async def test_a_slow_reader_slows_the_text_down() -> None:
     made = 0
 
-    async def much() -> AsyncGenerator[Event[TokenOutput], None]:
+    async def long_text() -> AsyncGenerator[Event[TokenOutput], None]:
         nonlocal made
         yield NARRATION
         for made in range(5000):
             yield Output(TokenOutput(t="x", i=made))
         yield END
 
-    async def listens(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
+    async def reads(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
         async for _ in text:
             pass
         yield NARRATION
 
-    stream = composed(much(), [listens])
+    stream = composed(long_text(), [reads])
     await anext(stream)
     await asyncio.sleep(0.1)
     assert made < 1000

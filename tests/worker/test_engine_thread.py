@@ -1,4 +1,4 @@
-"""Blocking generators in the engine's thread."""
+"""Blocking generators and functions with a callback in the thread of an engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rbee_serve.worker.watchdog import Watchdog
 
 
 class Work:
-    """Counts up; tells what it has made, in which threads, and when it was closed."""
+    """Counts up; records its items, its threads, and when it was closed."""
 
     def __init__(self, length: int = 1_000_000, fail_at: int = -1) -> None:
         self.made: list[int] = []
@@ -41,7 +41,7 @@ def engine() -> EngineThread:
     return EngineThread(Watchdog(20))
 
 
-async def test_items_come_in_order_from_one_other_thread(engine: EngineThread) -> None:
+async def test_items_arrive_in_order_from_one_other_thread(engine: EngineThread) -> None:
     works = [Work(50), Work(50)]
 
     async def read(work: Work) -> list[int]:
@@ -53,7 +53,7 @@ async def test_items_come_in_order_from_one_other_thread(engine: EngineThread) -
     engine.close()
 
 
-async def test_a_short_work_does_not_wait_for_a_long_one(engine: EngineThread) -> None:
+async def test_a_short_generator_does_not_wait_for_a_long_one(engine: EngineThread) -> None:
     long = Work()
     async with aclosing(engine.iterate(long.items())) as items:
         await anext(items)
@@ -61,7 +61,7 @@ async def test_a_short_work_does_not_wait_for_a_long_one(engine: EngineThread) -
     assert len(long.made) == 1 + PREFETCH
 
 
-async def test_a_reader_that_leaves_closes_the_work_after_the_item_that_is_made(engine: EngineThread) -> None:
+async def test_closing_the_reader_closes_the_generator_after_the_current_item(engine: EngineThread) -> None:
     work = Work()
     async with aclosing(engine.iterate(work.items())) as items:
         assert [await anext(items) for _ in range(3)] == [0, 1, 2]
@@ -69,7 +69,7 @@ async def test_a_reader_that_leaves_closes_the_work_after_the_item_that_is_made(
     assert len(work.made) <= 3 + PREFETCH
 
 
-async def test_a_reader_that_is_cancelled_while_it_waits_closes_the_work(engine: EngineThread) -> None:
+async def test_cancelling_a_waiting_reader_closes_the_generator(engine: EngineThread) -> None:
     blocked, entered, closed = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> Generator[int, None, None]:
@@ -93,7 +93,7 @@ async def test_a_reader_that_is_cancelled_while_it_waits_closes_the_work(engine:
     assert await asyncio.to_thread(closed.wait, 1)
 
 
-async def test_a_failure_is_raised_after_what_came_before_it(engine: EngineThread) -> None:
+async def test_an_error_is_raised_after_the_items_before_it(engine: EngineThread) -> None:
     seen = []
     with pytest.raises(KeyError):  # noqa: PT012
         async for item in engine.iterate(Work(fail_at=2).items()):
@@ -101,15 +101,15 @@ async def test_a_failure_is_raised_after_what_came_before_it(engine: EngineThrea
     assert seen == [0, 1]
 
 
-async def test_a_failure_that_nobody_waits_for_is_forgotten(engine: EngineThread) -> None:
+async def test_an_error_without_a_reader_is_dropped(engine: EngineThread) -> None:
     async with aclosing(engine.iterate(Work(fail_at=1).items())) as items:
         assert await anext(items) == 0
         await asyncio.sleep(0.05)
 
 
-async def test_each_item_is_a_step_and_none_is_expected_of_an_engine_that_nobody_waits_for() -> None:
-    steps = Watchdog(0.2)
-    engine = EngineThread(steps)
+async def test_each_item_is_a_step_and_none_is_expected_without_a_waiting_reader() -> None:
+    watchdog = Watchdog(0.2)
+    engine = EngineThread(watchdog)
     blocked = threading.Event()
 
     def work() -> Generator[int, None, None]:
@@ -120,20 +120,20 @@ async def test_each_item_is_a_step_and_none_is_expected_of_an_engine_that_nobody
     async with aclosing(engine.iterate(work())) as items:
         await anext(items)
         await asyncio.sleep(0.4)
-        assert not steps.is_stalled()
+        assert not watchdog.is_stalled()
         waiting = asyncio.ensure_future(anext(items))
         await asyncio.sleep(0.4)
-        assert steps.is_stalled()
+        assert watchdog.is_stalled()
         blocked.set()
         assert await waiting == 2
-        assert not steps.is_stalled()
+        assert not watchdog.is_stalled()
 
 
-async def test_work_that_calls_back_is_read_in_order_and_follows_what_came_before_it(engine: EngineThread) -> None:
-    begun: list[int] = []
+async def test_functions_with_a_callback_run_one_after_another_and_deliver_in_order(engine: EngineThread) -> None:
+    started: list[int] = []
 
     def work(number: int, sink: Sink[int]) -> None:
-        begun.append(number)
+        started.append(number)
         for item in range(3):
             sink.put(10 * number + item)
 
@@ -141,16 +141,16 @@ async def test_work_that_calls_back_is_read_in_order_and_follows_what_came_befor
         return [item async for item in engine.run_callback(partial(work, number))]
 
     assert await asyncio.gather(*map(read, [1, 2])) == [[10, 11, 12], [20, 21, 22]]
-    assert begun == [1, 2]
+    assert started == [1, 2]
     engine.close()
 
 
-async def test_a_reader_that_leaves_ends_work_that_calls_back_at_its_next_step(engine: EngineThread) -> None:
-    left, ended = threading.Event(), threading.Event()
+async def test_closing_the_reader_ends_a_function_with_a_callback_at_its_next_step(engine: EngineThread) -> None:
+    closed, ended = threading.Event(), threading.Event()
 
     def work(sink: Sink[int]) -> None:
         sink.put(1)
-        left.wait(5)
+        closed.wait(5)
         try:
             sink.step()
         except InterruptedError:
@@ -159,20 +159,20 @@ async def test_a_reader_that_leaves_ends_work_that_calls_back_at_its_next_step(e
 
     async with aclosing(engine.run_callback(work)) as items:
         assert await anext(items) == 1
-    left.set()
+    closed.set()
     assert await asyncio.to_thread(ended.wait, 1)
     assert [item async for item in engine.iterate(Work(2).items())] == [0, 1]
 
 
-async def test_work_that_calls_back_and_waits_is_not_begun_when_its_reader_has_left(engine: EngineThread) -> None:
-    free, begun = threading.Event(), threading.Event()
+async def test_a_waiting_function_is_not_started_after_its_reader_was_closed(engine: EngineThread) -> None:
+    free, started = threading.Event(), threading.Event()
 
     def wait(sink: Sink[int]) -> None:
         free.wait(5)
         sink.put(1)
 
     def begin(sink: Sink[int]) -> None:
-        begun.set()
+        started.set()
 
     first, second = [asyncio.ensure_future(anext(engine.run_callback(work))) for work in (wait, begin)]
     await asyncio.sleep(0.05)
@@ -181,10 +181,10 @@ async def test_work_that_calls_back_and_waits_is_not_begun_when_its_reader_has_l
     free.set()
     assert await first == 1
     assert [item async for item in engine.iterate(Work(1).items())] == [0]
-    assert not begun.is_set()
+    assert not started.is_set()
 
 
-async def test_a_failure_of_work_that_calls_back_is_raised_after_what_came_before_it(engine: EngineThread) -> None:
+async def test_an_error_of_a_function_with_a_callback_is_raised_after_its_items(engine: EngineThread) -> None:
     def work(sink: Sink[int]) -> None:
         sink.put(1)
         raise KeyError
@@ -195,4 +195,4 @@ async def test_a_failure_of_work_that_calls_back_is_raised_after_what_came_befor
         await anext(items)
     async with aclosing(engine.run_callback(work)) as items:
         await anext(items)
-        await asyncio.sleep(0.05)  # what nobody waits for is forgotten
+        await asyncio.sleep(0.05)  # an error without a reader is dropped
