@@ -11,9 +11,9 @@ from deployments.llm.generation_request import GenerationRequest
 from deployments.vllm_runtime.generation_engine import (
     SAMPLING_OPTIONS,
     EngineInput,
+    Finish,
     GenerationEngine,
     GenerationParams,
-    GenerationStep,
 )
 from rbee_serve.errors import InvalidRequest, RequestTooLong
 from rbee_serve.events import Event, Output, StopReason
@@ -56,15 +56,19 @@ class GenerationBackend(InferenceBackend[RequestT, OutputT]):
         yield narrate(request, self.actor, "prefill", f"Reading a prompt of {tokens_in} tokens")
         clock = RequestClock()
         count = 0
-        step = GenerationStep([], None, None)
+        finish = Finish(None)
         async with aclosing(self._engine.generate(engine_input, params)) as steps:
             async for step in steps:
-                clock.mark_output()
-                for text in step.texts:
+                if isinstance(step, Finish):
+                    finish = step
+                    continue
+                if not count:
+                    clock.mark_output()
+                for text in step:
                     yield Output(TokenOutput(t=text, i=count))
                     count += 1
         seconds = clock.seconds
-        reason, matched = stop_reason(step)
+        reason, matched = stop_reason(finish)
         yield narrate(request, self.actor, "complete", f"Generated {count} tokens in {seconds:.1f} s ({reason.value})")
         metrics = {
             "tokens_per_sec": round(count / seconds, 2),
@@ -121,8 +125,8 @@ class GenerationBackend(InferenceBackend[RequestT, OutputT]):
         self._engine.close()
 
 
-def stop_reason(last: GenerationStep) -> tuple[StopReason, str | None]:
-    """The protocol's reason for the end after the engine's last step, and the stop sequence if one matched."""
-    if last.finish_reason == "stop" and isinstance(last.stop_match, str):
-        return StopReason.STOP_SEQUENCE, last.stop_match
-    return _STOP_REASONS.get(last.finish_reason or "error", StopReason.ERROR), None
+def stop_reason(finish: Finish) -> tuple[StopReason, str | None]:
+    """The protocol's stop reason, and the stop sequence if one matched."""
+    if finish.reason == "stop" and isinstance(finish.stop_match, str):
+        return StopReason.STOP_SEQUENCE, finish.stop_match
+    return _STOP_REASONS.get(finish.reason or "error", StopReason.ERROR), None

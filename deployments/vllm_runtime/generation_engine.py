@@ -38,13 +38,11 @@ class GenerationParams:
     lora: str | None = None
 
 
-class GenerationStep(NamedTuple):
-    """The text of each new token, and why the generation ended if it did: `stop_match` is the stop sequence that
-    matched (text), or the end token's id."""
+class Finish(NamedTuple):
+    """Why a generation ended. `stop_match` is the stop sequence that matched (text), or the end token's id."""
 
-    texts: list[str]
-    finish_reason: Literal["stop", "length", "abort", "error"] | None
-    stop_match: str | int | None
+    reason: Literal["stop", "length", "abort", "error"] | None
+    stop_match: str | int | None = None
 
 
 class GenerationEngine:
@@ -80,18 +78,20 @@ class GenerationEngine:
 
     async def generate(
         self, engine_input: EngineInput, params: GenerationParams
-    ) -> AsyncGenerator[GenerationStep, None]:
-        """One step for each output of the engine; the last one has a `finish_reason`. Closing it aborts the generation.
-        Raises `WorkerLost` when the engine has died."""
+    ) -> AsyncGenerator[list[str] | Finish, None]:
+        """For each output of the engine the texts of its new tokens, one of each token; `Finish` comes last. Closing it
+        aborts the generation. Raises `WorkerLost` when the engine has died."""
         lora = None if params.lora is None else self._lora_requests[params.lora]
         outputs = self.llm.generate(engine_input, self._sampling(params), new_id("generation"), lora_request=lora)
+        last: Any = None
         try:
             async with aclosing(outputs), aclosing(self._steps.watch(outputs)) as steps:
                 async for output in steps:
-                    new = output.outputs[0]
-                    yield GenerationStep(self._texts(new.text, new.token_ids), new.finish_reason, new.stop_reason)
+                    last = output.outputs[0]
+                    yield self._texts(last.text, last.token_ids)
         except self._engine_dead as exc:
             raise WorkerLost("the inference engine died with the request on it; it is being replaced") from exc
+        yield Finish(last.finish_reason, last.stop_reason)
 
     def _sampling(self, params: GenerationParams) -> Any:
         return self._sampling_params(

@@ -13,7 +13,7 @@ from deployments.app import check
 from deployments.llm.generation_backend import stop_reason
 from deployments.llm.generation_request import ChatMessage
 from deployments.llm.llm_worker import SPEC, LlmBackend, LlmRequest
-from deployments.vllm_runtime.generation_engine import EngineInput, GenerationParams, GenerationStep
+from deployments.vllm_runtime.generation_engine import EngineInput, Finish, GenerationParams
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
 from rbee_serve.events import End, Event, Metrics, Narration, Output, StopReason
 from rbee_serve.validation.parse import parse, parse_object
@@ -33,7 +33,7 @@ from rbee_serve.worker.memory import MemoryGauge
     ],
 )
 def test_the_stop_reason_is_the_engine_s_in_the_protocol_s_terms(finish: Any, match: Any, expected: Any) -> None:
-    assert stop_reason(GenerationStep([], finish, match)) == expected
+    assert stop_reason(Finish(finish, match)) == expected
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ class Engine:
     requests = 0
     alive = True
 
-    def __init__(self, *steps: GenerationStep) -> None:
+    def __init__(self, *steps: list[str] | Finish) -> None:
         self.steps = steps
         self.params: GenerationParams | None = None
         self.closed = False
@@ -91,7 +91,7 @@ class Engine:
     def input_of_tokens(self, tokens: list[int]) -> EngineInput:
         return {"prompt_token_ids": tokens}
 
-    async def generate(self, engine_input: EngineInput, params: GenerationParams) -> AsyncGenerator[GenerationStep]:
+    async def generate(self, engine_input: EngineInput, params: GenerationParams) -> AsyncGenerator[list[str] | Finish]:
         self.params = params
         try:
             for step in self.steps:
@@ -103,9 +103,7 @@ class Engine:
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> LlmBackend:
     monkeypatch.setattr("deployments.llm.llm_worker.ChatTokenizer", lambda tokenizer: None)
-    engine: Any = Engine(
-        GenerationStep(["He"], None, None), GenerationStep(["l", "lo"], None, None), GenerationStep([""], "stop", "!")
-    )
+    engine: Any = Engine(["He"], ["l", "lo"], [""], Finish("stop", "!"))
     return LlmBackend(engine, MemoryGauge(lambda: 7))
 
 

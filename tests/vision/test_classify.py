@@ -1,111 +1,29 @@
-"""The vision worker's tasks `classify` and `embed` on tiny random models, without Ray."""
+"""The vision worker's task `classify` on tiny random models, without Ray."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import io
-import json
 import math
-import struct
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
-from deployments.vision import classify, embed, image_encoders
-from deployments.vision.classify import ClassifyBackend, ClassifyRequest
-from deployments.vision.embed import EmbedBackend, EmbedRequest
-from deployments.vision.image_encoders import ImageTextModel
-from deployments.vision.image_field import MAX_FILE_BYTES
-from deployments.vision.vision_options import VisionOptions
-from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong
-from rbee_serve.events import End, Event, Metrics, Narration, Output, Started
+from deployments.vision import classify, image_encoders
+from deployments.vision.classify import ClassifyBackend
+from rbee_serve.errors import InvalidRequest, RequestTooLong
+from rbee_serve.events import End, Metrics, Narration, Output
 from rbee_serve.outputs import LabelOutput
-from rbee_serve.replica.event_stream import ordered
-from rbee_serve.result import collect
-from rbee_serve.validation.parse import parse_object
-from rbee_serve.worker.spec import LoadContext
-from tests import devices
-from tests.vision.images import encoded, sample_image
-from tests.vision.tiny_models import random_clip, random_siglip, random_vit
+from tests.vision.encoders import FILES, MAKERS, NAMES, context, events, labels, near
+from tests.vision.tiny_models import random_vit
 
 pytestmark = [
     pytest.mark.model,
     pytest.mark.filterwarnings("default"),  # for the warnings of torch and transformers
 ]
-
-MAKERS = {"vit": random_vit, "clip": random_clip, "siglip": random_siglip}
-NAMES = ["a cat", "two dogs", "the sea", "a house with a red roof", "nothing at all"]
-
-
-def _rotated(data: Any, orientation: int) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encoded(data, "JPEG", exif=exif)
-
-
-FILES = {
-    "png": encoded(sample_image(), "PNG"),
-    "large": encoded(sample_image(300, 200, seed=1), "JPEG"),
-    "high": encoded(sample_image(20, 150, seed=2), "WEBP"),
-    "line": encoded(sample_image(3, 40, seed=3), "PNG"),
-    "pixel": encoded(sample_image(1, 1, seed=4), "PNG"),
-    "rotated": _rotated(sample_image(90, 60, seed=5), 6),
-    "grey": encoded(Image.fromarray(sample_image(seed=6)).convert("L"), "JPEG"),
-    "cmyk": encoded(Image.fromarray(sample_image(seed=7)).convert("CMYK"), "JPEG"),
-}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: maker(tmp_path_factory.mktemp(name)) for name, maker in MAKERS.items()}
-
-
-def context(folder: Path, **engine: Any) -> LoadContext:
-    worker = WorkerConfig(id="vision-0", type="vision", model_ref=f"file:{folder}", engine=engine)
-    return LoadContext(worker, devices.DEVICE, lambda progress: None)
-
-
-@pytest.fixture(scope="module")
-def backends(folders: dict[str, Path]) -> Iterator[dict[str, ClassifyBackend]]:
-    loaded = {name: classify.load(context(folder)) for name, folder in folders.items()}
-    yield loaded
-    for backend in loaded.values():
-        backend.close()
-
-
-@pytest.fixture(scope="module")
-def pipelines(folders: dict[str, Path]) -> dict[str, Any]:
-    """Transformers alone on the same files."""
-    from transformers import pipeline
-
-    tasks = {"vit": "image-classification"}
-    return {
-        name: pipeline(tasks.get(name, "zero-shot-image-classification"), model=str(folder), device=devices.NAME)
-        for name, folder in folders.items()
-    }
-
-
-async def events(backend: ClassifyBackend | EmbedBackend, image: bytes, **fields: Any) -> list[Event[Any]]:
-    request_type = ClassifyRequest if isinstance(backend, ClassifyBackend) else EmbedRequest
-    work: Any = backend.execute(parse_object(request_type, {"image": image, **fields}))  # type: ignore[arg-type]
-    return [event async for event in ordered(Started.now("job", "model"), work)]
-
-
-async def labels(backend: ClassifyBackend, image: bytes, **fields: Any) -> list[tuple[str, float]]:
-    (output,) = [event.value for event in await events(backend, image, **fields) if isinstance(event, Output)]
-    return [(label.label, label.score) for label in output.labels]
-
-
-def near(found: list[tuple[str, float]], expected: list[dict[str, Any]]) -> None:
-    assert [label for label, _ in found] == [answer["label"] for answer in expected]
-    assert [score for _, score in found] == pytest.approx([answer["score"] for answer in expected], rel=2e-5, abs=2e-7)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -242,79 +160,3 @@ async def test_text_vectors_are_cached_and_the_oldest_dropped(
         assert len(model._cached_texts) == 4
         assert dict(await labels(backend, FILES["png"], labels=["a", "b"])).keys() == {"a", "b"}
         assert read == [2, 3, 1]
-
-
-async def test_a_vector_is_that_of_the_library_alone(folders: dict[str, Path], pipelines: dict[str, Any]) -> None:
-    import torch
-
-    for kind in ("clip", "siglip"):
-        bare = pipelines[kind]
-        with closing(embed.load(context(folders[kind]))) as backend:
-            for file in FILES.values():
-                with Image.open(io.BytesIO(file)) as image, torch.inference_mode():
-                    upright = ImageOps.exif_transpose(image).convert("RGB")
-                    inputs = bare.image_processor(upright, return_tensors="pt").to(devices.NAME)
-                    expected = bare.model.get_image_features(**inputs)
-                row = expected.pooler_output[0].cpu().numpy()
-                work = ordered(Started.now("job", "model"), backend.execute(EmbedRequest(image=file)))
-                result = (await collect(work, embed.SPEC.outputs)).output
-                assert result["dim"] == len(row)
-                assert result["embeddings"][0] == pytest.approx(row / np.linalg.norm(row), abs=1e-5)
-                raw = next(e.value for e in await events(backend, file, normalize=False, encoding="base64")
-                           if isinstance(e, Output))  # fmt: skip
-                assert struct.unpack(f"<{raw.dim}f", base64.b64decode(raw.embedding)) == pytest.approx(row, rel=1e-4)
-
-
-@pytest.mark.parametrize("spec", [classify.SPEC, embed.SPEC])
-def test_the_long_request_is_an_image_just_below_the_pixel_bound(spec: Any) -> None:
-    request = spec.long_request()
-    assert len(request.image) < MAX_FILE_BYTES
-    with Image.open(io.BytesIO(request.image)) as image:
-        assert VisionOptions().max_pixels * 0.95 < image.width * image.height <= VisionOptions().max_pixels
-
-
-def test_a_classifier_cannot_embed(folders: dict[str, Path]) -> None:
-    with pytest.raises(ConfigurationError, match="embed is for CLIP and SigLIP; this model classifies"):
-        embed.load(context(folders["vit"]))
-
-
-def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
-    folder = random_vit(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "architectures": ["ViTModel"]}))
-    with pytest.raises(ConfigurationError, match="is a model of the type vit, and neither an image classifier nor"):
-        classify.load(context(folder))
-
-
-def test_a_pickle_is_refused_before_anything_starts(tmp_path: Path) -> None:
-    folder = random_vit(tmp_path)
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ConfigurationError, match="may be a pickle"):
-        classify.check(context(folder).worker)
-
-
-@pytest.mark.parametrize(
-    ("engine", "fault"),
-    [
-        ({"dtype": "int8"}, "engine.dtype"),
-        ({"labels": []}, "engine.labels"),
-        ({"max_pixels": 10**9}, "engine.max_pixels"),
-        ({"trust_remote_code": True}, "engine.trust_remote_code: unknown key"),
-    ],
-)
-def test_options_are_checked_before_anything_starts(
-    engine: dict[str, Any], fault: str, folders: dict[str, Path]
-) -> None:
-    with pytest.raises(ConfigurationError, match=fault):
-        classify.check(context(folders["clip"], **engine).worker)
-
-
-async def test_the_configured_number_of_pixels_is_enforced(folders: dict[str, Path]) -> None:
-    with closing(classify.load(context(folders["vit"], max_pixels=2000))) as backend:
-        assert len(await labels(backend, FILES["png"])) == 5
-        with pytest.raises(InvalidRequest, match="image: must have at most 2000 pixels; scale it down"):
-            await labels(backend, FILES["large"])
-
-
-def test_only_clip_and_siglip_are_image_text_models(backends: dict[str, ClassifyBackend]) -> None:
-    assert [isinstance(backend._model, ImageTextModel) for backend in backends.values()] == [False, True, True]
