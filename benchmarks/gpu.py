@@ -36,6 +36,7 @@ from benchmarks.method import (
 )
 from benchmarks.random_models import bert_base, jpeg_files, stable_diffusion, vit_base
 from benchmarks.texts import sentences
+from deployments.registry import WORKER_TYPES
 from rbee_serve.config import WorkerConfig
 from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.registry import load_spec
@@ -84,9 +85,7 @@ def _together(works: Sequence[Work]) -> Turn:
 def _loaded(stack: ExitStack, options: argparse.Namespace, folder: Path, kind: str, **more: Any) -> Any:
     """A backend, loaded as a replica loads it."""
     worker = WorkerConfig(id="worker", model_ref=f"file:{folder}", engine={"dtype": options.dtype}, **more)
-    backend = load_spec(f"deployments.{kind}:SPEC").load(
-        LoadContext(worker, Device(options.device), lambda progress: None)
-    )
+    backend = load_spec(WORKER_TYPES[kind]).load(LoadContext(worker, Device(options.device), lambda progress: None))
     stack.callback(backend.close)
     return backend
 
@@ -154,7 +153,7 @@ def _classes(folder: Path, options: argparse.Namespace, stack: ExitStack, runner
     from deployments.vision.classify import ClassifyRequest
 
     model = vit_base(folder, **({"num_hidden_layers": 1} if options.small else {}))
-    backend = _loaded(stack, options, model, "vision_classify", type="vision", task="classify")
+    backend = _loaded(stack, options, model, "vision/classify", type="vision", task="classify")
     bare = ViTForImageClassification.from_pretrained(model, dtype=options.dtype).eval().to(options.device)
     processor = AutoImageProcessor.from_pretrained(model)
     files = jpeg_files(32 if options.small else 512, (640, 480))
@@ -182,7 +181,7 @@ def _images(folder: Path, options: argparse.Namespace, stack: ExitStack, runner:
     from deployments.vision.generate import ImageRequest
 
     model = stable_diffusion(folder, (32, 64, 64, 64), 32) if options.small else stable_diffusion(folder)
-    backend = _loaded(stack, options, model, "vision_generate", type="vision", task="generate")
+    backend = _loaded(stack, options, model, "vision/generate", type="vision", task="generate")
     bare = diffusers.DiffusionPipeline.from_pretrained(model, torch_dtype=getattr(torch, options.dtype))
     bare.to(options.device).set_progress_bar_config(disable=True)
     steps, side, count = (2, 64, 1) if options.small else (20, 512, 4)

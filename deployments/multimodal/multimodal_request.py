@@ -7,13 +7,14 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.llm.generation_request import ChatMessage, GenerationRequest, Text
+from deployments.request_fields import MAX_FILE_BYTES
 from rbee_serve.content import FileField
 from rbee_serve.validation.parse import violated
 
 MAX_PARTS = 64
 """Parts of one message."""
 
-FILE = Field(min_length=1, max_length=32 * 2**20, repr=False)
+FILE = Field(min_length=1, max_length=MAX_FILE_BYTES, repr=False)
 Modality = Literal["text", "audio", "image"]
 
 

@@ -8,9 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from deployments.request_fields import MAX_FILE_BYTES
 from rbee_serve.content import FileField
-
-MAX_FILE_BYTES = 32 * 2**20
 
 ImageFile = Annotated[bytes, Field(min_length=1, max_length=MAX_FILE_BYTES, repr=False), FileField("image")]
 """A field of a request: PNG, JPEG or WebP."""

@@ -33,6 +33,7 @@ from tests.hub.receivers import (
     running,
     trickling,
 )
+from tests.served.measured import measured
 
 READY, BEAT = "/v1/workers/ready", "/v1/heartbeat"
 
@@ -290,4 +291,4 @@ def test_after_dns_has_recovered_the_heartbeat_in_time_does_not_wait_for_a_looku
             recovered_at = time.monotonic()
             eventually(lambda: len(received(hive, BEAT)) > beats)
             assert lookup_threads() == 1
-            assert time.monotonic() - recovered_at < 35 / scale + 0.2
+            measured("DNS hangs", "a heartbeat after DNS has recovered", time.monotonic() - recovered_at, 35 / scale)

@@ -60,7 +60,7 @@ def test_the_requested_modalities_are_the_roles_that_are_needed() -> None:
         ({"prompt": "x", "modalities": ["text", "video"]}, "modalities[1]", "must be one of text, audio, image"),
         ({"prompt": "x", "speech": {"speed": 1}}, "speech", "needs audio"),
         ({"prompt": "x", "modalities": ["text", "image"], "picture": {"steps": 0}}, "picture.steps", "at least 1"),
-        (parts({"type": "video"}), "messages[0].content[0]", "must be one of text, image, audio"),
+        (parts({"type": "video"}), "messages[0].content[0]", "must have one of text, image, audio as type"),
         (parts({"type": "image", "image": "?"}), "messages[0].content[0].image", "base64"),
         (parts({"type": "image", "image": ENCODED, "detail": "high"}), "messages[0].content[0].detail", "not a field"),
         (parts(), "messages[0].content", "must not be empty"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from typing import Any
 
 import msgspec
@@ -40,6 +41,8 @@ class Transport:
 
     def get_extra_info(self, name: str) -> Any:
         return ("192.0.2.1", 1234) if name == "peername" else self
+
+    family = socket.AF_INET
 
     def setsockopt(self, *option: int) -> None:
         pass
