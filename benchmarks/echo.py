@@ -68,7 +68,7 @@ def main() -> None:
         answers = {name: server.target for name, server in servers.items()}
         if options.litserve:
             answers[LITSERVE] = replace(answers[LITSERVE], path="/v1/answer")  # an API streams or does not
-        turns = {name: partial(_turn, server, answers[name], reader, options) for name, server in servers.items()}
+        turns = {name: partial(measure, server, answers[name], reader, options) for name, server in servers.items()}
         rows = run_blocks(turns, options.blocks)
         print(f"\n{variant_table(rows)}\n\n{comparison_table(rows, comparisons(rows))}")
         if options.save:
@@ -79,18 +79,19 @@ def main() -> None:
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
     """The comparisons that `rows` allow; goals apply to `CLIENTS` clients."""
-    for measure in measures(rows):
-        kind = measure.partition(",")[0]
+    for name in measures(rows):
+        kind = name.partition(",")[0]
         if kind not in RAY_SERVE_GOALS:
             continue
-        judged = measure.endswith(f", {CLIENTS} clients")
-        yield Comparison(measure, f"{OURS} again", OURS)
-        yield Comparison(measure, OURS, RAY_SERVE, *(RAY_SERVE_GOALS[kind] if judged else NO_GOAL))
-        yield Comparison(measure, OURS, STARLETTE, *(STARLETTE_GOALS.get(kind, NO_GOAL) if judged else NO_GOAL))
-        yield Comparison(measure, OURS, LITSERVE)
+        judged = name.endswith(f", {CLIENTS} clients")
+        yield Comparison(name, f"{OURS} again", OURS)
+        yield Comparison(name, OURS, RAY_SERVE, *(RAY_SERVE_GOALS[kind] if judged else NO_GOAL))
+        yield Comparison(name, OURS, STARLETTE, *(STARLETTE_GOALS.get(kind, NO_GOAL) if judged else NO_GOAL))
+        yield Comparison(name, OURS, LITSERVE)
 
 
-def _turn(server: Server, answers: Target, reader: StreamReader, options: argparse.Namespace) -> dict[str, Reading]:
+def measure(server: Server, answers: Target, reader: StreamReader, options: argparse.Namespace) -> dict[str, Reading]:
+    """One turn of a server: idle, requests to `answers`, and streams."""
     readings = {}
     with server.awake():
         if options.idle:

@@ -23,10 +23,18 @@ STOP_S = 40.0
 class ProcessTree:
     """A started command and all of its descendants."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path | None = None
+    ) -> None:
+        """`folder` is the working folder; by default the one of this process."""
         with log.open("wb") as output:
             self._process = subprocess.Popen(
-                command, env=dict(environment), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=dict(environment),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                cwd=folder,
             )
         self._root = psutil.Process(self._process.pid)
         self.log = log

@@ -80,9 +80,10 @@ def ours(
     name: str = "rbee-serve",
     args: Mapping[str, Any] | None = None,
     module: Sequence[str] = ("rbee_serve.supervisor", "serve"),
+    checkout: Path = ROOT,
 ) -> Server:
     """`rbee-serve serve` with one worker. `settings` are further environment variables, `args` further arguments of the
-    application; `module` is the module that serves the file, with its options."""
+    application; `module` is the module that serves the file, with its options; `checkout` has the version to run."""
     port = free_port()
     token = folder / f"{name}.token"
     token.write_text("benchmark")
@@ -98,7 +99,7 @@ def ours(
     config.write_text(yaml.safe_dump(document))
     target = Target(port, f"/workers/{worker['id']}/v1/inference", {"Authorization": "Bearer benchmark"})
     command = [sys.executable, "-m", *module, str(config)]
-    return _started(stack, folder, name, command, target, probe, settings)
+    return _started(stack, folder, name, command, target, probe, settings, checkout)
 
 
 def baseline(
@@ -154,12 +155,13 @@ def _started(
     target: Target,
     probe: dict[str, Any],
     settings: Mapping[str, str] | None = None,
+    checkout: Path = ROOT,
 ) -> Server:
     """Start the server, wait for it and stop it with SIGSTOP; it ends with `stack`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # otherwise SIGTERM would leave it stopped
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "VLLM_", "OMP_"))}
-    environment |= {"PYTHONPATH": str(ROOT), **(settings or {})}
-    tree = ProcessTree(command, environment, folder / f"{name}.log")
+    environment |= {"PYTHONPATH": str(checkout), **(settings or {})}
+    tree = ProcessTree(command, environment, folder / f"{name}.log", checkout)
     stack.callback(tree.end)
     server = Server(tree, target, probe)
     server.wait_until_it_answers()

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from deployments.request_fields import MAX_FILE_BYTES
 from deployments.vision import classify, embed
 from deployments.vision.classify import ClassifyBackend
 from deployments.vision.image_encoders import ImageTextModel
-from deployments.vision.image_field import MAX_FILE_BYTES
 from deployments.vision.vision_options import VisionOptions
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from tests.vision.encoders import FILES, context, labels

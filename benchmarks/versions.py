@@ -1,0 +1,84 @@
+"""P8 beside another version: the CPU time of a request and of an event, of this checkout and of another one, in turns.
+
+    python -m benchmarks.versions OTHER_CHECKOUT --save benchmarks/raw/versions.csv
+
+Both run the echo worker behind `rbee-serve serve` in this environment. The load and the readings are those of
+`benchmarks.echo`; a ratio of CPU times says more than one of rates, as other programs of the machine do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from benchmarks.echo import CLIENTS, OURS, measure
+from benchmarks.load import StreamReader
+from benchmarks.method import (
+    CONTROL,
+    Comparison,
+    Row,
+    block_options,
+    comparison_table,
+    measures,
+    run_blocks,
+    save,
+    variant_table,
+)
+from benchmarks.servers import ours
+
+OTHER = "the other version"
+MAX_CPU_RATIO = 1.03
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    probe = {"prompt": "hello", "stream": False}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        reader = StreamReader()
+        stack.callback(reader.close)
+        worker = {"id": "echo-0", "type": "echo", "cpus": 0}
+        servers = {
+            OURS: ours(stack, folder, {**worker, "max_ongoing_requests": 200}, probe),
+            OTHER: ours(stack, folder, {**worker, options.key: 200}, probe, name="other", checkout=options.checkout),
+        }
+        servers[f"{OURS}{CONTROL}"] = servers[OURS]
+        turns = {name: partial(measure, server, server.target, reader, options) for name, server in servers.items()}
+        rows = run_blocks(turns, options.blocks)
+    print(f"\n{variant_table(rows)}\n\n{comparison_table(cpu_rows(rows), comparisons(rows))}")
+    if options.save:
+        save(rows, options.save)
+
+
+def cpu_rows(rows: Sequence[Row]) -> list[Row]:
+    """The same rows with the CPU time per unit as their value, and as it is where there is none."""
+    return [row if row.cpu_us != row.cpu_us else replace(row, value=row.cpu_us) for row in rows]
+
+
+def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
+    """This version against the other one, with the control, for CPU time and for what an idle server takes."""
+    for name in measures(rows):
+        if name.startswith(("requests/s", "events/s", "idle")):
+            yield Comparison(name, f"{OURS}{CONTROL}", OURS, kind="ratio at most")
+            yield Comparison(name, OURS, OTHER, MAX_CPU_RATIO, kind="ratio at most")
+
+
+def _options() -> argparse.Namespace:
+    parser = block_options(__doc__)
+    parser.add_argument("checkout", type=Path, help="the folder of the other version")
+    parser.add_argument("--key", default="capacity", help="what the other version calls max_ongoing_requests")
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of one reading")
+    parser.add_argument("--idle", type=float, default=4.0, help="seconds for which CPU time without load is measured")
+    parser.add_argument("--clients", type=int, nargs="+", default=[CLIENTS])
+    parser.add_argument("--words", type=int, nargs="+", default=[100], help="words in a stream")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
