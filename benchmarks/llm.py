@@ -89,7 +89,8 @@ def main() -> None:
         probe = {"prompt": "Hello", "max_tokens": 1, "temperature": 0.0}
         turns: dict[str, Turn] = {}
         if VLLM in options.variants:
-            server = vllm_server(stack, folder, engine_arguments(str(model), engine), {"model": NAME, **probe})
+            arguments = engine_arguments(str(model), engine)
+            server = vllm_server(stack, folder, arguments, {"model": NAME, **probe}, reserve_core=options.reserve_core)
             turns[VLLM] = partial(_turn, server, reader, prompts, _vllm_request, b'"text":', _vllm_tokens, options)
         if options.ray_llm:
             arguments = ["--model", str(model), "--served-model-name", NAME, "--engine", json.dumps(engine)]
@@ -236,6 +237,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="per response; few for the time to the first one")
     parser.add_argument("--beside", action="store_true", help="also measure vLLM beside an idle rbee-serve")
     parser.add_argument("--processes", action="store_true", help="also CPU per token by process")
+    parser.add_argument(
+        "--reserve-core", action="store_true", help="vLLM's server keeps a core for its engine, as it does by default"
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--variants", nargs="+", choices=[OURS, VLLM], default=[OURS, VLLM])
     parser.add_argument(

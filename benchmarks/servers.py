@@ -121,11 +121,14 @@ def baseline(
     return _started(stack, folder, module, command, Target(port, path), probe, settings)
 
 
-def vllm_server(stack: ExitStack, folder: Path, options: Sequence[str], probe: dict[str, Any]) -> Server:
-    """vLLM's own OpenAI server."""
+def vllm_server(
+    stack: ExitStack, folder: Path, options: Sequence[str], probe: dict[str, Any], *, reserve_core: bool = False
+) -> Server:
+    """vLLM's own OpenAI server. By default, with its best setting on few cores: its model works on all of them. With
+    `reserve_core` it keeps one for its engine, as vLLM does where nothing is set."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(port)]
-    settings = {"VLLM_NO_USAGE_STATS": "1"}
+    settings = {"VLLM_NO_USAGE_STATS": "1"} | ({} if reserve_core else {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"})
     return _started(stack, folder, "vllm", [*command, *options], Target(port, "/v1/completions"), probe, settings)
 
 
