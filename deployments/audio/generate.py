@@ -30,10 +30,10 @@ from rbee_serve.request import InferenceRequest
 from rbee_serve.result import EncodedResult, Result
 from rbee_serve.validation.parse import violated
 from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.engine_thread import EngineThread
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.narration import narrate
+from rbee_serve.worker.request_clock import RequestClock
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from rbee_serve.errors import InvalidRequest, RequestTooLong
 from rbee_serve.events import Event, Output, StopReason
 from rbee_serve.outputs import OutputValue, TokenOutput
 from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.memory import MemoryGauge
 from rbee_serve.worker.narration import narrate
+from rbee_serve.worker.request_clock import RequestClock
 
 RequestT = TypeVar("RequestT", bound=GenerationRequest)
 OutputT = TypeVar("OutputT", bound=OutputValue)

@@ -16,9 +16,9 @@ from rbee_serve.events import Event, Output
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import EmbeddingOutput
 from rbee_serve.request import InferenceRequest
-from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.memory import memory_gauge
 from rbee_serve.worker.narration import narrate
+from rbee_serve.worker.request_clock import RequestClock
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 

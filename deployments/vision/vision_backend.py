@@ -9,8 +9,8 @@ from rbee_serve.events import End, Metrics
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.memory import MemoryGauge
+from rbee_serve.worker.request_clock import RequestClock
 
 RequestT = TypeVar("RequestT", bound=InferenceRequest)
 OutputT = TypeVar("OutputT", bound=OutputValue)

@@ -15,7 +15,7 @@ Which module runs in which process:
     alone, the engine core)    cpu_shm_wakeup     the other end of the queue
     all of them                plugin             entry point `vllm.general_plugins`: registers the loader, applies
                                                   the patch, ends the process with its replica
-                               private_names      vLLM's private names in use, and their probe
+                               private_api        vLLM's private names in use, and their probe
 
 How they communicate:
 
@@ -26,6 +26,6 @@ How they communicate:
                                      RBEE_SERVE_LOAD_LISTENER (socket for progress), VLLM_CPU_NUM_OF_RESERVED_CPU
     replica → worker process         the engine option `worker_cls`, an import string (cpu_worker)
 
-Each patch is applied only to a vLLM that has what the patch needs (`private_names.fits`). Otherwise one warning is
+Each patch is applied only to a vLLM that has what the patch needs (`private_api.fits`). Otherwise one warning is
 logged and vLLM works as it does without the patch.
 """

@@ -21,7 +21,7 @@ import weakref
 from contextlib import suppress
 from typing import Any
 
-from deployments.vllm_runtime.private_names import SHM_WAKEUP, fits
+from deployments.vllm_runtime.private_api import SHM_WAKEUP, fits
 
 SPIN_S = 1e-3
 """Seconds of polling before the reader sleeps: the worker process seldom sleeps between the tokens of a request, and

@@ -12,7 +12,7 @@ import functools
 import os
 from typing import Any
 
-from deployments.vllm_runtime.private_names import CPU_WORKER, fits
+from deployments.vllm_runtime.private_api import CPU_WORKER, fits
 from rbee_serve.worker.device import usable_cores
 
 MAX_CORES = 4

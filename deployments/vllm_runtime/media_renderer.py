@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from deployments.vllm_runtime.generation_engine import EngineInput, GenerationEngine
-from deployments.vllm_runtime.private_names import TEXT_SEARCH, fits
+from deployments.vllm_runtime.private_api import TEXT_SEARCH, fits
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from deployments.vllm_runtime.private_names import PROGRESS_LOADER, fits
+from deployments.vllm_runtime.private_api import PROGRESS_LOADER, fits
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
 from rbee_serve.state import LoadProgress

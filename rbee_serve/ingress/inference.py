@@ -12,8 +12,9 @@ from rbee_serve import correlation
 from rbee_serve.errors import WorkerError
 from rbee_serve.ingress.addressing import resolve_request
 from rbee_serve.ingress.deadline import RequestDeadline
+from rbee_serve.ingress.disconnect import ClientDisconnected, cancel_on_disconnect
 from rbee_serve.ingress.error_responses import error_response
-from rbee_serve.ingress.event_response import ClientDisconnected, EventResponse, cancel_on_disconnect
+from rbee_serve.ingress.event_response import EventResponse
 from rbee_serve.ingress.services import IngressServices
 
 

@@ -22,7 +22,7 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.ctranslate2_header import read_ctranslate2_header
 from rbee_serve.model_files.gguf_conversion import FloatType, converted_gguf
 from rbee_serve.model_files.gguf_header import read_gguf_header
-from rbee_serve.model_files.hub_download import download
+from rbee_serve.model_files.huggingface_download import download
 from rbee_serve.model_files.model_ref import HubModel, parse_model_ref
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
 from rbee_serve.state import LoadProgress

@@ -60,15 +60,15 @@ if TYPE_CHECKING:
     from rbee_serve.state import LoadProgress
     from rbee_serve.validation.violations import violated
     from rbee_serve.worker.backend import InferenceBackend
-    from rbee_serve.worker.batched import BatchedBackend
+    from rbee_serve.worker.batched_backend import BatchedBackend
     from rbee_serve.worker.batching import Batcher
-    from rbee_serve.worker.completion import RequestClock
+    from rbee_serve.worker.blocking_backend import BlockingBackend
     from rbee_serve.worker.device import usable_cores
     from rbee_serve.worker.engine_thread import EngineThread, Sink
     from rbee_serve.worker.memory import MemoryGauge, cuda_tree_bytes, memory_gauge, process_tree_bytes
     from rbee_serve.worker.narration import narrate
     from rbee_serve.worker.options import EngineOptions
-    from rbee_serve.worker.simple import BlockingBackend
+    from rbee_serve.worker.request_clock import RequestClock
     from rbee_serve.worker.spec import Device, LoadContext, Peer, WorkerSpec
     from rbee_serve.worker.watchdog import Watchdog
 
@@ -155,15 +155,15 @@ _NAMES = {
     "state": "LoadProgress",
     "validation.violations": "violated",
     "worker.backend": "InferenceBackend",
-    "worker.batched": "BatchedBackend",
+    "worker.batched_backend": "BatchedBackend",
     "worker.batching": "Batcher",
-    "worker.completion": "RequestClock",
+    "worker.request_clock": "RequestClock",
     "worker.device": "usable_cores",
     "worker.engine_thread": "EngineThread Sink",
     "worker.memory": "MemoryGauge cuda_tree_bytes memory_gauge process_tree_bytes",
     "worker.narration": "narrate",
     "worker.options": "EngineOptions",
-    "worker.simple": "BlockingBackend",
+    "worker.blocking_backend": "BlockingBackend",
     "worker.spec": "Device LoadContext Peer WorkerSpec",
     "worker.watchdog": "Watchdog",
 }

@@ -22,7 +22,7 @@ WORKER_NAMES = [
     "rbee_serve.outputs",
     "rbee_serve.request.InferenceRequest",
     "rbee_serve.worker.backend",
-    "rbee_serve.worker.completion",
+    "rbee_serve.worker.request_clock",
     "rbee_serve.worker.narration",
     "rbee_serve.worker.spec.WorkerSpec",
     "deployments.llm",

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from deployments.vllm_runtime import cpu_shm_wakeup, cpu_worker, private_names, progress_loader
-from deployments.vllm_runtime.private_names import (
+from deployments.vllm_runtime import cpu_shm_wakeup, cpu_worker, private_api, progress_loader
+from deployments.vllm_runtime.private_api import (
     CPU_WORKER,
     FEATURES,
     PROGRESS_LOADER,
@@ -56,7 +56,7 @@ class OtherSpin:
 
 
 def one_warning(caplog: pytest.LogCaptureFixture, feature: Feature, reason: str) -> None:
-    [record] = [record for record in caplog.records if record.name == private_names.__name__]
+    [record] = [record for record in caplog.records if record.name == private_api.__name__]
     assert record.levelno == logging.WARNING
     assert reason in record.message
     assert record.message.endswith(feature.fallback)

@@ -15,8 +15,8 @@ from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.batching import Batcher
-from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.memory import memory_gauge
+from rbee_serve.worker.request_clock import RequestClock
 from rbee_serve.worker.spec import LoadContext
 
 RequestT = TypeVar("RequestT", bound=InferenceRequest)

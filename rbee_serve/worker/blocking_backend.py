@@ -14,9 +14,9 @@ from rbee_serve.events import Event, Metrics, Narration, Output, Progress
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.completion import RequestClock
 from rbee_serve.worker.engine_thread import EngineThread
 from rbee_serve.worker.memory import memory_gauge
+from rbee_serve.worker.request_clock import RequestClock
 from rbee_serve.worker.spec import LoadContext
 
 RequestT = TypeVar("RequestT", bound=InferenceRequest)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from deployments.vllm_runtime.private_names import (
+from deployments.vllm_runtime.private_api import (
     ALL_NAMES,
     FEATURES,
     SHM_WAKEUP,

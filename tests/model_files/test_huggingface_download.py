@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from rbee_serve.errors import ConfigurationError, InsufficientResources
-from rbee_serve.model_files.hub_download import download, files_to_download
+from rbee_serve.model_files.huggingface_download import download, files_to_download
 from rbee_serve.model_files.model_ref import HubModel
 from rbee_serve.state import LoadProgress
 
