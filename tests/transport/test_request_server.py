@@ -186,16 +186,16 @@ async def test_an_exception_after_the_end_of_the_stream_is_only_logged(caplog: p
 
 async def test_a_request_that_crosses_goaway_is_completed() -> None:
     async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(fields["seconds"])
         yield b"end", True
 
     replica = RequestServer(work)
     async with connected(replica) as ingress:
-        ingress.send(start(1))
+        ingress.send(start(1, {"seconds": 0.05}))
         assert await ingress.receive(FromReplica) == [RequestAck(1)]
         closing = asyncio.create_task(replica.close(5))
         assert await ingress.receive(FromReplica) == [GoAway()]
-        ingress.send(start(2))
+        ingress.send(start(2, {"seconds": 0.3}))
         received: list[Any] = []
         while len(received) < 3:
             received += await ingress.receive(FromReplica)
