@@ -59,7 +59,7 @@ def error_from_ray(error: BaseException, worker_id: str) -> WorkerError:
             return WorkerUnhealthy(f"worker {worker_id} could not be started; GET /v1/ready gives the reason")
         case BackPressureError():
             return InsufficientResources(f"worker {worker_id} has no room now; try again later")
-        case RayError() | RayServeException() | StopAsyncIteration() | OSError():
+        case RayError() | RayServeException() | StopAsyncIteration() | OSError() | asyncio.CancelledError():
             return WorkerLost(f"worker {worker_id} died with the request on it; try again in a moment")
         case _:
             return InternalError("the server failed on this request; its log has the details")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import itertools
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -68,9 +69,8 @@ class Channel:
     async def _find(self) -> None:
         """Find a replica, and send it the waiting requests."""
         try:
-            messages = aiter(self._reach.remote(self._node_id))
-            self._current = await self._connection(await anext(messages))
-            cancel(messages)
+            async with self._replica() as connection:
+                self._current = connection
         except (Exception, asyncio.CancelledError) as exc:  # Serve raises the latter too, where the call was cancelled
             for response, _ in self._take_waiting():
                 response.fail(_reason(exc))
@@ -85,17 +85,26 @@ class Channel:
 
     async def _send_balanced(self, response: ResponseStream, request: StartRequest) -> None:
         """A call to Serve is open as long as the request."""
+        try:
+            async with self._replica() as connection:
+                if not response.closed:
+                    connection.start(response, request)
+                await response.over
+        except (Exception, asyncio.CancelledError) as exc:
+            response.fail(_reason(exc))
+
+    @asynccontextmanager
+    async def _replica(self) -> AsyncIterator[RequestClient]:
+        """The connection to a replica that Ray Serve chooses. The call to Serve is open until the context is left.
+        Raises `OSError` and what Serve raises."""
         messages = aiter(self._reach.remote(self._node_id))
         try:
             # Serve loses a cancellation that comes while it hands the call to a replica: its answer is awaited.
             async with asyncio.timeout(UNANSWERED_CALL_S):
                 connection = await self._connection(await anext(messages))
-            if not response.closed:
-                connection.start(response, request)
-            await response.over
-        except (Exception, asyncio.CancelledError) as exc:
-            response.fail(_reason(exc))
-        cancel(messages)
+            yield connection
+        finally:
+            cancel(messages)
 
     async def _connection(self, endpoint: Endpoint) -> RequestClient:
         """The connection to that replica, which is opened if there is none. Raises `OSError`."""

@@ -15,6 +15,7 @@ from rbee_serve.ingress.deadline import RequestDeadline
 from rbee_serve.ingress.disconnect import ClientDisconnected, cancel_on_disconnect
 from rbee_serve.ingress.error_responses import error_response
 from rbee_serve.ingress.event_response import EventResponse
+from rbee_serve.ingress.router import UpstreamResponse
 from rbee_serve.ingress.services import IngressServices
 
 
@@ -36,7 +37,7 @@ class Inference:
             worker, inference = await resolve_request(request, self._services)
             inference.timeout_s = deadline.left_s(request, inference.timeout_s)
             sending = self._services.router.send(worker.config.id, inference, correlation.current() or "")
-            upstream = await cancel_on_disconnect(receive, sending)
+            upstream = await cancel_on_disconnect(receive, sending, discard=UpstreamResponse.close)
         except WorkerError as exc:
             return error_response(exc)
         if inference.stream:

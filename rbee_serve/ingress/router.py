@@ -90,6 +90,8 @@ class Router:
             worker_id: Channel(handle, node_id, balanced=worker_id in balanced) for worker_id, handle in handles.items()
         }
         self._unacknowledged: dict[str, set[ResponseStream]] = {worker_id: set() for worker_id in handles}
+        self._starting: set[ResponseStream] = set()
+        """Requests without first data."""
         self._open: set[UpstreamResponse] = set()
 
     async def send(self, worker_id: str, request: InferenceRequest, correlation_id: str) -> UpstreamResponse:
@@ -98,6 +100,7 @@ class Router:
         Raises the `WorkerError` with which the replica refused it; `WorkerLost` if no replica acknowledged it in time.
         """
         stream = self._channels[worker_id].send(request.model_dump(exclude_unset=True), correlation_id)
+        self._starting.add(stream)
         try:
             await self._acknowledged(worker_id, stream)
             first, complete = await stream.next()
@@ -106,6 +109,8 @@ class Router:
             if isinstance(exc, WorkerError) or not isinstance(exc, Exception):
                 raise
             raise error_from_ray(exc, worker_id) from exc
+        finally:
+            self._starting.discard(stream)
         if refusal := refused(first, complete):
             stream.close()
             raise refusal
@@ -117,7 +122,9 @@ class Router:
             stream.abort(_lost(worker_id))
 
     def abort(self) -> None:
-        """End every open stream: the server is being shut down and has waited long enough."""
+        """End every request: the server is being shut down and has waited long enough."""
+        for stream in list(self._starting):
+            stream.abort(_stopping())
         for response in list(self._open):
             response.abort()
 

@@ -18,6 +18,7 @@ from rbee_serve.replica.backend_messages import FromBackend, ToBackend
 from rbee_serve.replica.foreign_errors import error_from_backend
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
+from rbee_serve.transport.cancellation import is_own_cancellation
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.device import set_threads
@@ -105,7 +106,9 @@ class BackendServer:
                     await self._credits[stream_id].acquire()
                     self._send(messages.Item(stream_id, messages.encode(event)))
             self._send(messages.Closed(stream_id))
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            if is_own_cancellation(exc):
+                raise
             self._send(messages.Closed(stream_id, messages.encode(error_from_backend(exc))))
 
     def _send(self, message: FromBackend) -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -15,6 +16,7 @@ from rbee_serve.events import End, Error, Event, Started, to_json
 from rbee_serve.grammar import GrammarError, StreamGrammar
 from rbee_serve.replica.foreign_errors import error_from_backend
 from rbee_serve.sse import DONE, frame
+from rbee_serve.transport.cancellation import is_own_cancellation
 from rbee_serve.transport.request_messages import ResponseChunk
 
 logger = logging.getLogger(__name__)
@@ -34,10 +36,13 @@ async def ordered(
     grammar = StreamGrammar()
     grammar.accept(started)
     last: Event[Any]
-    async with aclosing(cast("AsyncGenerator[Event[Any], None]", source)) as events:
+    events = cast("AsyncGenerator[Event[Any], None]", source)
+    try:
         try:
             event = await anext(events, None)
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            if is_own_cancellation(exc):
+                raise
             if not started_sent:
                 raise error_from_backend(exc) from exc
             yield Error.from_exception(error_from_backend(exc))
@@ -57,9 +62,23 @@ async def ordered(
         except GrammarError as exc:
             logger.error("the backend sent events in a wrong order: %s", exc)
             last = Error.from_exception(InternalError("the worker sent events in a wrong order"))
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            if is_own_cancellation(exc):
+                raise
             last = Error.from_exception(error_from_backend(exc))
+    finally:
+        await _close(events)
     yield last
+
+
+async def _close(events: AsyncGenerator[Event[Any], None]) -> None:
+    """Close the backend's stream. If that fails, the response keeps the end that it has."""
+    try:
+        await events.aclose()
+    except (Exception, asyncio.CancelledError) as exc:
+        if is_own_cancellation(exc):
+            raise
+        logger.error("the backend failed when its stream was closed: %s", type(exc).__name__, exc_info=exc)
 
 
 async def frames(events: AsyncGenerator[Event[Any], None]) -> AsyncGenerator[ResponseChunk, None]:

@@ -16,7 +16,7 @@ from rbee_serve.errors import (
 logger = logging.getLogger(__name__)
 
 
-def error_from_backend(error: Exception) -> WorkerError:
+def error_from_backend(error: BaseException) -> WorkerError:
     """The `WorkerError` for the client. The details of a foreign exception are logged and never sent."""
     if isinstance(error, WorkerError):
         return error

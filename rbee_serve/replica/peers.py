@@ -12,6 +12,7 @@ from rbee_serve import correlation
 from rbee_serve.errors import WorkerLost
 from rbee_serve.events import End, Error, Event
 from rbee_serve.ray_boundary import UNANSWERED_CALL_S, abandon, error_from_ray
+from rbee_serve.transport.cancellation import is_own_cancellation
 from rbee_serve.worker.spec import Peer
 
 
@@ -37,7 +38,9 @@ def peer(worker_id: str, handle: DeploymentHandle[Any]) -> Peer:
                 event = await anext(response)
             complete = True
             yield event
-        except Exception as exc:
+        except (Exception, asyncio.CancelledError) as exc:
+            if is_own_cancellation(exc):
+                raise
             raise error_from_ray(exc, worker_id) from exc
         finally:
             if not complete:

@@ -7,6 +7,7 @@ costs both sides some milliseconds of CPU. Both ends of each protocol are in thi
     handshake           `Endpoint`, and the mutual proof of its token
     acceptor            `Acceptor`: the listening side
     client_connection   `ClientConnection` and `OnDemand`: the connecting side
+    cancellation        whether a `CancelledError` is the current task's own
     request_*           requests from an ingress to a replica, and `ResponseStream`
     state_*             states from replicas to the hub, snapshots from the hub to ingresses
 """

@@ -7,7 +7,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Callable
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.transport.handshake import (
@@ -23,6 +23,11 @@ from rbee_serve.transport.handshake import (
 )
 
 logger = logging.getLogger(__name__)
+
+MAX_PENDING = 64
+"""Connections in their handshake at the same time; more are closed at once."""
+LOG_PERIOD_S = 60.0
+"""Connections that are closed because of `MAX_PENDING` leave at most one line in the log in this time."""
 
 MessageT = TypeVar("MessageT")
 MessageT_contra = TypeVar("MessageT_contra", contravariant=True)
@@ -48,7 +53,10 @@ class Acceptor(Generic[MessageT]):
         self.message_types = message_types
         self.admit = admit
         self.token = secrets.token_hex(32)
+        self.pending: set[object] = set()
+        """Connections in their handshake."""
         self._servers: dict[str, asyncio.Task[asyncio.Server]] = {}
+        self._next_log_s = 0.0
 
     async def endpoint(self, host: str) -> Endpoint:
         """The endpoint for processes that reach this machine as `host`. Raises `OSError`."""
@@ -68,7 +76,24 @@ class Acceptor(Generic[MessageT]):
 
     async def _listen(self, host: str) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        return await loop.create_server(lambda: _PendingConnection(self).connection, host, 0)
+        return await loop.create_server(self._accept, host, 0)
+
+    def _accept(self) -> asyncio.Protocol:
+        if len(self.pending) < MAX_PENDING:
+            return _PendingConnection(self).connection
+        now_s = asyncio.get_running_loop().time()
+        if now_s >= self._next_log_s:
+            self._next_log_s = now_s + LOG_PERIOD_S
+            logger.warning("closed a new connection: %d others have not proven the token", len(self.pending))
+        return _Refused()
+
+
+class _Refused(asyncio.Protocol):
+    """A connection above `MAX_PENDING`."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        cast("asyncio.Transport", transport).abort()
 
 
 class _PendingConnection:
@@ -81,6 +106,7 @@ class _PendingConnection:
         self._acceptor = acceptor
         self._nonces: Nonces | None = None
         self._time_limit = asyncio.get_running_loop().call_later(HANDSHAKE_S, self._fail, "it took too long")
+        acceptor.pending.add(self)
 
     def _receive(self, message: Hello | Proof) -> None:
         if self.connection.aborted:  # by an earlier message of the same frame
@@ -91,7 +117,7 @@ class _PendingConnection:
                 proof = self._nonces.acceptor_proof(self._acceptor.token)
                 self.connection.send(Challenge(self._nonces.acceptor, proof))
             case Proof(proof) if self._nonces is not None and self._is_valid(proof, self._nonces):
-                self._time_limit.cancel()
+                self._end()
                 handler = self._acceptor.admit(self.connection)
                 self.connection.expect(self._acceptor.message_types, handler.receive, handler.lost)
             case _:
@@ -101,9 +127,14 @@ class _PendingConnection:
         return hmac.compare_digest(proof, nonces.connector_proof(self._acceptor.token))
 
     def _fail(self, reason: str) -> None:
+        self._end()
         self.connection.abort(f"the handshake failed: {reason}")
 
-    def _on_close(self) -> None:
+    def _end(self) -> None:
         self._time_limit.cancel()
+        self._acceptor.pending.discard(self)
+
+    def _on_close(self) -> None:
+        self._end()
         if not self.connection.aborted:
             logger.info("%s closed its connection before it had proven the token", self.connection.peer)

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
+from rbee_serve.transport.cancellation import is_own_cancellation
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.transport.handshake import (
     HANDSHAKE_BYTES,
@@ -79,11 +80,16 @@ class OnDemand(Generic[ClientT]):
         return opening.cancelled() or opening.exception() is not None or not opening.result().usable
 
     async def get(self) -> ClientT:
-        """The connection. Raises what opening it raises."""
+        """The connection. Raises what opening it raises; `ConnectionError` if that was cancelled."""
         if self._opening is None or self.is_over:
             self._opening = asyncio.create_task(self._open())
             self._opening.add_done_callback(_retrieve_exception)
-        return await asyncio.shield(self._opening)
+        try:
+            return await asyncio.shield(self._opening)
+        except asyncio.CancelledError as exc:
+            if is_own_cancellation(exc):
+                raise
+            raise ConnectionError("the connection was cancelled while it was opened") from exc
 
     def close(self) -> None:
         """Close the connection if there is one."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from rbee_serve import correlation
-from rbee_serve.errors import InternalError
+from rbee_serve.errors import InferenceTimeout, InternalError, WorkerError
+from rbee_serve.sse import DONE
 from rbee_serve.transport.acceptor import Acceptor
+from rbee_serve.transport.cancellation import is_own_cancellation
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.transport.refusal import refusal
 from rbee_serve.transport.request_messages import (
@@ -30,6 +32,11 @@ from rbee_serve.transport.request_messages import (
 
 logger = logging.getLogger(__name__)
 
+MAX_STALLED_READER_S = 30.0
+"""A request whose window stays closed for this long ends with an error, because it holds a slot of its worker."""
+GO_AWAY_S = 0.1
+"""The time in which requests arrive that were sent before their ingress received `GoAway`."""
+
 RequestHandler = Callable[[dict[str, Any]], AsyncGenerator[ResponseChunk, None]]
 """From the fields of a request to the chunks of its response, the last of which ends the stream."""
 
@@ -40,21 +47,27 @@ class RequestServer:
     def __init__(self, handle: RequestHandler) -> None:
         self._handle = handle
         self._connections: set[_IngressConnection] = set()
+        self._closing = False
         self.acceptor: Acceptor[FromIngress] = Acceptor(FromIngress, self._admit)
         """Where ingresses connect."""
 
     def _admit(self, connection: FramedConnection[FromIngress]) -> _IngressConnection:
         admitted = _IngressConnection(connection, self._handle, self._connections)
         self._connections.add(admitted)
+        if self._closing:
+            connection.send(GoAway())
         return admitted
 
     async def close(self, timeout_s: float) -> None:
-        """Refuse new requests, and wait for the open ones, at most `timeout_s` seconds."""
+        """Have the ingresses send new requests elsewhere, and wait for the open ones, at most `timeout_s` seconds."""
+        self._closing = True
         for ingress in self._connections:
             ingress.connection.send(GoAway())
-        tasks = [task for ingress in self._connections for task in ingress.tasks()]
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await asyncio.sleep(GO_AWAY_S)
+                while tasks := [task for ingress in self._connections for task in ingress.tasks()]:
+                    await asyncio.wait(tasks)
         await self.acceptor.close()
         for ingress in list(self._connections):
             ingress.connection.close()
@@ -126,13 +139,31 @@ class _IngressConnection:
 
     async def _run(self, stream_id: int, stream: _Stream, fields: dict[str, Any], correlation_id: str) -> None:
         correlation.enter(correlation_id)
+        chunk: ResponseChunk | None = None
         try:
             async with aclosing(self._handle(fields)) as chunks:
                 async for chunk in chunks:
                     self.connection.send(Chunk(stream_id, *chunk))
                     data, end_of_stream, *_ = chunk
                     if stream.sent(len(data)) and not end_of_stream:
-                        await stream.window_open.wait()
-        except Exception:  # whatever it is, the ingress needs an end of the stream
-            logger.exception("a request failed outside of its backend")
-            self.connection.send(Chunk(stream_id, *refusal(InternalError("the worker's answer could not be sent"))))
+                        await _opened(stream.window_open)
+        except (Exception, asyncio.CancelledError) as exc:  # whatever it is, the ingress needs an end of the stream
+            if is_own_cancellation(exc):
+                raise
+            if not isinstance(exc, WorkerError):
+                logger.exception("a request failed outside of its backend")
+                exc = InternalError("the worker's answer could not be sent")
+            if chunk is None:
+                self.connection.send(Chunk(stream_id, *refusal(exc)))
+            elif not chunk[1]:
+                data, end_of_stream, *_ = refusal(exc)
+                self.connection.send(Chunk(stream_id, data + DONE, end_of_stream))
+
+
+async def _opened(window: asyncio.Event) -> None:
+    try:
+        async with asyncio.timeout(MAX_STALLED_READER_S):
+            await window.wait()
+    except TimeoutError:
+        stalled = f"the client did not read its response for {MAX_STALLED_READER_S:g} s; read it while it arrives"
+        raise InferenceTimeout(stalled) from None

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from rbee_serve.errors import InvalidRequest
+from rbee_serve.ingress import channel as module
 from rbee_serve.ingress.channel import Channel
+from rbee_serve.transport.handshake import Endpoint
 from rbee_serve.transport.refusal import refusal
 from rbee_serve.transport.request_messages import WINDOW_BYTES, ResponseChunk
 from rbee_serve.transport.response_stream import ResponseStream
@@ -255,6 +257,48 @@ async def test_an_error_of_ray_serve_fails_the_waiting_requests(handles: Handles
         response = channel.send({"name": "a", "count": 1}, "corr")
         with pytest.raises(RuntimeError, match="the deployment has failed"):
             await whole(response)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_a_connection_that_fails_leaves_no_open_call(handles: Handles, balanced: bool) -> None:
+    handle = handles(counting)
+
+    async def closed_port() -> Endpoint:
+        return Endpoint("127.0.0.1", 1, "token")
+
+    handle.reach = closed_port  # type: ignore[method-assign]
+    response = channel_to(handle, balanced=balanced).send({"name": "a", "count": 1}, "corr")
+    with pytest.raises(OSError, match="1"):
+        await whole(response)
+    await soon(lambda: handle.open_calls == 0)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_a_call_without_an_answer_fails_its_requests_after_the_time_limit(
+    handles: Handles, balanced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "UNANSWERED_CALL_S", 0.05)
+    handle = handles(counting)
+    handle.hold = asyncio.Event()
+    response = channel_to(handle, balanced=balanced).send({"name": "a", "count": 1}, "corr")
+    async with asyncio.timeout(2):
+        with pytest.raises(TimeoutError):
+            await response.next()
+    assert response.complete
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+async def test_a_handle_that_cannot_be_called_fails_the_request(handles: Handles, balanced: bool) -> None:
+    handle = handles(counting)
+
+    def stopped(node_id: str) -> Any:
+        raise RuntimeError("Serve is shut down")
+
+    handle.remote = stopped  # type: ignore[method-assign]
+    response = channel_to(handle, balanced=balanced).send({"name": "a", "count": 1}, "corr")
+    async with asyncio.timeout(2):
+        with pytest.raises(RuntimeError, match="shut down"):
+            await response.next()
 
 
 async def test_a_slow_reader_pauses_its_own_request_only(handles: Handles) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import Field
 
-from rbee_serve.errors import InternalError, InvalidRequest, WorkerLost
+from rbee_serve.errors import InternalError, InvalidRequest, WorkerLost, WorkerStopping
 from rbee_serve.ingress import router as module
 from rbee_serve.ingress.router import Router, UpstreamResponse
 from rbee_serve.request import InferenceRequest
@@ -223,6 +223,26 @@ async def test_an_abort_ends_an_open_stream_with_an_error_event() -> None:
     assert data.endswith(b"data: [DONE]\n\n")
     assert b"the server is being shut down" in data
     response.close()
+    await soon(lambda: handle.running == 0)
+    await handle.close()
+
+
+@pytest.mark.parametrize("acknowledged", [True, False])
+async def test_an_abort_ends_requests_without_first_data(acknowledged: bool) -> None:
+    async def silent(fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:
+        await asyncio.Event().wait()
+        yield b"", True
+
+    handle = SlowHandle(0 if acknowledged else 30, silent)
+    router = router_to(handle, timeout_s=30)
+    waiting = asyncio.create_task(send(router))
+    if acknowledged:
+        await soon(lambda: handle.running == 1)
+    await asyncio.sleep(0.02)
+    router.abort()
+    async with asyncio.timeout(1):
+        with pytest.raises(WorkerStopping, match="the server is being shut down"):
+            await waiting
     await soon(lambda: handle.running == 0)
     await handle.close()
 

@@ -35,6 +35,8 @@ class RecordingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
         self._watchdog = context.watchdog
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[TokenOutput], None]:
+        if self._engine.get("cancelled_elsewhere"):
+            raise asyncio.CancelledError
         folder = Path(self._engine["folder"])
         try:
             for step in count(1):

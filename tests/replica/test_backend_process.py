@@ -93,6 +93,12 @@ async def test_an_exception_of_the_backend_is_raised_here() -> None:
         assert untimed(await events_of(echo, EchoRequest(prompt="a")))
 
 
+async def test_a_cancellation_from_elsewhere_ends_the_request_with_an_error() -> None:
+    async with started(RECORDING, cancelled_elsewhere=True) as backend, asyncio.timeout(10):
+        with pytest.raises(InternalError):
+            await events_of(backend, InferenceRequest())
+
+
 async def test_an_exception_of_the_load_is_raised_with_its_message() -> None:
     with pytest.raises(InternalError, match="no weights"):
         async with started(ECHO, load_error="this model has no weights"):

@@ -127,3 +127,31 @@ async def test_an_event_that_cannot_be_encoded_ends_the_stream_with_an_error() -
     last = await last_event(source())
     assert isinstance(last, Error)
     assert last.code == "INTERNAL"
+
+
+async def test_a_cancellation_from_elsewhere_is_a_failure_of_the_backend() -> None:
+    async def refused() -> AsyncGenerator[Event[Any], None]:
+        raise asyncio.CancelledError
+        yield token(0)
+
+    async def broken() -> AsyncGenerator[Event[Any], None]:
+        yield token(0)
+        raise asyncio.CancelledError
+
+    with pytest.raises(InternalError):
+        await body_of(refused())
+    event = await last_event(broken())
+    assert isinstance(event, Error)
+    assert event.code == "INTERNAL"
+
+
+async def test_an_exception_after_the_end_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def source() -> AsyncGenerator[Event[Any], None]:
+        yield token(0)
+        try:
+            yield END
+        finally:
+            raise ValueError("too late")
+
+    assert await last_event(source()) == END
+    assert "too late" in caplog.text

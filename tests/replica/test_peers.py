@@ -22,7 +22,7 @@ END = End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)
 class Response:
     """The response of a handle's call: events, then an optional exception."""
 
-    def __init__(self, events: Sequence[Event[Any]], failure: Exception | None, pause_s: float) -> None:
+    def __init__(self, events: Sequence[Event[Any]], failure: BaseException | None, pause_s: float) -> None:
         self._events = iter(events)
         self._failure = failure
         self._pause_s = pause_s
@@ -43,7 +43,7 @@ class Response:
 
 
 class Handle:
-    def __init__(self, *events: Event[Any], failure: Exception | None = None, pause_s: float = 0.0) -> None:
+    def __init__(self, *events: Event[Any], failure: BaseException | None = None, pause_s: float = 0.0) -> None:
         self.response = Response(events, failure, pause_s)
         self.requests: list[dict[str, Any]] = []
 
@@ -84,6 +84,22 @@ async def test_a_dead_replica_raises_worker_lost() -> None:
 async def test_a_stream_without_an_end_raises_worker_lost() -> None:
     with pytest.raises(WorkerLost, match="worker speech-0 died"):
         await read(events_of(Handle(STARTED)))
+
+
+@pytest.mark.parametrize("events", [[], [STARTED]])
+async def test_a_call_that_was_cancelled_elsewhere_raises_worker_lost(events: list[Event[Any]]) -> None:
+    with pytest.raises(WorkerLost, match="worker speech-0 died"):
+        await read(events_of(Handle(*events, failure=asyncio.CancelledError())))
+
+
+async def test_a_reader_that_is_cancelled_stays_cancelled() -> None:
+    handle = Handle(STARTED, END, pause_s=0.05)
+    reader = asyncio.create_task(read(events_of(handle)))
+    await asyncio.sleep(0.08)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    assert handle.response.cancelled
 
 
 async def test_a_worker_that_does_not_respond_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:

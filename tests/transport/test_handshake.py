@@ -210,6 +210,24 @@ async def test_a_peer_that_sends_nothing_is_closed_after_the_time_limit(
         assert "it took too long" in caplog.text
 
 
+async def test_connections_above_the_limit_are_closed_at_once_with_one_log_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MAX_PENDING", 2)
+    async with server_and_endpoint() as (server, endpoint):
+        async with raw_peer(endpoint), raw_peer(endpoint):
+            for _ in range(3):
+                async with raw_peer(endpoint) as refused:
+                    assert await refused.is_closed_by_the_other_end()
+            assert len(caplog.records) == 1
+            assert "2 others have not proven the token" in caplog.text
+        await until(lambda: not server.acceptor.pending)
+        for _ in range(3):  # connections that have proven the token do not count
+            await connect(endpoint, FromReplica, print, lambda: None)
+            await until(lambda: not server.acceptor.pending)
+        assert len(server.admitted) == 3
+
+
 async def test_an_acceptor_that_does_not_hold_the_token_gets_no_proof_and_no_message() -> None:
     received = bytearray()
 

@@ -9,8 +9,18 @@ from typing import Any
 
 import pytest
 
+from rbee_serve.sse import DONE
+from rbee_serve.transport import request_server as module
 from rbee_serve.transport.handshake import Endpoint
-from rbee_serve.transport.request_messages import Chunk, FromReplica, RequestAck, ResetStream, StartRequest
+from rbee_serve.transport.request_messages import (
+    WINDOW_BYTES,
+    Chunk,
+    FromReplica,
+    GoAway,
+    RequestAck,
+    ResetStream,
+    StartRequest,
+)
 from rbee_serve.transport.request_server import RequestServer
 from tests.transport.raw_peer import HOST, RawPeer, authenticated_peer
 
@@ -116,3 +126,102 @@ async def test_a_host_without_an_address_here_is_an_error_each_time_and_does_not
             await replica.acceptor.endpoint("203.0.113.1")
     assert (await replica.acceptor.endpoint(HOST)).host == HOST
     await replica.close(0)
+
+
+async def events_until_the_end(ingress: RawPeer) -> bytes:
+    """The data of the stream, to its end."""
+    data = b""
+    while True:
+        for message in await ingress.receive(FromReplica):
+            if isinstance(message, Chunk):
+                data += message.data
+                if message.end_of_stream:
+                    return data
+
+
+async def test_a_reader_that_takes_nothing_ends_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STALLED_READER_S", 0.05)
+    closed = asyncio.Event()
+
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        try:
+            while True:
+                yield b"x" * WINDOW_BYTES, False
+        finally:
+            closed.set()
+
+    async with connected(RequestServer(work)) as ingress:
+        ingress.send(start())
+        data = await events_until_the_end(ingress)
+        assert b"the client did not read its response" in data
+        assert b'"INFERENCE_TIMEOUT"' in data
+        assert data.endswith(DONE)
+        assert closed.is_set()
+
+
+async def test_a_cancellation_from_elsewhere_ends_the_stream_with_an_error() -> None:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        yield b"a", False
+        raise asyncio.CancelledError
+
+    async with connected(RequestServer(work)) as ingress:
+        ingress.send(start())
+        data = await events_until_the_end(ingress)
+        assert b'"INTERNAL"' in data
+        assert data.endswith(DONE)
+
+
+async def test_an_exception_after_the_end_of_the_stream_is_only_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        yield b"end", True
+        raise ValueError("too late")
+
+    async with connected(RequestServer(work)) as ingress:
+        ingress.send(start(1))
+        assert await events_until_the_end(ingress) == b"end"
+        ingress.send(start(2))
+        assert await ingress.receive(FromReplica) == [RequestAck(2)]
+    assert "too late" in caplog.text
+
+
+async def test_a_request_that_crosses_goaway_is_completed() -> None:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        await asyncio.sleep(fields["seconds"])
+        yield b"end", True
+
+    replica = RequestServer(work)
+    async with connected(replica) as ingress:
+        ingress.send(start(1, {"seconds": 0.05}))
+        assert await ingress.receive(FromReplica) == [RequestAck(1)]
+        closing = asyncio.create_task(replica.close(5))
+        assert await ingress.receive(FromReplica) == [GoAway()]
+        ingress.send(start(2, {"seconds": 0.3}))
+        received: list[Any] = []
+        while len(received) < 3:
+            received += await ingress.receive(FromReplica)
+        assert received == [RequestAck(2), Chunk(1, b"end", True), Chunk(2, b"end", True)]
+        await closing
+
+
+async def test_the_close_of_a_replica_takes_at_most_its_time_limit() -> None:
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        await asyncio.Event().wait()
+        yield b"end", True
+
+    replica = RequestServer(work)
+    async with connected(replica) as ingress:
+        ingress.send(start())
+        await ingress.receive(FromReplica)
+        async with asyncio.timeout(2):
+            await replica.close(0.2)
+        assert await ingress.is_closed_by_the_other_end()
+
+
+async def test_a_connection_to_a_stopping_replica_gets_goaway() -> None:
+    replica = RequestServer(never)
+    endpoint = await replica.acceptor.endpoint(HOST)
+    closing = asyncio.create_task(replica.close(5))
+    await asyncio.sleep(0)
+    async with authenticated_peer(endpoint) as ingress:
+        assert await ingress.receive(FromReplica) == [GoAway()]
+        await closing
