@@ -33,7 +33,9 @@ from rbee_serve.transport.request_messages import (
 logger = logging.getLogger(__name__)
 
 MAX_STALLED_READER_S = 30.0
-"""A request whose window stays closed for this long ends with an error, because it holds a slot of its worker."""
+MIN_READ_BYTES_PER_S = 16 * 1024
+"""A client that is behind by more than the window has to take something within `MAX_STALLED_READER_S` and the time that
+its unread bytes take at this rate. Otherwise its request ends with an error, because it holds a slot of its worker."""
 GO_AWAY_S = 0.1
 """The time in which requests arrive that were sent before their ingress received `GoAway`."""
 
@@ -79,21 +81,27 @@ class _Stream:
     def __init__(self) -> None:
         self.task: asyncio.Task[None]
         self.unread = 0
-        self.window_open = asyncio.Event()
+        self._taken = asyncio.Event()
 
     def sent(self, size: int) -> bool:
         """Count `size` sent bytes. Whether the window is now closed."""
         self.unread += size
-        if self.unread <= WINDOW_BYTES:
-            return False
-        self.window_open.clear()
-        return True
+        return self.unread > WINDOW_BYTES
 
     def taken(self, size: int) -> None:
         """Count `size` bytes that the client has taken."""
         self.unread -= size
-        if self.unread <= WINDOW_BYTES:
-            self.window_open.set()
+        self._taken.set()
+
+    async def opened(self) -> None:
+        """Wait until the window is open. Raises `InferenceTimeout` if the client stops reading."""
+        while self.unread > WINDOW_BYTES:
+            self._taken.clear()
+            try:
+                async with asyncio.timeout(MAX_STALLED_READER_S + self.unread / MIN_READ_BYTES_PER_S):
+                    await self._taken.wait()
+            except TimeoutError:
+                raise InferenceTimeout("the client stopped reading its response; read it while it arrives") from None
 
 
 class _IngressConnection:
@@ -146,7 +154,7 @@ class _IngressConnection:
                     self.connection.send(Chunk(stream_id, *chunk))
                     data, end_of_stream, *_ = chunk
                     if stream.sent(len(data)) and not end_of_stream:
-                        await _opened(stream.window_open)
+                        await stream.opened()
         except (Exception, asyncio.CancelledError) as exc:  # whatever it is, the ingress needs an end of the stream
             if is_own_cancellation(exc):
                 raise
@@ -158,12 +166,3 @@ class _IngressConnection:
             elif not chunk[1]:
                 data, end_of_stream, *_ = refusal(exc)
                 self.connection.send(Chunk(stream_id, data + DONE, end_of_stream))
-
-
-async def _opened(window: asyncio.Event) -> None:
-    try:
-        async with asyncio.timeout(MAX_STALLED_READER_S):
-            await window.wait()
-    except TimeoutError:
-        stalled = f"the client did not read its response for {MAX_STALLED_READER_S:g} s; read it while it arrives"
-        raise InferenceTimeout(stalled) from None

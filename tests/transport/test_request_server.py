@@ -20,6 +20,7 @@ from rbee_serve.transport.request_messages import (
     RequestAck,
     ResetStream,
     StartRequest,
+    WindowUpdate,
 )
 from rbee_serve.transport.request_server import RequestServer
 from tests.transport.raw_peer import HOST, RawPeer, authenticated_peer
@@ -141,6 +142,7 @@ async def events_until_the_end(ingress: RawPeer) -> bytes:
 
 async def test_a_reader_that_takes_nothing_ends_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_STALLED_READER_S", 0.05)
+    monkeypatch.setattr(module, "MIN_READ_BYTES_PER_S", 1e9)
     closed = asyncio.Event()
 
     async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
@@ -153,10 +155,26 @@ async def test_a_reader_that_takes_nothing_ends_its_request(monkeypatch: pytest.
     async with connected(RequestServer(work)) as ingress:
         ingress.send(start())
         data = await events_until_the_end(ingress)
-        assert b"the client did not read its response" in data
+        assert b"the client stopped reading its response" in data
         assert b'"INFERENCE_TIMEOUT"' in data
         assert data.endswith(DONE)
         assert closed.is_set()
+
+
+async def test_a_slow_reader_that_goes_on_reading_keeps_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STALLED_READER_S", 0.5)
+    monkeypatch.setattr(module, "MIN_READ_BYTES_PER_S", 1e9)
+
+    async def work(fields: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        yield b"x" * 2 * WINDOW_BYTES, False
+        yield DONE, True
+
+    async with connected(RequestServer(work)) as ingress:
+        ingress.send(start())
+        for _ in range(8):  # 0.8 s in all
+            await asyncio.sleep(0.1)
+            ingress.send(WindowUpdate(STREAM_ID, WINDOW_BYTES // 8))
+        assert (await events_until_the_end(ingress)).endswith(DONE)
 
 
 async def test_a_cancellation_from_elsewhere_ends_the_stream_with_an_error() -> None:
