@@ -53,9 +53,9 @@ class Cancel(_Message, frozen=True, array_like=True, tag=True):
 
 
 class Loading(_Message, frozen=True, array_like=True, tag=True):
-    """Progress of the load."""
+    """A pickled `LoadProgress`. Its values are checked by the replica, so they may be of any type."""
 
-    progress: LoadProgress
+    progress: bytes
 
 
 class Loaded(_Message, frozen=True, array_like=True, tag=True):
@@ -90,6 +90,12 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes) -> Any:
     """An object from the other process."""
     return pickle.loads(data)  # noqa: S301  (from the process at the other end of the socket pair)
+
+
+def encode_progress(progress: LoadProgress) -> bytes:
+    """The pickled progress. A value that msgspec does not know becomes a dictionary, which no field allows: the
+    replica's check then names the field."""
+    return encode(LoadProgress(**msgspec.to_builtins(progress, enc_hook=lambda value: {})))
 
 
 def watchdog_cells(descriptor: int) -> memoryview[float]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import signal
 import socket
@@ -36,6 +37,8 @@ from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.memory import memory_gauge
 from rbee_serve.worker.spec import LoadContext
 
+logger = logging.getLogger(__name__)
+
 CLOSE_TIMEOUT_S = 5.0
 """How long the process may take to close its backend and exit; then it is killed."""
 EXIT_TIMEOUT_S = 0.5
@@ -54,6 +57,8 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
         self._streams: dict[int, asyncio.Queue[messages.Item | messages.Closed]] = {}
         self._stream_ids = itertools.count()
         self._lost: str | None = None
+        self._closing = False
+        self._ending: asyncio.Task[None] | None = None
         self._connection: FramedConnection[FromBackend] = FramedConnection(
             FromBackend, self._on_message, self._on_close
         )
@@ -63,8 +68,9 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
             file.truncate(messages.WATCHDOG_BYTES)
             context.watchdog.share(messages.watchdog_cells(file.fileno()))
             descriptors = (child_end.fileno(), file.fileno())
+            arguments = (*descriptors, os.getpid())
             self._process = subprocess.Popen(  # noqa: S603  (no argument comes from a request)
-                [sys.executable, "-m", "rbee_serve.replica.backend_server", spec_path, *map(str, descriptors)],
+                [sys.executable, "-m", "rbee_serve.replica.backend_server", spec_path, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=descriptors,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -107,8 +113,8 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
                 self._send(messages.Cancel(stream_id))
 
     def is_healthy(self) -> bool:
-        """Whether the process runs."""
-        return self._process.poll() is None
+        """Whether the process runs and is connected."""
+        return self._lost is None and self._process.poll() is None
 
     def memory_bytes(self) -> int:
         """Bytes that this process and its children hold, on the device if the driver reports them, else in RAM."""
@@ -117,6 +123,7 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
     def close(self) -> None:
         """Have the process close its backend and exit. Blocks, at most `CLOSE_TIMEOUT_S` seconds; any thread may call
         it."""
+        self._closing = True
         with suppress(OSError):  # the connection is closed already
             self._socket.shutdown(socket.SHUT_WR)  # the other direction closes when the process exits
         self._exit(CLOSE_TIMEOUT_S)
@@ -132,7 +139,7 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
                 if queue := self._streams.get(stream_id):
                     queue.put_nowait(message)
             case messages.Loading(progress):
-                self._report(progress)
+                self._report(messages.decode(progress))
             case messages.Loaded() if self._loaded.done():
                 pass  # the load was cancelled
             case messages.Loaded(None):
@@ -141,13 +148,17 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
                 self._loaded.set_exception(messages.decode(error))
 
     def _on_close(self) -> None:
-        status = self._exit(EXIT_TIMEOUT_S)
-        self._lost = f"the engine's process has ended ({status}) and is being replaced; try again"
-        if not self._loaded.done():
-            self._loaded.set_exception(RuntimeError(f"the engine's process ended during the load: {status}"))
+        self._lost = "the engine's process has ended and is being replaced; try again"
         error = messages.encode(WorkerLost(self._lost))
         for stream_id, queue in self._streams.items():
             queue.put_nowait(messages.Closed(stream_id, error))
+        self._ending = asyncio.get_running_loop().create_task(self._end())
+
+    async def _end(self) -> None:
+        status = await asyncio.to_thread(self._exit, EXIT_TIMEOUT_S)
+        logger.log(logging.INFO if self._closing else logging.ERROR, "the engine's process has ended: %s", status)
+        if not self._loaded.done():
+            self._loaded.set_exception(RuntimeError(f"the engine's process ended during the load: {status}"))
 
     def _exit(self, timeout_s: float) -> str:
         """Wait for the process to exit, kill it after `timeout_s` seconds, and return its exit status."""

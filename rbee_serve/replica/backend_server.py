@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import sys
+import threading
+import time
 from contextlib import aclosing
 from typing import Any
 
@@ -22,6 +24,7 @@ from rbee_serve.transport.cancellation import is_own_cancellation
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.device import set_threads
+from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.registry import load_spec
 from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
@@ -31,8 +34,11 @@ logger = logging.getLogger(__name__)
 HEALTH_PERIOD_S = 1.0
 """How often the process checks its backend's health."""
 
+PARENT_PERIOD_S = 1.0
+"""How often the process checks that its parent, the replica, is alive."""
+
 CLOSE_TIMEOUT_S = 4
-"""How long the backend may take to close before the kernel ends the process."""
+"""How long the backend may take to close before the process is ended."""
 
 
 class BackendServer:
@@ -82,10 +88,10 @@ class BackendServer:
         loop = asyncio.get_running_loop()
 
         def report(progress: LoadProgress) -> None:
-            loop.call_soon_threadsafe(self._send, messages.Loading(progress))
+            loop.call_soon_threadsafe(self._send, messages.Loading(messages.encode_progress(progress)))
 
         try:
-            load = load_spec(self._spec_path).load
+            load = without_stop_iteration(load_spec(self._spec_path).load)
             backend = await asyncio.to_thread(load, LoadContext(worker, device, report, self._steps))
             set_threads(worker)
         except Exception as exc:
@@ -128,8 +134,19 @@ def _encoded_error(error: Exception) -> bytes:
     return data
 
 
-def main(spec_path: str, connection: str, cells: str) -> None:
-    """Run the process: the import string of its `WorkerSpec`, and the file descriptors of connection and watchdog."""
+def _exit_with(parent: int) -> None:
+    """End the process with its parent, even if the backend blocks the event loop, which then does not notice the closed
+    connection."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_PERIOD_S)
+    time.sleep(CLOSE_TIMEOUT_S)  # an event loop that is not blocked closes the backend meanwhile
+    os._exit(1)
+
+
+def main(spec_path: str, connection: str, cells: str, parent: str) -> None:
+    """Run the process: the import string of its `WorkerSpec`, the file descriptors of connection and watchdog, and the
+    process id of its parent."""
+    threading.Thread(target=_exit_with, args=(int(parent),), name="parent-watch", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the server, which ends this process
     correlation.configure_logging(logging.WARNING)
     steps = Watchdog(0.0)

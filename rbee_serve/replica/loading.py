@@ -14,6 +14,7 @@ from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.registry import missing_module
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
@@ -36,7 +37,7 @@ async def load(spec_path: str, spec: WorkerSpec[Any], context: LoadContext) -> I
             if spec.own_process:
                 backend = await BackendProcess.start(spec_path, context)
             else:
-                backend = await asyncio.to_thread(spec.load, context)
+                backend = await asyncio.to_thread(without_stop_iteration(spec.load), context)
             loaded_at = time.monotonic()
             context.report(LoadProgress(stage="warming_up"))
             await warm_up(spec, backend)

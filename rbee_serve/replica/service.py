@@ -18,6 +18,7 @@ from rbee_serve.request import InferenceRequest, new_id
 from rbee_serve.result import EncodedResult, Result
 from rbee_serve.validation.limits import with_limits
 from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.spec import WorkerSpec
 from rbee_serve.worker.watchdog import Watchdog
 
@@ -61,7 +62,7 @@ class WorkerService:
         """The body of a response that is not a stream: the worker type's own format if the request selects one, else
         JSON."""
         if self.spec.encode_result is not None:
-            encoded = await asyncio.to_thread(self.spec.encode_result, request, result)
+            encoded = await asyncio.to_thread(without_stop_iteration(self.spec.encode_result), request, result)
             if encoded is not None:
                 return encoded
         return EncodedResult(result.to_json())

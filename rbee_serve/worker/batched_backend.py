@@ -16,6 +16,7 @@ from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.batching import Batcher
 from rbee_serve.worker.memory import memory_gauge
+from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.request_clock import RequestClock
 from rbee_serve.worker.spec import LoadContext
 
@@ -52,7 +53,7 @@ class BatchedBackend(InferenceBackend[RequestT, OutputT], Generic[RequestT, Item
     async def execute(self, request: RequestT) -> AsyncGenerator[Event[OutputT], None]:
         """See `InferenceBackend.execute`."""
         clock = RequestClock()
-        items = await asyncio.to_thread(self.prepare, request)
+        items = await asyncio.to_thread(without_stop_iteration(self.prepare), request)
         yield Progress(step=0, total=len(items))
         count = 0
         async with aclosing(self._batcher.results(items)) as outputs:

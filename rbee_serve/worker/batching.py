@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
 
+from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.watchdog import Watchdog
 
 ItemT = TypeVar("ItemT")
@@ -56,7 +57,8 @@ class Batcher(Generic[ItemT, ResultT]):
 
     Waiting requests share the model equally, so a request of one item does not wait behind one of hundreds.
 
-    Where `run` raises, the batch is halved until the failing item is alone: only that item's request fails.
+    Where `run` or `before_batch` raises, the batch is halved until the failing item is alone: only that
+    item's request fails.
     """
 
     def __init__(
@@ -71,13 +73,13 @@ class Batcher(Generic[ItemT, ResultT]):
         before_batch: Callable[[bool], object] = lambda alone: None,
         padded: bool = True,
     ) -> None:
-        self._run = run
+        self._run = without_stop_iteration(run)
         self._size = size
         self._max_batch_cost = max_batch_cost
         self._batch_overhead = batch_overhead
         self._watchdog = watchdog
         self._concurrency = concurrency
-        self._before_batch = before_batch
+        self._before_batch = without_stop_iteration(before_batch)
         self._padded = padded
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="model")
         self._serials = count()
@@ -209,8 +211,8 @@ class Batcher(Generic[ItemT, ResultT]):
 
     def _outcomes(self, items: list[ItemT], alone: bool) -> list[ResultT | Exception]:
         """Runs in a thread of the model."""
-        self._before_batch(alone)
         try:
+            self._before_batch(alone)
             return [result for _, result in zip(items, self._run(items), strict=True)]
         except Exception as exc:
             if len(items) == 1:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
+from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.watchdog import Watchdog
 
 T = TypeVar("T")
@@ -83,7 +84,7 @@ class EngineThread:
         loop = asyncio.get_running_loop()
         items: asyncio.Queue[T] = asyncio.Queue()
         sink = Sink[T](self._watchdog, lambda item: loop.call_soon_threadsafe(items.put_nowait, item))
-        done = loop.run_in_executor(self._pool, work, sink)
+        done = loop.run_in_executor(self._pool, without_stop_iteration(work), sink)
         done.add_done_callback(lambda _: items.put_nowait(_END))
         try:
             while True:

@@ -39,6 +39,9 @@ class RecordingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
             raise asyncio.CancelledError
         folder = Path(self._engine["folder"])
         try:
+            if self._engine.get("block"):
+                (folder / "blocked").touch()
+                time.sleep(60)  # noqa: ASYNC251  (blocks the event loop)
             for step in count(1):
                 with self._watchdog.working():
                     await asyncio.sleep(self._engine.get("wait_s", 0))
@@ -62,7 +65,9 @@ def load(context: LoadContext) -> RecordingBackend:
         os._exit(status)
     if file := context.worker.engine.get("broken"):
         raise ForeignError(file, 7)
-    context.report(LoadProgress(stage="loading_to_vram", bytes_done=1, bytes_total=2))
+    context.report(
+        LoadProgress(stage="loading_to_vram", bytes_done=1, bytes_total=context.worker.engine.get("bytes_total", 2))
+    )
     time.sleep(context.worker.engine.get("load_s", 0))
     return RecordingBackend(context)
 

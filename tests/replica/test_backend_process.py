@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from rbee_serve.replica import backend_process
 from rbee_serve.replica.backend_messages import WINDOW
 from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.request import InferenceRequest
-from rbee_serve.state import LoadProgress
+from rbee_serve.state import LoadProgress, invalid_field
 from rbee_serve.worker.registry import load_spec
 from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
@@ -131,6 +131,13 @@ async def test_progress_of_the_load_is_reported() -> None:
         assert reports == [LoadProgress(stage="loading_to_vram", bytes_done=1, bytes_total=2)]
 
 
+async def test_progress_with_a_value_of_a_wrong_type_is_reported_and_the_process_goes_on() -> None:
+    reports: list[LoadProgress] = []
+    async with started(RECORDING, reports.append, bytes_total=1.5) as backend:
+        assert backend.is_healthy()
+    assert [invalid_field(report) for report in reports] == ["bytes_total (Expected `int | null`, got `float`)"]
+
+
 async def test_closing_the_events_cancels_the_request_in_the_process(tmp_path: Path) -> None:
     async with started(RECORDING, folder=str(tmp_path)) as backend:
         async with aclosing(backend.execute(InferenceRequest())) as events:
@@ -164,7 +171,9 @@ async def test_the_watchdog_is_shared_with_the_process(tmp_path: Path) -> None:
         await until(lambda: steps.last_progress_age_s is None)
 
 
-async def test_the_death_of_the_process_ends_its_requests_as_lost_and_is_unhealthy() -> None:
+async def test_the_death_of_the_process_ends_its_requests_as_lost_and_is_unhealthy(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with started(ECHO) as backend:
         assert backend.is_healthy()
         assert backend.memory_bytes() > 20e6
@@ -172,11 +181,25 @@ async def test_the_death_of_the_process_ends_its_requests_as_lost_and_is_unhealt
         await asyncio.sleep(0.2)
         os.kill(backend._process.pid, signal.SIGKILL)
         for task in waiting:
-            with pytest.raises(WorkerLost, match="ended \\(SIGKILL\\)"):
+            with pytest.raises(WorkerLost, match="has ended"):
                 await task
         assert not backend.is_healthy()
         with pytest.raises(WorkerLost):
             await events_of(backend, EchoRequest(prompt="a"))
+        await until(lambda: "the engine's process has ended: SIGKILL" in caplog.text)
+
+
+async def test_a_lost_connection_ends_the_requests_before_the_process_is_killed() -> None:
+    async with started(ECHO) as backend:
+        waiting = asyncio.create_task(events_of(backend, EchoRequest(prompt="a", delay_s=60)))
+        await asyncio.sleep(0.2)
+        os.kill(backend._process.pid, signal.SIGSTOP)
+        backend._connection.abort("for the test")
+        with pytest.raises(WorkerLost):
+            await waiting
+        assert backend._process.poll() is None
+        assert not backend.is_healthy()
+        await until(lambda: backend._process.poll() is not None)
 
 
 async def test_an_unhealthy_backend_ends_its_process() -> None:
@@ -201,29 +224,42 @@ async def test_a_process_that_does_not_close_is_killed(tmp_path: Path, monkeypat
 
 
 PARENT = """
-import asyncio
+import asyncio, sys
 from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.config import WorkerConfig
+from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.spec import Device, LoadContext
 
 async def main():
-    context = LoadContext(WorkerConfig(id="own-0", type="echo"), Device("cpu"), print)
-    backend = await BackendProcess.start("deployments.echo:SPEC", context)
+    engine = {"folder": sys.argv[1], "block": sys.argv[2] == "block"}
+    worker = WorkerConfig(id="own-0", type="recording", engine=engine)
+    context = LoadContext(worker, Device("cpu"), lambda progress: None)
+    backend = await BackendProcess.start("tests.replica.recording_worker:SPEC", context)
     print(backend._process.pid, flush=True)
-    await asyncio.sleep(60)
+    async for event in backend.execute(InferenceRequest()):
+        pass
 
 asyncio.run(main())
 """
 
 
-def test_the_process_ends_with_its_parent() -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("mode", "file"), [("run", "step"), ("block", "blocked")])
+def test_the_process_ends_with_its_parent_even_if_its_event_loop_is_blocked(
+    tmp_path: Path, mode: str, file: str
+) -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), mode], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
-    pid = int(parent.stdout.readline())
-    assert psutil.pid_exists(pid)
-    parent.kill()
-    parent.communicate()
-    asyncio.run(until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE))
+    process = psutil.Process(int(parent.stdout.readline()))
+    try:
+        asyncio.run(until((tmp_path / file).exists))
+        parent.kill()
+        parent.wait()
+        asyncio.run(until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE))
+        assert (tmp_path / "closed").exists() == (mode == "run")
+    finally:
+        parent.stdout.close()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def test_a_worker_type_with_roles_cannot_have_a_process_of_its_own() -> None:

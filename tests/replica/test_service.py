@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InferenceTimeout, InsufficientResources
 from rbee_serve.events import End, Error, Event, Progress, Started
 from rbee_serve.grammar import StreamGrammar
+from rbee_serve.replica.loading import load
 from rbee_serve.replica.service import WorkerService
+from rbee_serve.result import collect
+from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 
 
@@ -150,3 +154,17 @@ async def test_a_thousand_cancellations_at_any_moment_leak_nothing() -> None:
     assert (worker.admission.running, worker.admission.queued) == (0, 0)
     assert worker.backend.active == 0  # type: ignore[attr-defined]
     assert isinstance((await read(worker))[-1], End)
+
+
+async def test_a_stop_iteration_of_the_load_or_of_the_encoding_of_a_result_is_raised() -> None:
+    context = LoadContext(WorkerConfig(id="echo-0", type="echo"), Device("cpu"), lambda progress: None)
+    spec = replace(SPEC, load=lambda context: next(iter([])), encode_result=lambda request, result: next(iter([])))
+    with pytest.raises(RuntimeError, match="StopIteration in model code"):
+        await asyncio.wait_for(load("tests:SPEC", spec, context), 5)
+
+    worker = service()
+    request = EchoRequest(prompt="a")
+    result = await collect(worker.events(request), SPEC.outputs)
+    worker.spec = spec
+    with pytest.raises(RuntimeError, match="StopIteration in model code"):
+        await asyncio.wait_for(worker.encode_result(request, result), 5)

@@ -185,6 +185,26 @@ async def test_a_request_with_several_bad_items_leaves_no_exception_behind() -> 
         await model.infer("bad 1", "good", "bad 2")
 
 
+async def test_a_stop_iteration_of_the_model_fails_the_request() -> None:
+    batcher: Batcher[str, str] = Batcher(
+        lambda texts: [next(iter([]))], len, max_batch_cost=10, watchdog=Watchdog(math.inf)
+    )
+    with pytest.raises(RuntimeError, match="StopIteration in model code"):
+        await asyncio.wait_for(batcher.result("a"), 5)
+
+
+@pytest.mark.parametrize("error", [ValueError, StopIteration])
+async def test_an_error_before_a_batch_fails_its_requests(error: type[Exception]) -> None:
+    def before_batch(alone: bool) -> None:
+        raise error
+
+    batcher: Batcher[str, str] = Batcher(
+        lambda texts: texts, len, max_batch_cost=10, watchdog=Watchdog(math.inf), before_batch=before_batch
+    )
+    outcomes = await asyncio.wait_for(asyncio.gather(*map(batcher.result, "ab"), return_exceptions=True), 5)
+    assert [type(outcome) for outcome in outcomes] == [RuntimeError if error is StopIteration else error] * 2
+
+
 async def test_each_batch_is_a_step_and_steps_are_expected_only_while_a_batch_is_computed() -> None:
     time = [0.0]
     watchdog = Watchdog(20, lambda: time[0])

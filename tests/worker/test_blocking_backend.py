@@ -176,6 +176,18 @@ async def test_an_error_while_a_request_is_prepared_is_a_refusal_and_one_of_an_i
         await events_of(Upper(["good", "bad"]))
 
 
+async def test_a_stop_iteration_while_a_request_is_prepared_or_predicted_is_raised() -> None:
+    class Failing(Upper):
+        def prepare(self, request: InferenceRequest) -> list[str]:
+            return next(iter([]))
+
+    with pytest.raises(RuntimeError, match="StopIteration in model code"):
+        await asyncio.wait_for(events_of(Failing([])), 5)
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(events_of(Blocking(lambda: next(iter([])))), 5)
+
+
 async def test_a_narration_passes_through() -> None:
     narration = Narration(actor="a", action="b", target="c", human="d")
     assert (await events_of(Blocking(lambda: iter([narration]))))[0] is narration

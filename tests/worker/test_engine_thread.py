@@ -196,3 +196,11 @@ async def test_an_error_of_a_function_with_a_callback_is_raised_after_its_items(
     async with aclosing(engine.run_callback(work)) as items:
         await anext(items)
         await asyncio.sleep(0.05)  # an error without a reader is dropped
+
+
+async def test_a_stop_iteration_of_a_function_with_a_callback_is_raised(engine: EngineThread) -> None:
+    def work(sink: Sink[int]) -> None:
+        next(iter([]))
+
+    with pytest.raises(RuntimeError, match="StopIteration in model code"):
+        await asyncio.wait_for(anext(engine.run_callback(work)), 5)
