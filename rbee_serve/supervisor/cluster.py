@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
+import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.call_timeout import call_with_timeout
@@ -23,6 +26,8 @@ SERVE_SHUTDOWN_S = 6.0
 """How long Serve may take to end its replicas before Ray is stopped."""
 RAY_SHUTDOWN_S = 6.0
 """How long Ray may take to stop. The kernel ends what is left together with the supervisor."""
+RECORD_S = 0.5
+"""The time in which the reaper lists the processes."""
 
 
 class Cluster:
@@ -33,6 +38,8 @@ class Cluster:
         self._client: Any = None
         self._reaper: Any = None
         self._output: LogReader | None = None
+        self.ray_started = False
+        """Whether `ray.init` has returned."""
 
     def load(self) -> None:
         """Import Ray, which takes seconds and must not be interrupted: a half-imported library cannot be imported
@@ -61,6 +68,7 @@ class Cluster:
                 )
         except Exception as exc:
             raise RuntimeError(f"Ray could not be started: {exc}") from exc
+        self.ray_started = True
         logs = self.logs()
         assert logs is not None, "Ray has started"
         self._output = show_worker_output(output, verbose, logs)
@@ -119,9 +127,7 @@ class Cluster:
         import ray
         from ray import serve
 
-        if self._reaper is not None:
-            with suppress(OSError):
-                self._reaper.stdin.write(b".")  # list the descendants now: some will be orphans in a moment
+        self._record_descendants()
         with suppress(TimeoutError):
             # Serve waits up to 30 s for a replica that does not end; ray.shutdown ends it in any case.
             if self._client is not None and self.alive():
@@ -131,6 +137,20 @@ class Cluster:
             self._output.close()
         with suppress(TimeoutError):
             call_with_timeout(RAY_SHUTDOWN_S, ray.shutdown)
+
+    def exit_while_starting(self) -> NoReturn:
+        """End this process at once, with exit code 0; the kernel and the reaper end the processes of Ray. For a signal
+        that arrives inside `ray.init`: `ray.shutdown`, also at the end of the interpreter, can crash then."""
+        self._record_descendants()
+        time.sleep(RECORD_S)
+        sys.stdout.flush()
+        os._exit(0)
+
+    def _record_descendants(self) -> None:
+        """Have the reaper list the processes now: some will be orphans in a moment."""
+        if self._reaper is not None:
+            with suppress(OSError):
+                self._reaper.stdin.write(b".")
 
 
 def _node() -> Any:

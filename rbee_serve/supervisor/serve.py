@@ -59,6 +59,8 @@ def serve(checked: CheckedConfig, verbose: bool) -> int:
         return 0
     except Stopped:
         show("stopped before anything was served")
+        if not cluster.ray_started:
+            cluster.exit_while_starting()
         cluster.stop()
         return 0
     except StartFailed as exc:
