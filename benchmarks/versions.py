@@ -21,6 +21,7 @@ from benchmarks.load import StreamReader
 from benchmarks.method import (
     CONTROL,
     Comparison,
+    Reading,
     Row,
     block_options,
     comparison_table,
@@ -29,9 +30,10 @@ from benchmarks.method import (
     save,
     variant_table,
 )
-from benchmarks.servers import ours
+from benchmarks.servers import Server, ours
 
 OTHER = "the other version"
+MEMORY = "memory after the load, MB"
 MAX_CPU_RATIO = 1.03
 
 
@@ -49,11 +51,16 @@ def main() -> None:
             OTHER: ours(stack, folder, {**worker, options.key: 200}, probe, name="other", checkout=options.checkout),
         }
         servers[f"{OURS}{CONTROL}"] = servers[OURS]
-        turns = {name: partial(measure, server, server.target, reader, options) for name, server in servers.items()}
+        turns = {name: partial(_turn, server, reader, options) for name, server in servers.items()}
         rows = run_blocks(turns, options.blocks)
     print(f"\n{variant_table(rows)}\n\n{comparison_table(cpu_rows(rows), comparisons(rows))}")
     if options.save:
         save(rows, options.save)
+
+
+def _turn(server: Server, reader: StreamReader, options: argparse.Namespace) -> dict[str, Reading]:
+    readings = measure(server, server.target, reader, options)
+    return {**readings, MEMORY: Reading(sum(server.tree.memory_bytes().values()) / 1e6)}
 
 
 def cpu_rows(rows: Sequence[Row]) -> list[Row]:
@@ -62,9 +69,9 @@ def cpu_rows(rows: Sequence[Row]) -> list[Row]:
 
 
 def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
-    """This version against the other one, with the control, for CPU time and for what an idle server takes."""
+    """This version against the other one, with the control: CPU time, what an idle server takes, and memory."""
     for name in measures(rows):
-        if name.startswith(("requests/s", "events/s", "idle")):
+        if name.startswith(("requests/s", "events/s", "idle", MEMORY)):
             yield Comparison(name, f"{OURS}{CONTROL}", OURS, kind="ratio at most")
             yield Comparison(name, OURS, OTHER, MAX_CPU_RATIO, kind="ratio at most")
 
