@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import inspect
 import json
 import math
 import shutil
@@ -134,7 +135,7 @@ async def test_vectors_from_replayed_forward_passes_equal_the_library_s(
 ) -> None:
     backend, recorder = loaded(), Recorder()
     engine: Any = backend._engine
-    encoder = engine._batcher._run.__self__
+    encoder = inspect.unwrap(engine._batcher._run).__self__
     monkeypatch.setattr(encoder, "packs", False)
     monkeypatch.setattr(encoder, "_graphed", GraphedForward(encoder._forward, recorder, max_graphs=64))
     for _ in range(3):
