@@ -38,8 +38,6 @@ class Cluster:
         self._client: Any = None
         self._reaper: Any = None
         self._output: LogReader | None = None
-        self.ray_started = False
-        """Whether `ray.init` has returned."""
 
     def load(self) -> None:
         """Import Ray, which takes seconds and must not be interrupted: a half-imported library cannot be imported
@@ -68,7 +66,6 @@ class Cluster:
                 )
         except Exception as exc:
             raise RuntimeError(f"Ray could not be started: {exc}") from exc
-        self.ray_started = True
         logs = self.logs()
         assert logs is not None, "Ray has started"
         self._output = show_worker_output(output, verbose, logs)
@@ -140,7 +137,7 @@ class Cluster:
 
     def exit_while_starting(self) -> NoReturn:
         """End this process at once, with exit code 0; the kernel and the reaper end the processes of Ray. For a signal
-        that arrives inside `ray.init`: `ray.shutdown`, also at the end of the interpreter, can crash then."""
+        that interrupted Ray's or Serve's start: `ray.shutdown`, also at the end of the interpreter, can crash then."""
         self._record_descendants()
         time.sleep(RECORD_S)
         sys.stdout.flush()

@@ -59,10 +59,7 @@ def serve(checked: CheckedConfig, verbose: bool) -> int:
         return 0
     except Stopped:
         show("stopped before anything was served")
-        if not cluster.ray_started:
-            cluster.exit_while_starting()
-        cluster.stop()
-        return 0
+        cluster.exit_while_starting()
     except StartFailed as exc:
         logs = cluster.logs()
         show(f"rbee-serve: {exc}" + (f"\nThe logs are in {logs}" if logs else ""))
