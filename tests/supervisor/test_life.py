@@ -83,7 +83,7 @@ def test_a_request_for_more_cores_than_the_machine_has_is_a_configuration_error(
         assert f"rbee-serve: {tmp_path}/serve_config.yaml: {shortage}" in running.output()
 
 
-@pytest.mark.parametrize(("step", "later_s"), [("starting Ray", 2.0), ("starting Ray Serve", 0.5)])
+@pytest.mark.parametrize(("step", "later_s"), [("starting Ray", 2.0), ("starting Ray Serve", 0.2)])
 def test_a_signal_during_the_start_stops_it(tmp_path: Path, step: str, later_s: float) -> None:
     with supervisor(tmp_path, [{"id": "echo-0", **ECHO}]) as running:
         running.until(f"{step}\n")
@@ -91,5 +91,6 @@ def test_a_signal_during_the_start_stops_it(tmp_path: Path, step: str, later_s: 
         started = running.started()
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(30) == 0
-        assert running.output().splitlines()[-1] == "stopped before anything was served"
+        # Where Serve starts faster than that, the workers are loading already.
+        assert running.output().splitlines()[-1].startswith(("stopped before anything was served", "stopped after"))
         assert psutil.wait_procs(started, timeout=15)[1] == []
