@@ -108,11 +108,11 @@ class HibariEngine:
 
     has_speed = True
 
-    def __init__(self, voices: dict[str, Any], steps: Watchdog) -> None:
+    def __init__(self, voices: dict[str, Any], watchdog: Watchdog) -> None:
         from hibari import dsp
 
         self._voices = voices
-        self._steps = steps
+        self._watchdog = watchdog
         self._samples_from = dsp.synth
         self._network_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hibari-network")
         self.voices = tuple(voices)
@@ -152,7 +152,7 @@ class HibariEngine:
                     return
                 parts = list(_split_phonemes(voice.g2p(text), max_first, max_phonemes))
                 max_first = max_phonemes
-                self._steps.step()
+                self._watchdog.step()
                 for p, phonemes in enumerate(parts, 1):
                     ids = np.asarray([voice.ids(phonemes)], np.int64)
                     silent = ids.size <= 2  # only the padding at both ends

@@ -82,13 +82,13 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
         engine: TranscriptionEngine,
         windows: WindowProgress,
         decoder: AudioDecoder,
-        steps: Watchdog,
+        watchdog: Watchdog,
         memory: MemoryGauge,
     ) -> None:
         self._engine = engine
         self._windows = windows
         self._decoder = decoder
-        self._thread = EngineThread(steps)
+        self._thread = EngineThread(watchdog)
         self._memory = memory
 
     async def execute(self, request: TranscribeRequest) -> AsyncGenerator[Event[SegmentOutput | RecordingOutput], None]:

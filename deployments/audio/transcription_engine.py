@@ -87,8 +87,8 @@ class TranscriptionEngine(Protocol):
 class WindowProgress:
     """Reports each window as a step of the engine, and stops the work on a cancelled request before its next window."""
 
-    def __init__(self, steps: Watchdog) -> None:
-        self._steps = steps
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
         self.cancelled = threading.Event()
         """Set when the request that the engine currently works on is cancelled."""
 
@@ -99,6 +99,6 @@ class WindowProgress:
     def step(self) -> None:
         """Another bounded piece of work begins, such as a block of the spectrogram. Raises `InterruptedError` after a
         cancellation."""
-        self._steps.step()
+        self._watchdog.step()
         if self.cancelled.is_set():
             raise InterruptedError("the request was cancelled")

@@ -104,12 +104,12 @@ def load(context: LoadContext, options: Options) -> TransformersSpeechEngine:
 class TransformersSpeechEngine:
     """A `TextToAudioPipeline`. `voices` are the model's parameters by voice."""
 
-    def __init__(self, pipeline: Any, voices: dict[str, dict[str, Any]], steps: Watchdog) -> None:
+    def __init__(self, pipeline: Any, voices: dict[str, dict[str, Any]], watchdog: Watchdog) -> None:
         from transformers import PreTrainedModel
 
         self._pipeline = pipeline
         self._model = pipeline.model
-        self._steps = steps
+        self._watchdog = watchdog
         self._cancelled: Callable[[], bool] = lambda: False
         speakers = getattr(self._model.config, "num_speakers", 1)
         numbered = {str(speaker): {"speaker_id": speaker} for speaker in range(speakers)} if speakers > 1 else {}
@@ -181,7 +181,7 @@ class TransformersSpeechEngine:
 
     def _before_forward(self, *arguments: Any) -> None:
         """Runs before each forward pass of each submodel."""
-        self._steps.step()
+        self._watchdog.step()
         if self._cancelled():
             raise InterruptedError("the request was cancelled")
 

@@ -51,13 +51,13 @@ def load(context: LoadContext, options: Options) -> VllmEmbeddingEngine:
 class VllmEmbeddingEngine:
     """An `AsyncLLM` with one vLLM request per text."""
 
-    def __init__(self, engine: Any, card: ModelCard, steps: Watchdog) -> None:
+    def __init__(self, engine: Any, card: ModelCard, watchdog: Watchdog) -> None:
         from vllm.inputs.engine import tokens_input
         from vllm.pooling_params import PoolingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._engine = engine
-        self._steps = steps
+        self._watchdog = watchdog
         self._tokens_input, self._pooling_params, self._engine_dead = tokens_input, PoolingParams, EngineDeadError
         self.card = card
         self.tokenizer = engine.get_tokenizer()
@@ -69,7 +69,7 @@ class VllmEmbeddingEngine:
         tasks = [asyncio.create_task(self._vector(text)) for text in texts]
         try:
             for task in tasks:
-                with self._steps.working():
+                with self._watchdog.working():
                     vector = await task
                 yield vector
         except self._engine_dead as exc:

@@ -86,12 +86,12 @@ class ImageBackend(InferenceBackend[ImageRequest, ImageOutput]):
     """A decoder for the images of requests, and a pipeline in its thread."""
 
     def __init__(
-        self, engine: DiffusersEngine, options: DiffusersOptions, steps: Watchdog, memory: MemoryGauge
+        self, engine: DiffusersEngine, options: DiffusersOptions, watchdog: Watchdog, memory: MemoryGauge
     ) -> None:
         self._engine = engine
         self._options = options
         self._decoder = ImageDecoder(MAX_PIXELS)
-        self._thread = EngineThread(steps)
+        self._thread = EngineThread(watchdog)
         self._memory = memory
 
     async def execute(self, request: ImageRequest) -> AsyncGenerator[Event[ImageOutput], None]:

@@ -48,7 +48,7 @@ class Finish(NamedTuple):
 class GenerationEngine:
     """A running `AsyncLLM` and the model's tokenizer. `loras` are vLLM's adapter requests by name."""
 
-    def __init__(self, llm: Any, steps: Watchdog, statistics: EngineStatistics, loras: dict[str, Any]) -> None:
+    def __init__(self, llm: Any, watchdog: Watchdog, statistics: EngineStatistics, loras: dict[str, Any]) -> None:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -62,7 +62,7 @@ class GenerationEngine:
         """Tokens of prompt and output together, at most."""
         self.loras = tuple(sorted(loras))
         """The names of the adapters."""
-        self._steps, self._statistics, self._lora_requests = steps, statistics, loras
+        self._watchdog, self._statistics, self._lora_requests = watchdog, statistics, loras
         self._vocabulary = len(self.tokenizer)
         self._defaults = {
             name: value
@@ -85,7 +85,7 @@ class GenerationEngine:
         outputs = self.llm.generate(engine_input, self._sampling(params), new_id("generation"), lora_request=lora)
         last: Any = None
         try:
-            async with aclosing(outputs), aclosing(self._steps.watch(outputs)) as steps:
+            async with aclosing(outputs), aclosing(self._watchdog.watch(outputs)) as steps:
                 async for output in steps:
                     last = output.outputs[0]
                     yield self._texts(last.text, last.token_ids)

@@ -25,14 +25,14 @@ MAX_MESSAGE_CHARACTERS = 300
 class EngineStatistics:
     """The scheduler's statistics after each step; in vLLM's terms a stat logger."""
 
-    def __init__(self, steps: Watchdog) -> None:
-        self._steps = steps
+    def __init__(self, watchdog: Watchdog) -> None:
+        self._watchdog = watchdog
         self.requests = 0
         """Requests that run or wait in the scheduler, at its last step."""
 
     def record(self, scheduler_stats: Any, *args: Any, **kwargs: Any) -> None:
         """Called by vLLM for each message of the engine core."""
-        self._steps.step()
+        self._watchdog.step()
         if scheduler_stats is not None:
             self.requests = scheduler_stats.num_running_reqs + scheduler_stats.num_waiting_reqs
 

@@ -44,9 +44,9 @@ CLOSE_TIMEOUT_S = 4
 class BackendServer:
     """Serves one connection to the replica, until that is closed."""
 
-    def __init__(self, spec_path: str, steps: Watchdog) -> None:
+    def __init__(self, spec_path: str, watchdog: Watchdog) -> None:
         self._spec_path = spec_path
-        self._steps = steps
+        self._watchdog = watchdog
         self._backend: InferenceBackend[Any, Any] | None = None
         self._loading: asyncio.Task[None]
         self._tasks: dict[int, asyncio.Task[None]] = {}
@@ -92,7 +92,7 @@ class BackendServer:
 
         try:
             load = without_stop_iteration(load_spec(self._spec_path).load)
-            backend = await asyncio.to_thread(load, LoadContext(worker, device, report, self._steps))
+            backend = await asyncio.to_thread(load, LoadContext(worker, device, report, self._watchdog))
             set_threads(worker)
         except Exception as exc:
             if not isinstance(exc, ConfigurationError | WorkerError):
@@ -149,9 +149,9 @@ def main(spec_path: str, connection: str, cells: str, parent: str) -> None:
     threading.Thread(target=_exit_with, args=(int(parent),), name="parent-watch", daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is for the server, which ends this process
     correlation.configure_logging(logging.WARNING)
-    steps = Watchdog(0.0)
-    steps.share(messages.watchdog_cells(int(cells)))
-    asyncio.run(BackendServer(spec_path, steps).run(socket.socket(fileno=int(connection))))
+    watchdog = Watchdog(0.0)
+    watchdog.share(messages.watchdog_cells(int(cells)))
+    asyncio.run(BackendServer(spec_path, watchdog).run(socket.socket(fileno=int(connection))))
 
 
 if __name__ == "__main__":

@@ -88,10 +88,12 @@ class WorkerReplica:
     async def _load(self, spec_path: str) -> WorkerService:
         spec = load_spec(spec_path)
         self._device = choose_device(self._worker, spec, self._gpu_ids())
-        steps = Watchdog(self._worker.hang_timeout_s)
-        backend = await load(spec_path, spec, LoadContext(self._worker, self._device, self._report, steps, self._peers))
+        watchdog = Watchdog(self._worker.hang_timeout_s)
+        backend = await load(
+            spec_path, spec, LoadContext(self._worker, self._device, self._report, watchdog, self._peers)
+        )
         set_threads(self._worker)
-        return WorkerService(self._worker, spec, backend, steps, self._reporter.changed)
+        return WorkerService(self._worker, spec, backend, watchdog, self._reporter.changed)
 
     async def reach(self, node_id: str) -> AsyncGenerator[Endpoint, None]:
         """The endpoint for an ingress on that node. The call stays open until it is cancelled, so Ray Serve counts
@@ -203,7 +205,7 @@ class WorkerReplica:
 
     def _serving_state(self, service: WorkerService) -> ReplicaState:
         """The state with the backend's values. Raises `ConfigurationError` for one that the hub could not decode."""
-        backend, admission, age_s = service.backend, service.admission, service.steps.last_progress_age_s
+        backend, admission, age_s = service.backend, service.admission, service.watchdog.last_progress_age_s
         state = msgspec.structs.replace(
             self._base_state(),
             healthy=service.is_healthy(),

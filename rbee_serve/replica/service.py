@@ -34,12 +34,12 @@ class WorkerService:
         worker: WorkerConfig,
         spec: WorkerSpec[Any],
         backend: InferenceBackend[Any, Any],
-        steps: Watchdog,
+        watchdog: Watchdog,
         on_change: Callable[[], None] = lambda: None,
     ) -> None:
         self.spec = spec
         self.backend = backend
-        self.steps = steps
+        self.watchdog = watchdog
         self.request_type: type[InferenceRequest] = with_limits(spec.request, worker.limits)
         self.admission = Admission(
             worker.max_ongoing_requests or spec.default_max_ongoing_requests, worker.max_queued_requests, on_change
@@ -69,7 +69,7 @@ class WorkerService:
 
     def is_healthy(self) -> bool:
         """Whether the backend is alive and its engine makes progress while it has work."""
-        return self.backend.is_healthy() and not self.steps.is_stalled()
+        return self.backend.is_healthy() and not self.watchdog.is_stalled()
 
     def give_up(self) -> None:
         """End every running and queued request with `WorkerLost`, because the worker is being replaced."""

@@ -78,7 +78,7 @@ async def _busy(service: WorkerService) -> str | None:
     used = await asyncio.to_thread(_cpu_use)
     if count := service.backend.engine_requests():
         return f"engine_requests() is {count}"
-    if service.steps.last_progress_age_s is not None:
+    if service.watchdog.last_progress_age_s is not None:
         return "the watchdog still expects a step"
     return f"the process uses {used:.1f} CPU cores" if used > IDLE_CPU else None
 

@@ -64,8 +64,8 @@ def check_worker_type(
         raise ConfigurationError(f"worker type {spec.full_name}: the module {missing} is not installed")
     if spec.check is not None:
         spec.check(worker)
-    place = device or choose_device(worker, spec, ())
-    _run(_check(spec, worker, place, peers or {}, cancel_after_s, idle_within_s))
+    chosen = device or choose_device(worker, spec, ())
+    _run(_check(spec, worker, chosen, peers or {}, cancel_after_s, idle_within_s))
 
 
 def _run(check: Coroutine[Any, Any, None]) -> None:

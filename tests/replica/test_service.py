@@ -23,8 +23,8 @@ from rbee_serve.worker.watchdog import Watchdog
 
 def service(**settings: Any) -> WorkerService:
     worker = WorkerConfig(id="echo-0", type="echo", **settings)
-    steps = Watchdog(worker.hang_timeout_s)
-    return WorkerService(worker, SPEC, EchoBackend(steps), steps)
+    watchdog = Watchdog(worker.hang_timeout_s)
+    return WorkerService(worker, SPEC, EchoBackend(watchdog), watchdog)
 
 
 async def read(worker: WorkerService, **fields: Any) -> list[Event[Any]]:
@@ -132,7 +132,7 @@ async def test_a_stalled_engine_is_unhealthy_and_a_busy_one_is_healthy() -> None
     hanging = asyncio.create_task(read(worker, fail="hang", fail_at=1))
     await asyncio.sleep(0.5)
     assert worker.is_healthy()  # one request hangs but the engine makes progress
-    assert worker.steps.last_progress_age_s == pytest.approx(0, abs=0.1)
+    assert worker.watchdog.last_progress_age_s == pytest.approx(0, abs=0.1)
     await busy
     await asyncio.sleep(0.3)
     assert not worker.is_healthy()
