@@ -29,8 +29,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's handler for its own exceptions: no such path, no such method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
-        response = error_response(MethodNotAllowed(f"{request.method} is not possible here"))
-        response.headers.update(error.headers or {})
+        headers = error.headers or {}
+        allowed = headers.get("Allow", "another method")
+        response = error_response(MethodNotAllowed(f"{request.method} is not allowed here; use {allowed}"))
+        response.headers.update(headers)
         return response
     return error_response(RouteNotFound("no such path; GET /v1/workers lists the workers and their URLs"))
 

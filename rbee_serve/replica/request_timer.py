@@ -36,7 +36,7 @@ class RequestTimer:
         The error is raised if no event has been sent, else it is the last event. A cancellation from outside at the
         same moment stays a cancellation.
         """
-        late = f"the request was not done within {self._timeout_s:g} s; reduce it or raise timeout_s"
+        late = f"the request was not done within {round(self._timeout_s, 3):g} s; reduce it or raise timeout_s"
         loop = asyncio.get_running_loop()  # a system call in Python 3.11, so not once per event
         timer = loop.call_later(self._timeout_s, self.end, InferenceTimeout(late))
         started = False

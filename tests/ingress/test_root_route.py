@@ -23,3 +23,10 @@ def test_millions_of_values_are_refused_before_they_are_parsed(values: bytes) ->
     assert answer.status == 400
     assert json.loads(answer.body)["errors"][0]["constraint"] == "values <= 100000"
     assert seconds < 20  # parsing them would take minutes
+
+
+def test_a_wrong_method_is_answered_with_the_right_one() -> None:
+    with serving(application(None), "httptools") as url:
+        answer = exchange(url, whole("/v1/inference", b"{}").replace(b"POST ", b"PUT ", 1))
+    assert answer.status == 405
+    assert json.loads(answer.body)["message"] == "PUT is not allowed here; use POST"

@@ -108,7 +108,7 @@ async def test_a_deadline_includes_the_time_in_the_queue() -> None:
 
 
 async def test_a_request_can_only_shorten_the_timeout_of_the_worker() -> None:
-    worker = service(timeout_s=0.1)
+    worker = service(timeout_s=0.1000004)
     events = await read(worker, repeat=1000, tokens_per_sec=50, timeout_s=100)
     assert isinstance(events[-1], Error)
     assert "0.1 s" in events[-1].message
