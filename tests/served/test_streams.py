@@ -11,6 +11,7 @@ import pytest
 from rbee_serve.events import End, Error
 from rbee_serve.grammar import check_stream
 from tests.conftest import Served
+from tests.served.measured import measured
 from tests.served.waiting import eventually
 
 pytestmark = pytest.mark.ray
@@ -61,7 +62,7 @@ async def test_a_full_worker_refuses_at_once(served: Served) -> None:
         await asyncio.to_thread(eventually, lambda: served.working("echo-small") == 2)
         started_at = time.monotonic()
         refused = await client.post(url, json=body)
-        assert time.monotonic() - started_at < 1
+        measured("full worker", "a request is refused", time.monotonic() - started_at, 1)
         assert (refused.status_code, refused.json()["code"]) == (503, "INSUFFICIENT_RESOURCES")
         assert refused.headers["retry-after"] == "1"
         for response in (await first, await second):
@@ -80,7 +81,7 @@ def test_a_worker_that_dies_during_a_stream_ends_it_with_an_error(served: Served
     assert (events[-1].code, events[-1].retriable) == ("WORKER_LOST", True)
     started_at = time.monotonic()
     refused = httpx.post(url, json={"prompt": "x"}, timeout=30)
-    assert time.monotonic() - started_at < 2
+    measured("worker crashed during a stream", "a new request is refused", time.monotonic() - started_at, 1)
     assert refused.status_code == 503
     assert refused.json()["code"] in ("WORKER_LOST", "WORKER_LOADING")
     eventually(lambda: httpx.post(url, json={"prompt": "x"}, timeout=30).status_code == 200, 40)

@@ -20,6 +20,7 @@ from benchmarks.processes import ProcessTree
 from rbee_serve.events import End, Error, Output
 from rbee_serve.grammar import check_stream
 from tests.conftest import free_port, wait_until_it_answers
+from tests.served.measured import measured
 from tests.served.waiting import eventually
 
 pytestmark = pytest.mark.ray
@@ -120,13 +121,13 @@ async def test_the_death_of_a_node_ends_its_streams_with_an_error_and_another_re
             events = check_stream(response.content)
             assert isinstance(events[-1], Error)
             assert (events[-1].code, events[-1].retriable) == ("WORKER_LOST", True)
-        assert time.monotonic() - started_at < 2
+        measured("node killed", "streams of both workers end with WORKER_LOST", time.monotonic() - started_at, 2)
         for worker_id in WORKERS:
             started_at = time.monotonic()
             refused = await client.post(nodes.inference(worker_id), json={"prompt": "x"})
             assert refused.status_code == 503, refused.text
             assert refused.json()["code"] in ("WORKER_LOST", "WORKER_LOADING", "WORKER_UNHEALTHY")
-            assert time.monotonic() - started_at < 2
+            measured("node killed", f"a new request to {worker_id} is refused", time.monotonic() - started_at, 1)
         await asyncio.to_thread(eventually, lambda: not nodes.ready(), 10)
         nodes.tree.processes()[0].send_signal(signal.SIGUSR1)
         await asyncio.to_thread(eventually, nodes.ready, 60)
