@@ -50,7 +50,7 @@ def announcing(config: ApplicationConfig) -> Iterator[ReplicaRegistry]:
     finally:
         began = time.monotonic()
         announcer.stop()
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 1  # a call in progress takes 5 s
         assert announcer.join(1)
 
 
