@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rbee_serve.errors import error_from_code
+from rbee_serve.errors_json import error_from_code
 from rbee_serve.worker import InferenceRequest, InsufficientVram, Watchdog, WorkerUnhealthy
 
 Failure = Literal["error", "exception", "oom", "hang", "block", "crash", "no_end", "after_end", "unhealthy"]

@@ -16,8 +16,13 @@
     ├── RouteNotFound                no such path
     ├── MethodNotAllowed             the path exists, the method does not
     ├── PayloadTooLarge              the body exceeds the limit
+    ├── HeadersTooLarge              the request line and headers exceed the limit
+    ├── HeaderTimeout                the headers arrived too slowly
     ├── BodyTimeout                  the body arrived too slowly
-    └── UnsupportedMediaType         a content type that the worker does not accept
+    ├── UnsupportedMediaType         a content type that the worker does not accept
+    ├── MisdirectedRequest           the `Host` is no name of this server
+    ├── OriginNotAllowed             a web page of another origin sent the request
+    └── RateLimited                  the key has used up its share
 
 The first seven families and their codes are fixed by the rbee wire protocol (DESIGN of llm-worker-rbee): orchestrators
 depend on them. Every class takes exactly one message, so every instance survives pickling and a Ray actor call;
@@ -29,7 +34,7 @@ becomes a message.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -60,7 +65,7 @@ class WorkerError(Exception):
     code: ClassVar[str] = "INTERNAL"
     http_status: ClassVar[int] = 500
     retriable: ClassVar[bool] = True
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
     """Seconds for the `Retry-After` header, where waiting helps."""
 
     progress_url: str | None = None
@@ -199,36 +204,35 @@ class UnsupportedMediaType(WorkerError):
     code, http_status, retriable = "UNSUPPORTED_MEDIA_TYPE", 415, False
 
 
+class HeadersTooLarge(WorkerError):
+    """The request line and the headers exceed the limit."""
+
+    code, http_status, retriable = "HEADERS_TOO_LARGE", 431, False
+
+
+class HeaderTimeout(WorkerError):
+    """The headers did not arrive in the time allowed."""
+
+    code, http_status, retriable = "HEADER_TIMEOUT", 408, True
+
+
+class MisdirectedRequest(WorkerError):
+    """The `Host` header is no name of this server."""
+
+    code, http_status, retriable = "MISDIRECTED_REQUEST", 421, False
+
+
+class OriginNotAllowed(WorkerError):
+    """A web page of another origin sent the request."""
+
+    code, http_status, retriable = "ORIGIN_NOT_ALLOWED", 403, False
+
+
+class RateLimited(WorkerError):
+    """The key has as many requests as it may have, at once or in a minute; `retry_after_s` is when it may have more."""
+
+    code, http_status, retriable = "RATE_LIMITED", 429, True
+
+
 class ConfigurationError(Exception):
     """The configuration cannot be served. Reported to the operator at startup, never to a client."""
-
-
-def _family(base: type[WorkerError]) -> list[type[WorkerError]]:
-    return [base, *(found for child in base.__subclasses__() for found in _family(child))]
-
-
-def error_from_code(code: str, message: str) -> WorkerError:
-    """The error whose wire code is `code`; an unknown code is an `InternalError` with the same message.
-
-    Where a class refines another with the same code, the general one is returned: they are equal on the wire.
-    """
-    for error_type in _family(WorkerError)[1:]:
-        if error_type.code == code:
-            return error_type(message)
-    return InternalError(message)
-
-
-def error_from_json(fields: Mapping[str, Any]) -> WorkerError:
-    """The error whose `WorkerError.to_json` is `fields`; malformed parts are left out."""
-    error = error_from_code(str(fields.get("code")), str(fields.get("message")))
-    error.violations = tuple(_violations(fields.get("errors")))
-    if isinstance(url := fields.get("progress_url"), str):
-        error.progress_url = url
-    return error
-
-
-def _violations(listed: Any) -> Iterator[Violation]:
-    for item in listed if isinstance(listed, list) else ():
-        if isinstance(item, dict):
-            field, constraint, message = (str(item.get(name, "")) for name in ("field", "constraint", "message"))
-            yield Violation(field, constraint, message, item.get("value"), "value" in item)

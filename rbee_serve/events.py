@@ -15,7 +15,8 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from rbee_serve.errors import WorkerError, error_from_code
+from rbee_serve.errors import WorkerError
+from rbee_serve.errors_json import error_from_code
 from rbee_serve.outputs import OutputValue, TokenOutput
 
 OutputT = TypeVar("OutputT", bound=OutputValue)

@@ -16,9 +16,8 @@ from rbee_serve.errors import (
     Violation,
     WorkerError,
     WorkerLoading,
-    error_from_code,
-    error_from_json,
 )
+from rbee_serve.errors_json import error_from_code, error_from_json
 from rbee_serve.events import (
     End,
     Error,
@@ -174,7 +173,12 @@ ERRORS = {
     "RouteNotFound": ("NOT_FOUND", 404, False, None),
     "MethodNotAllowed": ("METHOD_NOT_ALLOWED", 405, False, None),
     "PayloadTooLarge": ("PAYLOAD_TOO_LARGE", 413, False, None),
+    "HeadersTooLarge": ("HEADERS_TOO_LARGE", 431, False, None),
+    "HeaderTimeout": ("HEADER_TIMEOUT", 408, True, None),
     "BodyTimeout": ("BODY_TIMEOUT", 408, True, None),
+    "MisdirectedRequest": ("MISDIRECTED_REQUEST", 421, False, None),
+    "OriginNotAllowed": ("ORIGIN_NOT_ALLOWED", 403, False, None),
+    "RateLimited": ("RATE_LIMITED", 429, True, None),
     "UnsupportedMediaType": ("UNSUPPORTED_MEDIA_TYPE", 415, False, None),
 }
 every_error = pytest.mark.parametrize("error_type", family(WorkerError))

@@ -42,6 +42,9 @@ LIBRARY_FOLDERS: dict[str, set[str]] = {
 }
 """The folders of the library, and which of the others each may import. Every one may import the modules at the root."""
 
+ROOT_FOLDERS = {"config"}
+"""Folders that count as modules at the root."""
+
 DEPLOYMENT_FOLDERS: dict[str, set[str]] = {
     "audio": {"media", "torch_runtime"},
     "embedding": {"torch_runtime", "vllm_runtime"},
@@ -134,7 +137,8 @@ def folder_of(name: str, package: str) -> str | None:
     if not within(name, package):
         return None
     folder = name.removeprefix(package).removeprefix(".").partition(".")[0]
-    return folder if (ROOT / package / folder / "__init__.py").is_file() and folder else ""
+    is_folder = folder and folder not in ROOT_FOLDERS and (ROOT / package / folder / "__init__.py").is_file()
+    return folder if is_folder else ""
 
 
 def test_the_library_never_imports_the_deployments() -> None:
@@ -173,7 +177,7 @@ def test_a_folder_of_the_deployments_imports_only_the_folders_it_may(folder: str
 
 def test_every_folder_has_its_line_in_the_import_law() -> None:
     for package, law in (("rbee_serve", LIBRARY_FOLDERS), ("deployments", DEPLOYMENT_FOLDERS)):
-        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")} - ROOT_FOLDERS
         assert folders == law.keys() - {""}
 
 

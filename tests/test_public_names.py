@@ -15,11 +15,13 @@ PUBLIC = {
         "WorkerInfo", "WorkerReadiness",
     },
     "rbee_serve.errors": {
-        "BodyTimeout", "ConfigurationError", "CudaError", "InferenceTimeout", "InsufficientResources",
-        "InsufficientVram", "InternalError", "InvalidRequest", "MethodNotAllowed", "PayloadTooLarge", "RequestTooLong",
-        "RouteNotFound", "UnsupportedMediaType", "Violation", "WorkerError", "WorkerLoading", "WorkerLost",
-        "WorkerNotFound", "WorkerStopping", "WorkerUnhealthy", "error_from_code", "error_from_json",
+        "BodyTimeout", "ConfigurationError", "CudaError", "HeaderTimeout", "HeadersTooLarge", "InferenceTimeout",
+        "InsufficientResources", "InsufficientVram", "InternalError", "InvalidRequest", "MethodNotAllowed",
+        "MisdirectedRequest", "OriginNotAllowed", "PayloadTooLarge", "RateLimited", "RequestTooLong", "RouteNotFound",
+        "UnsupportedMediaType", "Violation", "WorkerError", "WorkerLoading", "WorkerLost", "WorkerNotFound",
+        "WorkerStopping", "WorkerUnhealthy",
     },
+    "rbee_serve.errors_json": {"error_from_code", "error_from_json"},
     "rbee_serve.events": {
         "EVENT_TYPES", "End", "Error", "Event", "Metrics", "Narration", "Output", "Progress", "Started", "StopReason",
         "from_json", "to_json",

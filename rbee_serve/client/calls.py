@@ -20,8 +20,8 @@ from rbee_serve.errors import (
     WorkerLoading,
     WorkerLost,
     WorkerUnhealthy,
-    error_from_json,
 )
+from rbee_serve.errors_json import error_from_json
 from rbee_serve.events import Event, from_json
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import msgspec
 
-from rbee_serve.errors import WorkerError, error_from_json
+from rbee_serve.errors import WorkerError
+from rbee_serve.errors_json import error_from_json
 from rbee_serve.sse import frame
 from rbee_serve.transport.request_messages import ResponseChunk
 

@@ -1,0 +1,28 @@
+"""The configuration, parsed once when the application is built.
+
+`serve_config.yaml` is an ordinary Ray Serve file; its `applications[].args` are an `ApplicationConfig`. An unknown key
+anywhere is an error that names its path and the nearest known key. No other module reads a dict of settings.
+"""
+
+from __future__ import annotations
+
+from rbee_serve.config.application import LOCAL_HOSTS, ApplicationConfig
+from rbee_serve.config.auth import AuthConfig
+from rbee_serve.config.limits import LimitsConfig
+from rbee_serve.config.orchestrator import OrchestratorConfig
+from rbee_serve.config.parse import parse_application, parse_engine, unknown_key
+from rbee_serve.config.worker import Backend, WorkerConfig, WorkerId
+
+__all__ = [
+    "LOCAL_HOSTS",
+    "ApplicationConfig",
+    "AuthConfig",
+    "Backend",
+    "LimitsConfig",
+    "OrchestratorConfig",
+    "WorkerConfig",
+    "WorkerId",
+    "parse_application",
+    "parse_engine",
+    "unknown_key",
+]

@@ -1,0 +1,78 @@
+"""One entry of `workers:`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rbee_serve.config.base import ConfigModel
+
+Backend = Literal["auto", "cuda", "cpu", "metal"]
+WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,256}$")]
+
+
+class WorkerConfig(ConfigModel):
+    """One worker: a Ray Serve deployment of its own, named by `id`."""
+
+    id: WorkerId
+    """Its name in URLs, in the orchestrator and in Ray Serve."""
+    type: str
+    """A name from `deployments/registry.py`, or `module:ATTRIBUTE` of a `WorkerSpec` in any installed package."""
+    task: str | None = None
+    """Which of the type's tasks, where it has several; the first one if left out."""
+    model_ref: str | None = None
+    """`hf:org/name[@revision]`, `file:PATH` or `pkg:PACKAGE/PATH`."""
+    model_name: str | None = None
+    """The model's name in requests and reports; the `model_ref` itself if left out."""
+    backend: Backend = "auto"
+    """Where the model runs. `auto` takes CUDA if the worker requests GPUs, else Metal or the CPU."""
+    gpus: Annotated[float, Field(ge=0, le=64)] = 0
+    """GPUs for each replica: whole ones, or a fraction of one."""
+    cpus: Annotated[float, Field(ge=0, le=1024)] = 1
+    """CPU cores that Ray reserves for each replica."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Compute threads in each replica. All cores if left out."""
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Number of replicas."""
+    autoscaling: dict[str, Any] | None = None
+    """Ray Serve's `autoscaling_config`, by its own names, in place of a fixed number of replicas."""
+    max_ongoing_requests: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    """Requests that run at once in a replica; the worker type's default if left out."""
+    max_queued_requests: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """Requests that may wait in a replica beyond those that run. The next one is refused with 503."""
+    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
+    """Deadline of a request in seconds from its arrival, including the time in the queue."""
+    hang_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 28.0
+    """Seconds without a step, while requests run, after which the engine counts as hung and its replica is replaced.
+    Must be longer than the engine's slowest single step."""
+    load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds within which the model must be loaded."""
+    uses: dict[str, WorkerId] = Field(default_factory=dict)
+    """Other workers of this file that this one calls, by their role, such as `audio: speech-0`."""
+    engine: dict[str, Any] = Field(default_factory=dict)
+    """Options of the inference engine, by the engine's own names."""
+    limits: dict[str, int | float] = Field(default_factory=dict)
+    """Maximum of a request field, by field, that replaces the default one, such as `max_tokens: 8192`."""
+
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus: {self.gpus} is neither whole nor a fraction of one")
+        if self.gpus and self.backend in ("cpu", "metal"):
+            raise ValueError(f"gpus: {self.gpus} and backend: {self.backend} exclude each other")
+        if self.autoscaling is not None and self.replicas != 1:
+            raise ValueError("replicas and autoscaling exclude each other")
+        return self
+
+    @property
+    def desired_replicas(self) -> int:
+        """Replicas that should be running: the fixed number, or the minimum of autoscaling."""
+        if self.autoscaling is None:
+            return self.replicas
+        return max(1, int(self.autoscaling.get("min_replicas", 1)))
+
+    @property
+    def served_name(self) -> str:
+        """The model's name for clients."""
+        return self.model_name or self.model_ref or self.type
