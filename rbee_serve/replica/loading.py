@@ -58,11 +58,14 @@ async def warm_up(spec: WorkerSpec[Any], backend: InferenceBackend[Any, Any]) ->
     await collect(events, spec.outputs)
 
 
-def reason(error: Exception, worker_id: str) -> tuple[str, str]:
-    """`(code, message)` of a failed load, for `/v1/ready`, the orchestrator and the supervisor's terminal."""
+def reason(error: Exception, worker_id: str, *, loaded: bool = False) -> tuple[str, str]:
+    """`(code, message)` of a failed load, or of a backend that has failed after it was `loaded`.
+
+    They are shown in `/v1/ready`, to the orchestrator and in the supervisor's terminal.
+    """
     if isinstance(error, WorkerError):
         return error.code, error.message
     if isinstance(error, ConfigurationError):
         return "WORKER_UNHEALTHY", str(error)
-    kind = type(error).__name__
-    return "WORKER_UNHEALTHY", f"worker {worker_id}: the model could not be loaded ({kind}); see the worker's log"
+    what = "its backend has failed" if loaded else "the model could not be loaded"
+    return "WORKER_UNHEALTHY", f"worker {worker_id}: {what} ({type(error).__name__}); see the worker's log"

@@ -165,9 +165,11 @@ async def test_a_ready_backend_that_begins_to_report_nonsense_is_shown_as_failed
         assert hub.worker.ready
         setattr(backend, name, value)
         await made._reporter.push_now()
-        assert hub.worker.availability == "error"
-        assert reason in str(hub.worker.error)
-        assert "secret" not in str(hub.worker.error)
+        assert [replica.phase for replica in hub.worker.replicas] == ["error"]
+        assert hub.worker.availability == "loading"  # Ray Serve replaces it
+        assert reason in str(hub.worker.lost)
+        assert hub.worker.reason.endswith("; a replacement is starting")
+        assert "secret" not in hub.worker.reason
         with pytest.raises(WorkerError):
             await made.check_health()
 

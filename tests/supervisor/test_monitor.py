@@ -11,14 +11,19 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from rbee_serve.deploy_status import DeploymentStatus, DeployStatus, first_sentence, last_line
 from rbee_serve.state import LoadProgress
 from rbee_serve.supervisor import monitor as monitor_module
 from rbee_serve.supervisor.application_client import open_client
-from rbee_serve.supervisor.deploy_status import DeployStatus, first_sentence, last_line
 from rbee_serve.supervisor.display import make_display
 from rbee_serve.supervisor.load_progress import Load
 from rbee_serve.supervisor.monitor import StartFailed, Workers, monitor, wait_for_load
 from tests.supervisor.application import broken, checked_for, loading, running, up
+
+
+def failed_deployment(name: str, message: str, replicas: int = 0) -> dict[str, DeploymentStatus]:
+    return {name: DeploymentStatus("DEPLOY_FAILED", replicas, replicas, message)}
+
 
 Script = Sequence[list[dict[str, Any]] | None]
 
@@ -106,7 +111,7 @@ def test_an_application_that_ray_serve_cannot_build_ends_the_start() -> None:
 
 
 def test_where_only_workers_have_failed_the_ingress_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = DeployStatus(failed=True, failures={"a": "see its log"})
+    failed = DeployStatus(failed=True, deployments=failed_deployment("a", "see its log"))
     workers, _ = waited([None, None, [broken("a", "no such file")]], lambda: failed)
     assert workers is not None
     assert workers[0].reason == "no such file"
@@ -114,12 +119,12 @@ def test_where_only_workers_have_failed_the_ingress_is_waited_for(monkeypatch: p
     with pytest.raises(StartFailed, match="see its log"):
         waited([None], lambda: failed)
     with pytest.raises(StartFailed, match="it was killed"):
-        waited([None], lambda: DeployStatus(failed=True, failures={"ingress": "it was killed"}))
+        waited([None], lambda: DeployStatus(failed=True, deployments=failed_deployment("ingress", "it was killed")))
 
 
 def test_a_worker_that_does_not_report_its_failure_has_ray_serves_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor_module, "STATUS_S", 0.0)
-    failed = DeployStatus(failed=True, failures={"a": "it was killed"})
+    failed = DeployStatus(failed=True, deployments=failed_deployment("a", "it was killed"))
     workers, _ = waited([[loading("a", stage="x"), up("b")]], lambda: failed)
     assert workers is not None
     assert (workers[0].failed, workers[0].reason) == (True, "it was killed")
