@@ -34,8 +34,8 @@ class DeploymentStatus:
 
     @property
     def was_healthy(self) -> bool:
-        """All replicas of this version were healthy before."""
-        return self.status in ("HEALTHY", "UNHEALTHY")
+        """All replicas of this version were healthy before, and are not now."""
+        return self.status == "UNHEALTHY"
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,9 @@ class Hub:
 
     async def _ask_serve(self, app_name: str) -> None:
         """While a worker is down: what Ray Serve does about it."""
+        pause_s = _DOWN_S
         while True:
+            await asyncio.sleep(pause_s)
             snapshot = self._registry.snapshot()
             down = () if snapshot.stopping else self._registry.down()
             if down:
@@ -85,7 +87,7 @@ class Hub:
                 except Exception as exc:  # the controller may be restarting; what was known stays in force
                     logger.warning("Ray Serve did not report its state: %s", type(exc).__name__)
             given_up = {worker.worker_id for worker in snapshot.workers if worker.given_up}
-            await asyncio.sleep(_GIVEN_UP_S if down and given_up.issuperset(down) else _DOWN_S)
+            pause_s = _GIVEN_UP_S if down and given_up.issuperset(down) else _DOWN_S
 
     def __del__(self) -> None:
         """Called by Ray Serve when the hub stops gracefully."""

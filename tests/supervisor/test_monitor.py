@@ -163,6 +163,26 @@ def test_a_lost_worker_and_its_return_are_shown_once_each() -> None:
     )
 
 
+def test_each_step_of_a_replacement_is_shown_once_with_the_reason_of_the_loss() -> None:
+    def lost(reason: str, **progress: Any) -> list[dict[str, Any]]:
+        return [{"id": "a", "ready": False, "state": "loading", "reason": reason, "progress": progress or None}]
+
+    starts, loads = (f"its engine is dead; a replacement is {what}" for what in ("starting", "loading"))
+    script = [lost(starts), lost(starts), lost(loads, stage="x"), lost(loads, stage="y"), [broken("a", "no file")]]
+    assert monitored([*script, [up("a")]], rounds=7) == (
+        True,
+        [f"a: {starts}", f"a: {loads}", "a: failed: no file", "a: ready"],
+    )
+
+
+def test_a_deployment_that_still_starts_a_replica_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "STATUS_S", 0.0)
+    failed = DeployStatus(failed=True, deployments=failed_deployment("a", "it was killed", replicas=1))
+    workers, _ = waited([[loading("a", stage="x")], [loading("a", stage="x")], [up("a")]], lambda: failed)
+    assert workers is not None
+    assert workers[0].ready
+
+
 def test_the_end_of_ray_ends_the_monitoring() -> None:
     assert monitored([[up("a")]], rounds=3, alive=False) == (False, [])
 

@@ -76,9 +76,13 @@ class OrchestratorNotifier:
         self._ready = RetrySchedule(orchestrator.ready_backoff_max_s)
         self._failure = RetrySchedule(orchestrator.ready_backoff_max_s)
         self._heartbeats = HeartbeatSchedule(orchestrator.heartbeat_interval_s)
+        self._has_seen_ready = False
 
     def next_due_at(self, state: WorkerState) -> float:
         """When the next message is due while the worker is in `state`; infinity if none is."""
+        self._has_seen_ready |= state.ready
+        if state.was_ready and not self._has_seen_ready:  # another hub has died, whose heartbeats go on
+            self._heartbeats.start(self._clock())
         return min(self._ready_due_at(state), self._heartbeats.next_due_at, self._failure_due_at(state))
 
     async def send_due(self, state: WorkerState) -> None:
