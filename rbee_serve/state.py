@@ -107,7 +107,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reason(self) -> str:
-        """Why it takes no requests, and what happens next: a clause for operators."""
+        """Why it takes no requests, or has lost a replica, and what happens next: a clause for operators."""
         if self.given_up:
             return self.error or self.lost or "no replica could be started; Ray Serve's log has the reason"
         attempt = "a replacement" if self.was_ready else "another attempt"

@@ -5,7 +5,7 @@ Ray Serve decides that (2.60, `deployment_state.py`, with `max_constructor_retry
 - Until one replica of the deployed version has become healthy, the first failure of a constructor is final: Serve
   starts no further replica. Those that it has started already go on, and one that becomes healthy makes it try again.
 - Afterwards it replaces a replica that has died or fails its health checks, and one whose constructor fails, for ever
-  and without a pause.
+  and without a pause (`rbee_serve/replica/loading.py` adds one).
 - A new deployment starts from the first rule.
 - Its status alone does not tell the two apart: `DEPLOY_FAILED` and `UNHEALTHY` are shown in either. It has given up
   where it has no replica either, in any state.

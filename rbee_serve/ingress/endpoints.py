@@ -100,7 +100,7 @@ class Endpoints:
     def _readiness(self, worker: Worker) -> dict[str, Any]:
         state = self._services.state(worker)
         readiness: dict[str, Any] = {"id": worker.config.id, "ready": state.ready, "state": state.availability}
-        if not state.ready:
+        if not state.ready or (state.degraded and state.lost is not None):
             readiness["reason"] = state.reason
         if not state.ready and state.error_code is not None:
             readiness["code"] = state.error_code

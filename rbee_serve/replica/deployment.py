@@ -24,7 +24,7 @@ from rbee_serve.errors import ConfigurationError, WorkerError, WorkerLoading, Wo
 from rbee_serve.events import Event
 from rbee_serve.ray_boundary import host_for
 from rbee_serve.replica.event_stream import frames
-from rbee_serve.replica.loading import load, reason
+from rbee_serve.replica.loading import load, pause_before_retry, reason
 from rbee_serve.replica.peers import peer
 from rbee_serve.replica.reporter import Reporter
 from rbee_serve.replica.service import WorkerService
@@ -81,6 +81,7 @@ class WorkerReplica:
             self._fail(exc)
             await self._reporter.push_now()
             await self._reporter.stop()
+            await pause_before_retry(self._hub.watch, worker.id)
             raise
         self._phase = "ready"
         await self._reporter.push_now()

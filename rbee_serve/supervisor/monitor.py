@@ -83,7 +83,7 @@ def monitor(
 
 def _line(worker: WorkerReadiness) -> str:
     """What is shown of a worker. Its reason names no stage of a load that follows a loss, so each is one line."""
-    return describe(worker) if worker.ready or worker.failed else worker.reason or describe(worker)
+    return describe(worker) if worker.failed else worker.reason or describe(worker)
 
 
 def _ingress_starts(deployed: DeployStatus) -> bool:

@@ -149,3 +149,11 @@ async def test_the_code_of_a_failure_is_shown_while_another_attempt_comes_and_no
         async with client(worker) as http:
             [mine] = (await http.get("/v1/ready")).json()["workers"]
         assert mine.get("code") == code
+
+
+async def test_a_worker_that_lacks_a_replica_is_ready_and_shows_why() -> None:
+    degraded = msgspec.structs.replace(state(SERVING, **ENDED), desired_replicas=2)
+    for worker, reason in ((degraded, STARTS.reason), (state(SERVING, **ENDED), None)):
+        async with client(worker) as http:
+            [mine] = (await http.get("/v1/ready")).json()["workers"]
+        assert (mine["ready"], mine.get("reason")) == (True, reason)

@@ -51,7 +51,10 @@ class Observer:
 
     def until_it_serves(self, within_s: float = 60) -> None:
         """Until a request succeeds after at least one was refused."""
-        started_at = time.monotonic()
+        with self._client:
+            self._until_it_serves(time.monotonic(), within_s)
+
+    def _until_it_serves(self, started_at: float, within_s: float) -> None:
         while True:
             response = self._client.post(f"/workers/{self.worker}/v1/inference", json=QUICK)
             if response.status_code == 200 and self.refusals:
@@ -166,7 +169,6 @@ def test_a_replacement_that_fails_is_tried_again_until_the_model_is_back(served:
         observer.until_it_serves()
     observer.check()
     assert "the model is missing; a replacement is starting" in observer.reasons
-    assert frames.count('data: {"stage":"warming_up"}') == 1
     assert frames[-3:] == ['data: {"stage":"ready"}', "data: [DONE]", ""]
 
 

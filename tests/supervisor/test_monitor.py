@@ -175,6 +175,14 @@ def test_each_step_of_a_replacement_is_shown_once_with_the_reason_of_the_loss() 
     )
 
 
+def test_the_loss_of_one_of_several_replicas_is_shown() -> None:
+    degraded = up("a") | {"reason": "its process has ended; a replacement is starting"}
+    assert monitored([[up("a")], [degraded], [degraded], [up("a")]], rounds=5) == (
+        True,
+        ["a: its process has ended; a replacement is starting", "a: ready"],
+    )
+
+
 def test_a_deployment_that_still_starts_a_replica_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor_module, "STATUS_S", 0.0)
     failed = DeployStatus(failed=True, deployments=failed_deployment("a", "it was killed", replicas=1))
