@@ -18,6 +18,7 @@ import pytest
 
 from rbee_serve.events import Error
 from tests.conftest import ECHO, Served
+from tests.served.frontends import Frontend, via
 from tests.served.measured import measured
 from tests.served.models import serving
 from tests.served.processes import replica_process, replica_processes
@@ -27,8 +28,9 @@ from tests.served.waiting import eventually
 MISSING = Path(tempfile.gettempdir()) / f"rbee-serve-echo-missing-{os.getpid()}"
 """While this file exists, `echo-reload` cannot be loaded."""
 RELOAD: dict[str, Any] = {"id": "echo-reload", **ECHO, "engine": {"load_s": 2, "fails_while": str(MISSING)}}
+NEVER: dict[str, Any] = {"id": "echo-never", **ECHO, "engine": {"load_until": str(MISSING / "never")}}
 
-pytestmark = [pytest.mark.ray, pytest.mark.disruptive, serving(RELOAD)]
+pytestmark = [pytest.mark.ray, pytest.mark.disruptive, serving(RELOAD, NEVER)]
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +43,8 @@ def model_is_back() -> Iterator[None]:
 class Observer:
     """Asks for everything that shows the state of a worker, again and again, as clients do."""
 
-    def __init__(self, served: Served, worker: str, url: str) -> None:
-        self.worker, self.url = worker, url
+    def __init__(self, url: str, worker: str) -> None:
+        self.worker = worker
         self.refusals: list[httpx.Response] = []
         self.states: list[dict[str, Any]] = []
         self.reasons: list[str] = []
@@ -128,14 +130,15 @@ def break_engine(served: Served) -> None:
 ENDED, DEAD = "its process has ended", "its engine is dead"
 
 
+@via("own", "throughput")
 @pytest.mark.parametrize(("inject", "reason"), [(kill, ENDED), (break_engine, DEAD)])
 def test_every_answer_is_to_try_again_until_the_replacement_serves(
-    served: Served, inject: Callable[[Served], None], reason: str
+    served: Served, frontend: Frontend, inject: Callable[[Served], None], reason: str
 ) -> None:
     until_it_serves(served, "echo-reload")
     heartbeats = len(served.hive.heartbeats("echo-reload"))
-    observer = Observer(served, "echo-reload", served.url)
-    with followed_load(served.url, "echo-reload") as frames:
+    observer = Observer(frontend.url, "echo-reload")
+    with followed_load(frontend.url, "echo-reload") as frames:
         inject(served)
         observer.until_it_serves()
     observer.check()
@@ -161,7 +164,7 @@ async def test_a_request_that_runs_as_its_engine_breaks_is_lost_and_may_be_retri
 
 def test_a_replacement_that_fails_is_tried_again_until_the_model_is_back(served: Served) -> None:
     until_it_serves(served, "echo-reload")
-    observer = Observer(served, "echo-reload", served.url)
+    observer = Observer(served.url, "echo-reload")
     with followed_load(served.url, "echo-reload") as frames:
         MISSING.touch()
         kill(served)
@@ -174,7 +177,7 @@ def test_a_replacement_that_fails_is_tried_again_until_the_model_is_back(served:
 
 def test_a_hub_that_dies_while_a_worker_is_replaced_comes_back_with_the_same_truth(served: Served) -> None:
     until_it_serves(served, "echo-reload")
-    observer = Observer(served, "echo-reload", served.url)
+    observer = Observer(served.url, "echo-reload")
     MISSING.touch()
     kill(served)
     eventually(lambda: not served.client.get(f"{served.base('echo-reload')}/v1/ready").json()["ready"])
@@ -200,3 +203,24 @@ def test_a_worker_that_loses_one_of_two_replicas_stays_ready(served: Served) -> 
         time.sleep(0.1)
     eventually(lambda: len(served.replicas("echo-two")) == 2, 60)
     assert "degraded" in [message["health_status"] for message in served.hive.heartbeats("echo-two")[heartbeats:]]
+
+
+def test_a_process_that_is_killed_in_its_first_load_has_failed_for_good(served: Served) -> None:
+    def ready() -> dict[str, Any]:
+        return next(w for w in served.client.get("/v1/ready").json()["workers"] if w["id"] == "echo-never")
+
+    eventually(lambda: "progress" in ready())
+    with followed_load(served.url, "echo-never") as frames:
+        killed_at = time.monotonic()
+        replica_process("echo-never").kill()
+        eventually(lambda: ready()["state"] == "error")
+    measured("process killed in its first load", "the worker has failed", time.monotonic() - killed_at, 10)
+    assert ready()["reason"].startswith("its process ended during the load")
+    refused = infer(served, "echo-never", QUICK)
+    assert (refused.status_code, refused.json()["code"], refused.json()["retriable"]) == (
+        503,
+        "WORKER_UNHEALTHY",
+        False,
+    )
+    assert frames[-3].startswith('data: {"stage":"error","message":"its process ended during the load')
+    assert replica_processes("echo-never") == []
