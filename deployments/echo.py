@@ -109,13 +109,16 @@ def _pause_s(request: EchoRequest, first_at: float, i: int) -> float:
 
 
 def load(context: LoadContext) -> EchoBackend:
-    """Takes `engine.load_s` seconds, waits for the file `engine.load_until`, and fails with `engine.load_error`."""
+    """Takes `engine.load_s` seconds, waits for the file `engine.load_until`, and fails with `engine.load_error`, or
+    while the file `engine.fails_while` exists."""
     options = context.worker.engine
     time.sleep(float(options.get("load_s", 0)))
     while (file := options.get("load_until")) and not Path(str(file)).exists():
         time.sleep(0.1)
     if message := options.get("load_error"):
         raise InternalError(str(message))
+    if (file := options.get("fails_while")) and Path(str(file)).exists():
+        raise InternalError("the model is missing")
     return EchoBackend(context.watchdog)
 
 

@@ -76,6 +76,12 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
     replicas: tuple[ReplicaState, ...] = ()
     was_ready: bool = False
     stopping: bool = False
+    given_up: bool = False
+    """Nothing more is tried: no replica serves, and Ray Serve starts no other."""
+    lost: str | None = None
+    """Why a replica was lost or could not be loaded, until one serves again: a clause for operators."""
+    waits_for: str | None = None
+    """What the start of a replica waits for, while no process has started."""
 
     @property
     def serving(self) -> tuple[ReplicaState, ...]:
@@ -97,8 +103,25 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
         """The `state` of `GET /v1/ready`."""
         if self.serving:
             return "busy" if all(r.running >= r.capacity for r in self.serving) else "idle"
-        broken = [replica.phase == "error" or not replica.healthy for replica in self.replicas]
-        return "error" if broken and all(broken) else "loading"
+        return "error" if self.given_up else "loading"
+
+    @property
+    def reason(self) -> str:
+        """Why it takes no requests, or has lost a replica, and what happens next: a clause for operators."""
+        if self.given_up:
+            return self.error or self.lost or "no replica could be started; Ray Serve's log has the reason"
+        attempt = "a replacement" if self.was_ready else "another attempt"
+        if self.lost is not None:
+            return f"{self.lost}; {attempt} {self._stage_of_start}"
+        if self.load is not None:
+            return f"still loading ({self.load.stage})"
+        return f"still loading: {self.waits_for}" if self.waits_for else "still loading"
+
+    @property
+    def _stage_of_start(self) -> str:
+        if self.load is not None:
+            return "is loading"
+        return f"is starting: {self.waits_for}" if self.waits_for else "is starting"
 
     @property
     def status(self) -> str:
@@ -135,7 +158,7 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def error(self) -> str | None:
-        """Why the worker does not serve, where a replica reported it."""
+        """What is wrong with a replica, as that one reported it."""
         return next((r.error for r in self.replicas if r.error), None)
 
     @property
@@ -160,7 +183,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def fold(
-    worker_id: str, desired_replicas: int, replicas: Sequence[ReplicaState], *, was_ready: bool, stopping: bool
+    worker_id: str,
+    desired_replicas: int,
+    replicas: Sequence[ReplicaState],
+    *,
+    was_ready: bool,
+    stopping: bool,
+    given_up: bool = False,
+    lost: str | None = None,
+    waits_for: str | None = None,
 ) -> WorkerState:
     """One worker out of its live replicas, listed by the time of their first update."""
     return WorkerState(
@@ -169,6 +200,9 @@ def fold(
         replicas=tuple(replicas),
         was_ready=was_ready,
         stopping=stopping,
+        given_up=given_up,
+        lost=lost,
+        waits_for=waits_for,
     )
 
 

@@ -89,8 +89,8 @@ DEVICES: list[dict[str, Any]] = [
 HANGING: list[dict[str, Any]] = [{"id": f"echo-hang-{n}", **ECHO, "hang_timeout_s": 5} for n in range(3)]
 
 
-NOT_AWAITED = ("echo-slow", "echo-broken")
-"""Workers that load until a test releases them, or fail."""
+NOT_AWAITED = ("echo-slow", "echo-broken", "echo-never")
+"""Workers that load until a test releases or kills them, or fail."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

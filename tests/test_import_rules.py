@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("rbee_serve", "deployments")
 
 RAY_MODULES = (
+    "rbee_serve.deploy_status",
     "rbee_serve.ray_boundary",
     "rbee_serve.ingress.channel",
     "rbee_serve.ingress.router",

@@ -73,7 +73,7 @@ class VllmEmbeddingEngine:
                     vector = await task
                 yield vector
         except self._engine_dead as exc:
-            raise WorkerLost("the inference engine died while it processed the request; it is being replaced") from exc
+            raise WorkerLost("the inference engine died and is being replaced; try again in a moment") from exc
         finally:
             for task in tasks:
                 task.cancel()

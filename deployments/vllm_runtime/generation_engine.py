@@ -90,7 +90,9 @@ class GenerationEngine:
                     last = output.outputs[0]
                     yield self._texts(last.text, last.token_ids)
         except self._engine_dead as exc:
-            raise WorkerLost("the inference engine died with the request on it; it is being replaced") from exc
+            raise WorkerLost(
+                "the inference engine died with the request on it and is being replaced; try again in a moment"
+            ) from exc
         yield Finish(last.finish_reason, last.stop_reason)
 
     def _sampling(self, params: GenerationParams) -> Any:

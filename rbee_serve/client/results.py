@@ -19,7 +19,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 class WorkerReadiness(msgspec.Struct, frozen=True, kw_only=True):
     """One worker in `GET /v1/ready`. `state` is `loading`, `idle`, `busy` or `error`; `reason` is why it is not ready,
-    `code` the error code of a failed load, `progress` how far a load is."""
+    or lacks a replica, and what follows; `code` the error code of a failed load, `progress` how far a load is."""
 
     id: str
     ready: bool
@@ -30,7 +30,7 @@ class WorkerReadiness(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def failed(self) -> bool:
-        """Whether the model could not be loaded, or the worker broke."""
+        """Whether nothing more is tried: the model could not be loaded."""
         return self.state == "error"
 
 

@@ -6,10 +6,14 @@ The callbacks run on threads of their own, so neither a slow orchestrator nor a 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
+
+from ray import serve
 
 from rbee_serve import correlation
 from rbee_serve.config import ApplicationConfig
+from rbee_serve.deploy_status import read_status
 from rbee_serve.hub.announcer import Announcer
 from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.hub.state_server import StateServer
@@ -18,8 +22,16 @@ from rbee_serve.request import new_id
 from rbee_serve.state import Snapshot
 from rbee_serve.transport.handshake import Endpoint
 
+logger = logging.getLogger(__name__)
+
 _SWEEP_S = 0.5
 """How often stale replicas are looked for."""
+_DOWN_S = 1.0
+"""How often Ray Serve is asked about workers of which no replica serves or loads. An answer takes it 10 ms of CPU."""
+_GIVEN_UP_S = 5.0
+"""How often, where it has given up all of them: a new deployment is noticed by its first replica."""
+_RETURN_S = 2.0
+"""How long after its start the hub waits for the replicas that run already, before it sends the first snapshot."""
 
 
 class Hub:
@@ -28,10 +40,12 @@ class Hub:
     def __init__(self, config: ApplicationConfig, implementations: Mapping[str, str], base_url: str, port: int) -> None:
         correlation.configure_logging()
         self._registry = ReplicaRegistry(config.workers, boot_id=new_id("hub"))
-        self._state_server = StateServer(self._registry)
+        self._state_server = StateServer(self._registry, first_snapshot_within_s=_RETURN_S)
         self._announcer = Announcer(config, implementations, self._registry, base_url, port)
         self._announcer.start()
-        self._sweeping = asyncio.get_running_loop().create_task(self._sweep())
+        loop = asyncio.get_running_loop()
+        self._sweeping = loop.create_task(self._sweep())
+        self._asking = loop.create_task(self._ask_serve(serve.get_replica_context().app_name))
 
     async def reach(self, node_id: str) -> Endpoint:
         """The endpoint for replicas and ingresses on that Ray node."""
@@ -59,6 +73,21 @@ class Hub:
             if (latest := self._registry.snapshot().version) != version:
                 version = latest
                 self._state_server.notify()
+
+    async def _ask_serve(self, app_name: str) -> None:
+        """While a worker is down: what Ray Serve does about it."""
+        pause_s = _DOWN_S
+        while True:
+            await asyncio.sleep(pause_s)
+            snapshot = self._registry.snapshot()
+            down = () if snapshot.stopping else self._registry.down()
+            if down:
+                try:
+                    self._registry.observe((await asyncio.to_thread(read_status, app_name)).deployments)
+                except Exception as exc:  # the controller may be restarting; what was known stays in force
+                    logger.warning("Ray Serve did not report its state: %s", type(exc).__name__)
+            given_up = {worker.worker_id for worker in snapshot.workers if worker.given_up}
+            pause_s = _GIVEN_UP_S if down and given_up.issuperset(down) else _DOWN_S
 
     def __del__(self) -> None:
         """Called by Ray Serve when the hub stops gracefully."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
+from contextlib import suppress
 
 from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.state import Snapshot
@@ -14,8 +17,11 @@ from rbee_serve.transport.state_messages import SnapshotUpdate, StateAck, StateU
 class StateServer:
     """Passes updates to the registry, and snapshots to watchers."""
 
-    def __init__(self, registry: ReplicaRegistry) -> None:
+    def __init__(self, registry: ReplicaRegistry, first_snapshot_within_s: float = 0.0) -> None:
+        """The first snapshot is sent when every worker has a replica, or after `first_snapshot_within_s` seconds:
+        where another hub has died, the ingresses keep its last one until then."""
         self.registry = registry
+        self._opens_at = time.monotonic() + first_snapshot_within_s
         self._changed = asyncio.Event()
         self.acceptor: Acceptor[ToHub] = Acceptor(ToHub, lambda connection: _Subscriber(connection, self))
         """Where replicas and ingresses connect."""
@@ -28,6 +34,7 @@ class StateServer:
     async def newer(self, version: int, max_wait_s: float) -> Snapshot:
         """The first snapshot newer than `version`, or the present one after `max_wait_s` seconds."""
         deadline = asyncio.get_running_loop().time() + max_wait_s
+        await self._opened()
         while (snapshot := self.registry.snapshot()).version == version:
             try:
                 async with asyncio.timeout_at(deadline):
@@ -35,6 +42,15 @@ class StateServer:
             except TimeoutError:
                 return snapshot
         return snapshot
+
+    async def _opened(self) -> None:
+        while (left_s := self._opens_at - time.monotonic()) > 0:
+            if all(worker.replicas for worker in self.registry.snapshot().workers):
+                self._opens_at = -math.inf
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._changed.wait()
 
 
 class _Subscriber:

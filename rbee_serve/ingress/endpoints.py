@@ -9,13 +9,15 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from rbee_serve.errors import WorkerUnhealthy
+from rbee_serve.errors import WorkerLoading, WorkerUnhealthy
 from rbee_serve.ingress.event_response import EventResponse
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.worker_state_cache import why_not_ready
 from rbee_serve.sse import DONE, KEEP_ALIVE, frame
 from rbee_serve.state import ReplicaState
 from rbee_serve.worker_info import worker_info
+
+_RETRY_LATER = {"Retry-After": str(WorkerLoading.retry_after_s)}
 
 
 class Endpoints:
@@ -32,18 +34,24 @@ class Endpoints:
         """`GET /v1/ready`: whether all workers are ready, and the reason for each that is not."""
         workers = [self._readiness(worker) for worker in self._services.workers.values()]
         ready = all(worker["ready"] for worker in workers)
-        return JSONResponse({"ready": ready, "workers": workers}, 200 if ready else 503)
+        body = {"ready": ready, "workers": workers}
+        if ready:
+            return JSONResponse(body)
+        given_up = any(worker["state"] == "error" for worker in workers)
+        return JSONResponse(body, 503, None if given_up else _RETRY_LATER)
 
     async def list_workers(self, request: Request) -> Response:
         """`GET /v1/workers`: every worker's `/info`, URL, capabilities, limits, and the state of its replicas."""
         return JSONResponse({"workers": [self._description(worker) for worker in self._services.workers.values()]})
 
     async def worker_health(self, request: Request) -> Response:
-        """`GET {base}/health`: 200 with the memory that the model holds, or 503."""
+        """`GET {base}/health`: 200 with the memory that the model holds, while it loads for the first time too; 503
+        while it is being replaced, with `Retry-After`, and once it has failed for good."""
         state = self._services.state(self._named(request))
-        healthy = bool(state.serving) or (state.availability == "loading" and not state.was_ready)
+        comes = state.availability == "loading"
+        healthy = bool(state.serving) or (comes and not state.was_ready)
         body = {"status": "healthy" if healthy else "unhealthy", "vram_bytes": state.memory_bytes}
-        return JSONResponse(body, 200 if healthy else 503)
+        return JSONResponse(body, 200 if healthy else 503, _RETRY_LATER if comes and not healthy else None)
 
     async def worker_ready(self, request: Request) -> Response:
         """`GET {base}/v1/ready`: always 200; the answer is in `ready`."""
@@ -61,10 +69,13 @@ class Endpoints:
         return JSONResponse(self._info(self._named(request)))
 
     async def loading_progress(self, request: Request) -> Response | EventResponse:
-        """`GET {base}/v1/loading/progress`: SSE while a replica loads, else 503."""
+        """`GET {base}/v1/loading/progress`: SSE while a replica loads or is going to, else 503."""
         worker = self._named(request)
-        if self._services.state(worker).availability != "loading":
-            raise WorkerUnhealthy(f"worker {worker.config.id} is not loading; GET {worker.base}/v1/ready has its state")
+        state = self._services.state(worker)
+        if state.serving:
+            raise WorkerUnhealthy(f"worker {worker.config.id} has loaded: there is no progress to follow")
+        if state.availability == "error":
+            raise why_not_ready(state, self._services.progress_url(worker))
         return EventResponse(self._loading(worker))
 
     def _named(self, request: Request) -> Worker:
@@ -89,20 +100,21 @@ class Endpoints:
     def _readiness(self, worker: Worker) -> dict[str, Any]:
         state = self._services.state(worker)
         readiness: dict[str, Any] = {"id": worker.config.id, "ready": state.ready, "state": state.availability}
-        if not state.ready:
-            readiness["reason"] = why_not_ready(state, self._services.progress_url(worker)).message
-        if state.error_code is not None:
+        if not state.ready or (state.degraded and state.lost is not None):
+            readiness["reason"] = state.reason
+        if not state.ready and state.error_code is not None:
             readiness["code"] = state.error_code
         if state.load is not None:
             readiness["progress"] = msgspec.to_builtins(state.load)
         return readiness
 
     async def _loading(self, worker: Worker) -> AsyncGenerator[bytes, None]:
-        """One frame for each change of the load, until `{"stage":"ready"}` or `{"stage":"error"}` and the marker."""
+        """One frame for each change of the load, until `{"stage":"ready"}` or `{"stage":"error"}` and the marker. A
+        failed attempt does not end it while another one follows."""
         sent: bytes | None = None
         async for state in self._services.states.changes(worker.config.id, max_wait_s=10.0):
             if state.availability != "loading":
-                last = {"stage": "ready"} if state.serving else {"stage": "error", "message": state.error}
+                last = {"stage": "ready"} if state.serving else {"stage": "error", "message": state.reason}
                 yield frame(msgspec.json.encode(last)) + DONE
                 return
             progress = msgspec.json.encode(state.load) if state.load else sent

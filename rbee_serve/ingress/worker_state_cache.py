@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import msgspec
 
-from rbee_serve.errors import WorkerError, WorkerLoading, WorkerLost, WorkerStopping, WorkerUnhealthy
+from rbee_serve.errors import WorkerError, WorkerLoading, WorkerStopping, WorkerUnhealthy
 from rbee_serve.state import Snapshot, WorkerState
 
 logger = logging.getLogger(__name__)
@@ -73,13 +73,15 @@ class WorkerStateCache:
 
 
 def why_not_ready(state: WorkerState, progress_url: str) -> WorkerError:
-    """The error for a request to a worker that is not ready."""
+    """The error for a request to a worker that is not ready: `WorkerLoading` as long as a replica may still become
+    ready, `WorkerUnhealthy` once nothing more is tried."""
     if state.availability == "error":
-        return WorkerUnhealthy(state.error or f"worker {state.worker_id} is broken; its log has the reason")
-    if state.was_ready and not state.load:
-        return WorkerLost(f"worker {state.worker_id} was lost and is being replaced; try again in a moment")
-    stage = f" ({state.load.stage})" if state.load else ""
-    error = WorkerLoading(f"worker {state.worker_id} is still loading{stage}; GET {progress_url} shows the progress")
+        return WorkerUnhealthy(state.reason)
+    shows = f"GET {progress_url} shows the progress"
+    if state.lost is None:
+        error = WorkerLoading(f"worker {state.worker_id} is {state.reason}; {shows}")
+    else:
+        error = WorkerLoading(f"worker {state.worker_id}: {state.reason}; try again in some seconds, {shows}")
     error.progress_url = progress_url
     error.progress = msgspec.to_builtins(state.load) if state.load else None
     return error

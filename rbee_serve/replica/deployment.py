@@ -24,7 +24,7 @@ from rbee_serve.errors import ConfigurationError, WorkerError, WorkerLoading, Wo
 from rbee_serve.events import Event
 from rbee_serve.ray_boundary import host_for
 from rbee_serve.replica.event_stream import frames
-from rbee_serve.replica.loading import load, reason
+from rbee_serve.replica.loading import load, pause_before_retry, reason
 from rbee_serve.replica.peers import peer
 from rbee_serve.replica.reporter import Reporter
 from rbee_serve.replica.service import WorkerService
@@ -81,6 +81,7 @@ class WorkerReplica:
             self._fail(exc)
             await self._reporter.push_now()
             await self._reporter.stop()
+            await pause_before_retry(self._hub.watch, worker.id)
             raise
         self._phase = "ready"
         await self._reporter.push_now()
@@ -180,7 +181,7 @@ class WorkerReplica:
         """The replica has failed for good, at its load or later. The first error is kept."""
         if self._failure is None:
             logger.error("worker %s has failed", self._worker.id, exc_info=error)
-            self._failure = reason(error, self._worker.id)
+            self._failure = reason(error, self._worker.id, loaded=self._phase == "ready")
             self._phase = "error"
 
     def _require_no_failure(self) -> None:
@@ -206,9 +207,11 @@ class WorkerReplica:
     def _serving_state(self, service: WorkerService) -> ReplicaState:
         """The state with the backend's values. Raises `ConfigurationError` for one that the hub could not decode."""
         backend, admission, age_s = service.backend, service.admission, service.watchdog.last_progress_age_s
+        healthy = service.is_healthy()
         state = msgspec.structs.replace(
             self._base_state(),
-            healthy=service.is_healthy(),
+            healthy=healthy,
+            error=None if healthy else self._why_unhealthy(service),
             running=admission.running,
             queued=admission.queued,
             capacity=admission.capacity,
@@ -219,6 +222,11 @@ class WorkerReplica:
         if invalid := invalid_field(state):
             raise self._invalid("a state", invalid)
         return state
+
+    def _why_unhealthy(self, service: WorkerService) -> str:
+        if not service.backend.is_healthy():
+            return "its engine is dead"
+        return f"its engine has made no step for {self._worker.hang_timeout_s:g} s"
 
     def _base_state(self) -> ReplicaState:
         return ReplicaState(

@@ -11,13 +11,21 @@ from rbee_serve.errors import (
     InsufficientVram,
     InternalError,
     WorkerError,
+    WorkerLost,
+    WorkerUnhealthy,
 )
 
 logger = logging.getLogger(__name__)
 
 
 def error_from_backend(error: BaseException) -> WorkerError:
-    """The `WorkerError` for the client. The details of a foreign exception are logged and never sent."""
+    """The `WorkerError` for the client. The details of a foreign exception are logged and never sent.
+
+    A worker that has served is always replaced, so its `WorkerUnhealthy` is the loss of this request, which may be sent
+    again.
+    """
+    if isinstance(error, WorkerUnhealthy):
+        return WorkerLost(error.message)
     if isinstance(error, WorkerError):
         return error
     logger.error("a request failed: %s", type(error).__name__, exc_info=error)

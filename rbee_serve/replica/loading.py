@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from rbee_serve.errors import ConfigurationError, WorkerError
@@ -12,13 +14,17 @@ from rbee_serve.events import Started
 from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
-from rbee_serve.state import LoadProgress
+from rbee_serve.state import LoadProgress, Snapshot
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.registry import missing_module
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 logger = logging.getLogger(__name__)
+
+RETRY_PAUSE_S = 5.0
+"""How long a replacement that could not be loaded stays, because Ray Serve starts the next one at once."""
+SNAPSHOT_TIMEOUT_S = 3.0
 
 
 async def load(spec_path: str, spec: WorkerSpec[Any], context: LoadContext) -> InferenceBackend[Any, Any]:
@@ -58,11 +64,24 @@ async def warm_up(spec: WorkerSpec[Any], backend: InferenceBackend[Any, Any]) ->
     await collect(events, spec.outputs)
 
 
-def reason(error: Exception, worker_id: str) -> tuple[str, str]:
-    """`(code, message)` of a failed load, for `/v1/ready`, the orchestrator and the supervisor's terminal."""
+async def pause_before_retry(watch: Callable[[int, float], Awaitable[Snapshot]], worker_id: str) -> None:
+    """Wait `RETRY_PAUSE_S` if Ray Serve is going to try again, as it does for a worker that has served. `watch` is
+    `StateClient.watch`."""
+    with suppress(Exception):  # without the hub nobody knows, and the failure itself is to be raised
+        async with asyncio.timeout(SNAPSHOT_TIMEOUT_S):
+            worker = (await watch(-1, 0.0)).worker(worker_id)
+        if worker is not None and worker.was_ready:
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+
+def reason(error: Exception, worker_id: str, *, loaded: bool = False) -> tuple[str, str]:
+    """`(code, message)` of a failed load, or of a backend that has failed after it was `loaded`.
+
+    They are shown in `/v1/ready`, to the orchestrator and in the supervisor's terminal.
+    """
     if isinstance(error, WorkerError):
         return error.code, error.message
     if isinstance(error, ConfigurationError):
         return "WORKER_UNHEALTHY", str(error)
-    kind = type(error).__name__
-    return "WORKER_UNHEALTHY", f"worker {worker_id}: the model could not be loaded ({kind}); see the worker's log"
+    what = "its backend has failed" if loaded else "the model could not be loaded"
+    return "WORKER_UNHEALTHY", f"worker {worker_id}: {what} ({type(error).__name__}); see the worker's log"

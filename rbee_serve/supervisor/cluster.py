@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from rbee_serve.deploy_status import DeployStatus, read_status
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.call_timeout import call_with_timeout
 from rbee_serve.supervisor.checks import CheckedConfig
-from rbee_serve.supervisor.deploy_status import DeployStatus, read_status
 from rbee_serve.supervisor.log_folder import LogReader
 from rbee_serve.supervisor.ray_start import patched_ray_start
 from rbee_serve.supervisor.reaper import start_reaper

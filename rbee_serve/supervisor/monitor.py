@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from rbee_serve.client import Client, Unauthorized, WorkerReadiness
+from rbee_serve.deploy_status import DeployStatus
 from rbee_serve.errors import WorkerError
-from rbee_serve.supervisor.deploy_status import DeployStatus
 from rbee_serve.supervisor.display import Display, describe
 
 POLL_S = 0.5
@@ -47,7 +47,7 @@ def wait_for_load(
             if deployed.failed and not before.failed:
                 ingress_deadline = polled_at + INGRESS_S
             # A worker reports its reason itself, if it can; Serve's reason counts after it had the time for that.
-            given_up = {name: why for name, why in deployed.failures.items() if name in before.failures}
+            given_up = {name: why for name, why in deployed.given_up.items() if name in before.given_up}
         workers = _workers(client)
         ingress_starts = _ingress_starts(deployed) and time.monotonic() < ingress_deadline
         if workers is None and deployed.failed and not ingress_starts:
@@ -68,16 +68,22 @@ def monitor(
     show: Callable[[str], None],
     wait: Callable[[float], bool],
 ) -> bool:
-    """Show every worker that is lost or comes back, until `wait` returns True. False if Ray is not alive any more."""
-    shown: Mapping[str, bool] = {worker.id: worker.ready for worker in known}
+    """Show every worker that is lost, and why, or that comes back, until `wait` returns True. False if Ray is not alive
+    any more."""
+    shown = {worker.id: _line(worker) for worker in known}
     while not wait(MONITOR_S):
         if not alive():
             return False
         for worker in _workers(client) or ():
-            if shown[worker.id] != worker.ready:
-                show(f"{time.strftime('%H:%M:%S')} {worker.id}: {worker.reason or describe(worker)}")
-                shown = {**shown, worker.id: worker.ready}
+            if shown.get(worker.id) != (line := _line(worker)):
+                show(f"{time.strftime('%H:%M:%S')} {worker.id}: {line}")
+                shown[worker.id] = line
     return True
+
+
+def _line(worker: WorkerReadiness) -> str:
+    """What is shown of a worker. Its reason names no stage of a load that follows a loss, so each is one line."""
+    return describe(worker) if worker.failed else worker.reason or describe(worker)
 
 
 def _ingress_starts(deployed: DeployStatus) -> bool:

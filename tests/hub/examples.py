@@ -37,9 +37,12 @@ def replica(replica_id: str = "a", boot_id: str = "boot-a", **changes: Any) -> R
     return msgspec.structs.replace(serving, **changes)
 
 
-def worker_state(*replicas: ReplicaState, desired_replicas: int = 1, stopping: bool = False) -> WorkerState:
-    """`llm-1` with these replicas."""
-    return fold("llm-1", desired_replicas, replicas, was_ready=False, stopping=stopping)
+def worker_state(
+    *replicas: ReplicaState, desired_replicas: int = 1, stopping: bool = False, was_ready: bool = False
+) -> WorkerState:
+    """`llm-1` with these replicas. It is given up where all of them have failed."""
+    given_up = bool(replicas) and all(one.phase == "error" for one in replicas)
+    return fold("llm-1", desired_replicas, replicas, was_ready=was_ready, stopping=stopping, given_up=given_up)
 
 
 class Clock:

@@ -67,9 +67,9 @@ def test_a_strict_hive_finds_no_fault_in_any_message(protocol: str) -> None:
             registry.push(replica(phase="loading"))
             time.sleep(0.1)
             assert not hive.messages
-            registry.push(replica("b", "boot-b", phase="error"))
+            registry.push(replica(phase="error"))
             eventually(lambda: hive.messages)
-            registry.push(replica())
+            registry.push(replica("b", "boot-b"))
             eventually(lambda: len(hive.messages) >= 5)
     assert [message.wrong for message in hive.messages] == [()] * len(hive.messages)
     assert [message.status for message in hive.messages] == [200] * len(hive.messages)

@@ -8,6 +8,7 @@ import math
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 from rbee_serve.hub.orchestrator.callback_client import CallbackResult
@@ -132,6 +133,28 @@ def test_a_lost_worker_sends_degraded_heartbeats_and_ready_when_it_is_back() -> 
     assert exchange.sent[-1][2].health_status == "degraded"
     assert exchange.run(worker_state(replica("b", "boot-b")), 30) == [(90, BEAT)]
     assert exchange.sent[-1][2].health_status == "healthy"
+
+
+def test_a_hub_that_starts_while_a_worker_is_replaced_goes_on_with_its_heartbeats() -> None:
+    exchange = Exchange()
+    assert exchange.run(worker_state(replica(phase="loading"), was_ready=True), 40) == [(0, BEAT), (30, BEAT)]
+    assert exchange.sent[-1][2].health_status == "degraded"
+    assert exchange.run(SERVING, 30) == [(40, READY), (60, BEAT)]
+
+
+def test_a_worker_that_is_lost_before_its_ready_callback_was_acknowledged_sends_no_heartbeat() -> None:
+    exchange = Exchange()
+    exchange.results[READY] = NOTHING
+    exchange.run(SERVING, 2)
+    assert exchange.run(worker_state(was_ready=True), 100) == []
+
+
+@pytest.mark.parametrize("phase", ["loading", "error"])
+def test_a_failure_is_not_reported_while_more_is_tried(phase: str) -> None:
+    exchange = Exchange()
+    failed = worker_state(replica(phase=phase), replica("b", "boot-b", phase="error"))
+    assert exchange.run(msgspec.structs.replace(failed, given_up=False), 100) == []
+    assert exchange.run(msgspec.structs.replace(failed, given_up=True), 1)[0] == (100, FAILED)
 
 
 def test_a_receiver_slower_than_the_interval_gets_fewer_heartbeats_and_never_two_at_once() -> None:

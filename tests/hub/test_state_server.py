@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -215,3 +216,23 @@ async def test_a_client_without_the_token_changes_nothing() -> None:
         with pytest.raises(ConnectionError, match="did not prove the token"):
             await stranger.push(state(), 1)
         assert hub.registry.worker("echo-0").replicas == ()
+
+
+async def test_a_hub_that_starts_waits_for_the_replicas_that_run_before_its_first_snapshot() -> None:
+    registry = ReplicaRegistry([WorkerConfig(id="echo-0", type="echo")])
+    server = StateServer(registry, first_snapshot_within_s=5)
+    first = asyncio.create_task(server.newer(0, 10))
+    await asyncio.sleep(0.05)
+    assert not first.done()
+    registry.push(state())
+    server.notify()
+    async with asyncio.timeout(2):
+        assert (await first).workers[0].ready
+
+
+async def test_a_hub_without_replicas_sends_its_first_snapshot_after_a_while() -> None:
+    server = StateServer(ReplicaRegistry([WorkerConfig(id="echo-0", type="echo")]), first_snapshot_within_s=0.1)
+    started_at = time.monotonic()
+    snapshot = await server.newer(0, 10)
+    assert 0.1 <= time.monotonic() - started_at < 2
+    assert snapshot.workers[0].availability == "loading"

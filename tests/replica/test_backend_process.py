@@ -19,7 +19,7 @@ import pytest
 
 from deployments.echo import EchoRequest
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import InsufficientVram, InternalError, WorkerLost, WorkerUnhealthy
+from rbee_serve.errors import InsufficientVram, InternalError, WorkerLost
 from rbee_serve.events import End, Event, Output, Progress
 from rbee_serve.replica import backend_process
 from rbee_serve.replica.backend_messages import WINDOW
@@ -204,7 +204,7 @@ async def test_a_lost_connection_ends_the_requests_before_the_process_is_killed(
 
 async def test_an_unhealthy_backend_ends_its_process() -> None:
     async with started(ECHO) as backend:
-        with pytest.raises(WorkerUnhealthy):
+        with pytest.raises(WorkerLost):
             await events_of(backend, EchoRequest(prompt="a", fail="unhealthy"))
         await until(lambda: not backend.is_healthy())
 

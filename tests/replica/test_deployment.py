@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
@@ -12,13 +13,14 @@ from ray import serve
 
 from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError, WorkerError
+from rbee_serve.errors import ConfigurationError, InternalError, WorkerError
 from rbee_serve.events import End, Event, StopReason
 from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.hub.state_server import StateServer
 from rbee_serve.replica import deployment as module
+from rbee_serve.replica import loading
 from rbee_serve.replica.deployment import WorkerReplica
-from rbee_serve.state import LoadProgress, WorkerState
+from rbee_serve.state import LoadProgress, Snapshot, WorkerState
 from rbee_serve.transport.refusal import refused
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
@@ -165,9 +167,11 @@ async def test_a_ready_backend_that_begins_to_report_nonsense_is_shown_as_failed
         assert hub.worker.ready
         setattr(backend, name, value)
         await made._reporter.push_now()
-        assert hub.worker.availability == "error"
-        assert reason in str(hub.worker.error)
-        assert "secret" not in str(hub.worker.error)
+        assert [replica.phase for replica in hub.worker.replicas] == ["error"]
+        assert hub.worker.availability == "loading"  # Ray Serve replaces it
+        assert reason in str(hub.worker.lost)
+        assert hub.worker.reason.endswith("; a replacement is starting")
+        assert "secret" not in hub.worker.reason
         with pytest.raises(WorkerError):
             await made.check_health()
 
@@ -189,3 +193,30 @@ async def test_the_request_of_an_ingress_is_answered_in_chunks(hub: Hub, monkeyp
         assert [chunk[1] for chunk in chunks] == [False, True]
         (refusal,) = [chunk async for chunk in made._respond({"text": 7})]
         assert refused(*refusal[:2]) is not None
+
+
+@pytest.mark.parametrize("was_ready", [True, False])
+async def test_a_replacement_that_cannot_be_loaded_pauses_before_ray_serve_starts_the_next(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, was_ready: bool
+) -> None:
+    monkeypatch.setattr(loading, "RETRY_PAUSE_S", 0.3)
+
+    def fail(context: LoadContext) -> Backend:
+        raise InternalError("no such file")
+
+    if was_ready:
+        async with replica(hub, lambda context: Backend(), monkeypatch):
+            pass
+    started_at = time.monotonic()
+    with pytest.raises(InternalError):
+        async with replica(hub, fail, monkeypatch):
+            pass
+    assert (time.monotonic() - started_at >= 0.3) == was_ready
+    assert hub.worker.availability == ("loading" if was_ready else "error")
+
+
+async def test_without_a_hub_a_failed_load_is_raised_at_once() -> None:
+    async def watch(version: int, max_wait_s: float) -> Snapshot:
+        raise ConnectionError("the hub is gone")
+
+    await loading.pause_before_retry(watch, "echo-0")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rbee_serve.errors import InsufficientVram, InternalError, InvalidRequest
+from rbee_serve.errors import InsufficientVram, InternalError, InvalidRequest, WorkerLost, WorkerUnhealthy
 from rbee_serve.events import End, Error, Event, Output, Started, StopReason
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import TokenOutput
@@ -155,3 +155,16 @@ async def test_an_exception_after_the_end_is_only_logged(caplog: pytest.LogCaptu
 
     assert await last_event(source()) == END
     assert "too late" in caplog.text
+
+
+async def test_a_backend_that_cannot_go_on_loses_the_request_which_may_be_sent_again() -> None:
+    async def source(outputs: int) -> AsyncGenerator[Event[Any], None]:
+        for i in range(outputs):
+            yield token(i)
+        raise WorkerUnhealthy("the engine is broken; try again in a moment")
+
+    last = await last_event(source(1))
+    assert isinstance(last, Error)
+    assert (last.code, last.retriable) == ("WORKER_LOST", True)
+    with pytest.raises(WorkerLost, match="the engine is broken"):
+        await anext(ordered(STARTED, source(0)))

@@ -11,14 +11,19 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from rbee_serve.deploy_status import DeploymentStatus, DeployStatus, first_sentence, last_line
 from rbee_serve.state import LoadProgress
 from rbee_serve.supervisor import monitor as monitor_module
 from rbee_serve.supervisor.application_client import open_client
-from rbee_serve.supervisor.deploy_status import DeployStatus, first_sentence, last_line
 from rbee_serve.supervisor.display import make_display
 from rbee_serve.supervisor.load_progress import Load
 from rbee_serve.supervisor.monitor import StartFailed, Workers, monitor, wait_for_load
 from tests.supervisor.application import broken, checked_for, loading, running, up
+
+
+def failed_deployment(name: str, message: str, replicas: int = 0) -> dict[str, DeploymentStatus]:
+    return {name: DeploymentStatus("DEPLOY_FAILED", replicas, replicas, message)}
+
 
 Script = Sequence[list[dict[str, Any]] | None]
 
@@ -106,7 +111,7 @@ def test_an_application_that_ray_serve_cannot_build_ends_the_start() -> None:
 
 
 def test_where_only_workers_have_failed_the_ingress_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = DeployStatus(failed=True, failures={"a": "see its log"})
+    failed = DeployStatus(failed=True, deployments=failed_deployment("a", "see its log"))
     workers, _ = waited([None, None, [broken("a", "no such file")]], lambda: failed)
     assert workers is not None
     assert workers[0].reason == "no such file"
@@ -114,12 +119,12 @@ def test_where_only_workers_have_failed_the_ingress_is_waited_for(monkeypatch: p
     with pytest.raises(StartFailed, match="see its log"):
         waited([None], lambda: failed)
     with pytest.raises(StartFailed, match="it was killed"):
-        waited([None], lambda: DeployStatus(failed=True, failures={"ingress": "it was killed"}))
+        waited([None], lambda: DeployStatus(failed=True, deployments=failed_deployment("ingress", "it was killed")))
 
 
 def test_a_worker_that_does_not_report_its_failure_has_ray_serves_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor_module, "STATUS_S", 0.0)
-    failed = DeployStatus(failed=True, failures={"a": "it was killed"})
+    failed = DeployStatus(failed=True, deployments=failed_deployment("a", "it was killed"))
     workers, _ = waited([[loading("a", stage="x"), up("b")]], lambda: failed)
     assert workers is not None
     assert (workers[0].failed, workers[0].reason) == (True, "it was killed")
@@ -156,6 +161,34 @@ def test_a_lost_worker_and_its_return_are_shown_once_each() -> None:
         True,
         ["a: worker a was lost and is being replaced", "a: ready"],
     )
+
+
+def test_each_step_of_a_replacement_is_shown_once_with_the_reason_of_the_loss() -> None:
+    def lost(reason: str, **progress: Any) -> list[dict[str, Any]]:
+        return [{"id": "a", "ready": False, "state": "loading", "reason": reason, "progress": progress or None}]
+
+    starts, loads = (f"its engine is dead; a replacement is {what}" for what in ("starting", "loading"))
+    script = [lost(starts), lost(starts), lost(loads, stage="x"), lost(loads, stage="y"), [broken("a", "no file")]]
+    assert monitored([*script, [up("a")]], rounds=7) == (
+        True,
+        [f"a: {starts}", f"a: {loads}", "a: failed: no file", "a: ready"],
+    )
+
+
+def test_the_loss_of_one_of_several_replicas_is_shown() -> None:
+    degraded = up("a") | {"reason": "its process has ended; a replacement is starting"}
+    assert monitored([[up("a")], [degraded], [degraded], [up("a")]], rounds=5) == (
+        True,
+        ["a: its process has ended; a replacement is starting", "a: ready"],
+    )
+
+
+def test_a_deployment_that_still_starts_a_replica_has_not_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_module, "STATUS_S", 0.0)
+    failed = DeployStatus(failed=True, deployments=failed_deployment("a", "it was killed", replicas=1))
+    workers, _ = waited([[loading("a", stage="x")], [loading("a", stage="x")], [up("a")]], lambda: failed)
+    assert workers is not None
+    assert workers[0].ready
 
 
 def test_the_end_of_ray_ends_the_monitoring() -> None:

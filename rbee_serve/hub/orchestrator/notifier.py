@@ -4,7 +4,7 @@
                           ▲                                     │
                           └──── a new boot, or a 404 ◄──────────┘    (lost or short of replicas: status `degraded`)
 
-    a load that failed ──► report to `on_error_url` until acknowledged, where that is configured
+    nothing more is tried ──► report to `on_error_url` until acknowledged, where that is configured
 
 This module has no thread and no timer: `next_due_at` is when the next message is due, `send_due` sends it.
 """
@@ -76,9 +76,13 @@ class OrchestratorNotifier:
         self._ready = RetrySchedule(orchestrator.ready_backoff_max_s)
         self._failure = RetrySchedule(orchestrator.ready_backoff_max_s)
         self._heartbeats = HeartbeatSchedule(orchestrator.heartbeat_interval_s)
+        self._has_seen_ready = False
 
     def next_due_at(self, state: WorkerState) -> float:
         """When the next message is due while the worker is in `state`; infinity if none is."""
+        self._has_seen_ready |= state.ready
+        if state.was_ready and not self._has_seen_ready:  # another hub has died, whose heartbeats go on
+            self._heartbeats.start(self._clock())
         return min(self._ready_due_at(state), self._heartbeats.next_due_at, self._failure_due_at(state))
 
     async def send_due(self, state: WorkerState) -> None:
@@ -99,7 +103,7 @@ class OrchestratorNotifier:
         return self._failure.next_due_at(failed.boot_id) if failed else math.inf
 
     def _unreported(self, state: WorkerState) -> ReplicaState | None:
-        if self._orchestrator.on_error_url is None or state.stopping:
+        if self._orchestrator.on_error_url is None or state.stopping or not state.given_up:
             return None
         failed = (replica for replica in state.replicas if replica.phase == "error")
         return next((replica for replica in failed if not self._failure.acknowledged(replica.boot_id)), None)
