@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rbee_serve.errors import WorkerUnhealthy
+from rbee_serve.ingress.auth import visible
 from rbee_serve.ingress.event_response import EventResponse
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.worker_state_cache import why_not_ready
@@ -30,13 +31,14 @@ class Endpoints:
 
     async def all_ready(self, request: Request) -> Response:
         """`GET /v1/ready`: whether all workers are ready, and the reason for each that is not."""
-        workers = [self._readiness(worker) for worker in self._services.workers.values()]
+        workers = [self._readiness(worker) for worker in visible(request.scope, self._services).workers.values()]
         ready = all(worker["ready"] for worker in workers)
         return JSONResponse({"ready": ready, "workers": workers}, 200 if ready else 503)
 
     async def list_workers(self, request: Request) -> Response:
         """`GET /v1/workers`: every worker's `/info`, URL, capabilities, limits, and the state of its replicas."""
-        return JSONResponse({"workers": [self._description(worker) for worker in self._services.workers.values()]})
+        workers = visible(request.scope, self._services).workers.values()
+        return JSONResponse({"workers": [self._description(worker) for worker in workers]})
 
     async def worker_health(self, request: Request) -> Response:
         """`GET {base}/health`: 200 with the memory that the model holds, or 503."""
@@ -68,7 +70,7 @@ class Endpoints:
         return EventResponse(self._loading(worker))
 
     def _named(self, request: Request) -> Worker:
-        return self._services.worker(request.path_params["worker_id"])
+        return visible(request.scope, self._services).worker(request.path_params["worker_id"])
 
     def _info(self, worker: Worker) -> dict[str, Any]:
         return worker_info(worker.config, self._services.state(worker), self._services.port, worker.spec.name)
