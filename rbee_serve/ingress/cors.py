@@ -48,8 +48,8 @@ class Cors:
 
     def preflight_headers(self, request_headers: Mapping[bytes, bytes]) -> RawHeaders:
         """Of the response to a preflight of an allowed origin, beside `response_headers`."""
-        asked = request_headers.get(b"access-control-request-headers", b"").decode("latin-1")
-        names = {name.strip().lower() for name in asked.split(",")} if _NAMES.fullmatch(asked) else set()
+        requested = request_headers.get(b"access-control-request-headers", b"").decode("latin-1")
+        names = {name.strip().lower() for name in requested.split(",")} if _NAMES.fullmatch(requested) else set()
         headers = [
             (b"access-control-allow-methods", ALLOWED_METHODS),
             (b"access-control-allow-headers", ", ".join(sorted({*ALLOWED_HEADERS, *names} - {""})).encode()),

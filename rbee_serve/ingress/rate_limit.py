@@ -13,7 +13,7 @@ WINDOW_S = 60.0
 
 
 class RequestLimit:
-    """A context manager around one request; several may be open at once. Leaving it, in whatever way, frees the slot."""
+    """A context manager around one request; several may be open at once. The slot is free when it is left, however."""
 
     def __init__(
         self, at_once: int | None, per_minute: int | None, clock: Callable[[], float] = time.monotonic
@@ -33,18 +33,15 @@ class RequestLimit:
     def __enter__(self) -> None:
         """Raises `RateLimited` if the key has as many requests as it may have."""
         if self._at_once is not None and self.ongoing >= self._at_once:
-            raise self._refusal(
-                f"this key has {self.ongoing} requests at once; send the next when one of them is done", 1
-            )
+            raise self._refusal(f"this key has {self.ongoing} requests at once; wait until one of them is done", 1)
         if self._per_minute is not None:
             now = self._clock()
             while self._admitted_at and self._admitted_at[0] <= now - WINDOW_S:
                 self._admitted_at.popleft()
             if len(self._admitted_at) >= self._per_minute:
                 wait_s = max(1, math.ceil(self._admitted_at[0] + WINDOW_S - now))
-                raise self._refusal(
-                    f"this key has sent {self._per_minute} requests in a minute; wait {wait_s} s", wait_s
-                )
+                message = f"this key has sent {self._per_minute} requests in a minute; wait {wait_s} s"
+                raise self._refusal(message, wait_s)
             self._admitted_at.append(now)
         self.ongoing += 1
         self.admitted += 1

@@ -31,8 +31,8 @@ class Worker:
 
 @dataclass(frozen=True)
 class IngressServices:
-    """`workers` are those that a client may address. `base_url` is the URL by which clients reach the server, `port` the
-    one that it listens on."""
+    """`workers` are those that a client may address. `base_url` is the URL by which clients reach the server, `port`
+    the one that it listens on."""
 
     workers: dict[str, Worker]
     limits: LimitsConfig

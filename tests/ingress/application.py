@@ -53,12 +53,14 @@ def services_of(workers: Mapping[str, Worker], ready_worker_id: str) -> IngressS
 
 def application(token: bytes | None, **args: Any) -> Starlette:
     """The real routes over workers of which `echo-0` is ready; with more `args` of the configuration."""
-    with TemporaryDirectory() as folder:
-        if token is not None:
-            token_file = Path(folder) / "token"
-            token_file.write_bytes(token)
-            args = {**args, "auth": {"token_file": token_file}}
-        return configured({"workers": [{"id": "echo-0", "type": "echo"}], **args})
+    folder = TemporaryDirectory()
+    if token is not None:
+        token_file = Path(folder.name) / "token"
+        token_file.write_bytes(token)
+        args = {**args, "auth": {"token_file": token_file}}
+    app = configured({"workers": [{"id": "echo-0", "type": "echo"}], **args})
+    app.state.folder = folder  # which lasts as long as the application
+    return app
 
 
 def configured(args: dict[str, Any], router: Router | None = None) -> Starlette:
