@@ -24,7 +24,7 @@ class IngressApp(Starlette):
 
     def __init__(self, routes: list[Route], rules: OriginRules, keys: KeyRing | None) -> None:
         self._rules = rules
-        self._keys = keys
+        self.keys = keys
         handlers = {WorkerError: on_worker_error, HTTPException: on_http_exception, Exception: on_unexpected}
         super().__init__(routes=routes, exception_handlers=handlers)
         # `//v1` and `/v1/` are not `/v1`: a redirect would be sent before the token is checked.
@@ -33,7 +33,7 @@ class IngressApp(Starlette):
     def build_middleware_stack(self) -> ASGIApp:
         """Called by Starlette at the first request."""
         app = super().build_middleware_stack()
-        authenticated = BearerAuth(app, self._keys) if self._keys is not None else app
+        authenticated = BearerAuth(app, self.keys) if self.keys is not None else app
         return Correlation(OriginCheck(authenticated, self._rules))
 
 

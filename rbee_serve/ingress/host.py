@@ -12,7 +12,7 @@ import re
 import socket
 from collections.abc import Sequence
 
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,255})(?::([0-9]{0,5}))?")
+_HOST = re.compile(rb"(\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\]|(?!\.)[A-Za-z0-9._-]{1,255})(?::([0-9]{0,5}))?")
 _NUMBERS = re.compile(r"[0-9a-fx.]+")
 _USUAL = frozenset({"localhost", "127.0.0.1", "::1"})
 

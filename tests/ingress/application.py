@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any, Literal
 
 import uvicorn
@@ -17,6 +19,7 @@ from starlette.applications import Starlette
 
 from deployments.echo import SPEC, EchoRequest
 from rbee_serve.config import LimitsConfig, parse_application
+from rbee_serve.errors import ConfigurationError
 from rbee_serve.ingress.app import build_ingress
 from rbee_serve.ingress.keys import KeyRing
 from rbee_serve.ingress.origin import OriginRules
@@ -53,13 +56,16 @@ def services_of(workers: Mapping[str, Worker], ready_worker_id: str) -> IngressS
 
 def application(token: bytes | None, **args: Any) -> Starlette:
     """The real routes over workers of which `echo-0` is ready; with more `args` of the configuration."""
-    folder = TemporaryDirectory()
+    folder = Path(mkdtemp())
     if token is not None:
-        token_file = Path(folder.name) / "token"
-        token_file.write_bytes(token)
-        args = {**args, "auth": {"token_file": token_file}}
-    app = configured({"workers": [{"id": "echo-0", "type": "echo"}], **args})
-    app.state.folder = folder  # which lasts as long as the application
+        (folder / "token").write_bytes(token)
+        args = {**args, "auth": {"token_file": folder / "token"}}
+    try:
+        app = configured({"workers": [{"id": "echo-0", "type": "echo"}], **args})
+    except ConfigurationError:
+        shutil.rmtree(folder)
+        raise
+    weakref.finalize(app, shutil.rmtree, folder)
     return app
 
 
