@@ -49,15 +49,18 @@ def check(args: Any, host: str) -> ApplicationConfig:
 
 def _configuration(args: Any, host: str) -> ApplicationConfig:
     config = parse_application(args)
-    if config.auth.token() is None and host not in LOCAL_HOSTS:
+    if not config.auth.required and host not in LOCAL_HOSTS:
         raise ConfigurationError(
             f"http_options.host is {host} but no auth.token_file is set: without a token the server answers on "
             "127.0.0.1 only; set the one or the other"
         )
     faults = [
-        f"workers[{n}].{fault}"
-        for n, worker in enumerate(config.workers)
-        for fault in (*_faults(worker), *_faults_of_uses(worker, config))
+        *config.auth.faults({worker.id for worker in config.workers}),
+        *(
+            f"workers[{n}].{fault}"
+            for n, worker in enumerate(config.workers)
+            for fault in (*_faults(worker), *_faults_of_uses(worker, config))
+        ),
     ]
     if faults:
         raise ConfigurationError("\n".join(faults))

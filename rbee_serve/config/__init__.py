@@ -7,7 +7,8 @@ anywhere is an error that names its path and the nearest known key. No other mod
 from __future__ import annotations
 
 from rbee_serve.config.application import LOCAL_HOSTS, ApplicationConfig
-from rbee_serve.config.auth import AuthConfig
+from rbee_serve.config.auth import AuthConfig, KeyConfig
+from rbee_serve.config.cors import CorsConfig
 from rbee_serve.config.limits import LimitsConfig
 from rbee_serve.config.orchestrator import OrchestratorConfig
 from rbee_serve.config.parse import parse_application, parse_engine, unknown_key
@@ -18,6 +19,8 @@ __all__ = [
     "ApplicationConfig",
     "AuthConfig",
     "Backend",
+    "CorsConfig",
+    "KeyConfig",
     "LimitsConfig",
     "OrchestratorConfig",
     "WorkerConfig",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rbee_serve.config.auth import AuthConfig
 from rbee_serve.config.base import ConfigModel
+from rbee_serve.config.cors import CorsConfig, normal_origin
 from rbee_serve.config.limits import LimitsConfig
 from rbee_serve.config.orchestrator import OrchestratorConfig
 from rbee_serve.config.worker import WorkerConfig
@@ -24,12 +25,23 @@ class ApplicationConfig(ConfigModel):
     """The orchestrator to notify; none if left out."""
     auth: AuthConfig = AuthConfig()
     """Who may send requests."""
+    cors: CorsConfig = CorsConfig()
+    """Web pages of other origins that may use the server."""
     limits: LimitsConfig = LimitsConfig()
     """Limits of the ingress for one request."""
     public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")] | None = None
     """How others reach this server, such as `http://box:8000`. From `http_options` if left out."""
     ingress_replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of ingress replicas."""
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, url: str | None) -> str | None:
+        if url is not None and normal_origin(url) is None:
+            raise ValueError(
+                "must be a scheme, a host and a port if it is not the scheme's own, such as http://box:8000"
+            )
+        return url
 
     @model_validator(mode="after")
     def _check_ids(self) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -14,11 +13,32 @@ from rbee_serve.ingress.correlation import Correlation
 from rbee_serve.ingress.endpoints import Endpoints
 from rbee_serve.ingress.error_responses import on_http_exception, on_unexpected, on_worker_error
 from rbee_serve.ingress.inference import Inference
+from rbee_serve.ingress.keys import KeyRing
+from rbee_serve.ingress.origin import OriginCheck, OriginRules
 from rbee_serve.ingress.services import IngressServices
 
 
-def build_ingress(services: IngressServices, token: bytes | None) -> ASGIApp:
-    """The application over `services`. Without a token it needs no authentication."""
+class IngressApp(Starlette):
+    """The routes, with the middleware around everything else: also the response to an unexpected exception has a
+    correlation id and the headers for the page that sent the request."""
+
+    def __init__(self, routes: list[Route], rules: OriginRules, keys: KeyRing | None) -> None:
+        self._rules = rules
+        self.keys = keys
+        handlers = {WorkerError: on_worker_error, HTTPException: on_http_exception, Exception: on_unexpected}
+        super().__init__(routes=routes, exception_handlers=handlers)
+        # `//v1` and `/v1/` are not `/v1`: a redirect would be sent before the token is checked.
+        self.router.redirect_slashes = False
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Called by Starlette at the first request."""
+        app = super().build_middleware_stack()
+        authenticated = BearerAuth(app, self.keys) if self.keys is not None else app
+        return Correlation(OriginCheck(authenticated, self._rules))
+
+
+def build_ingress(services: IngressServices, rules: OriginRules, keys: KeyRing | None) -> Starlette:
+    """The application over `services`. Without keys it needs no authentication."""
     status_endpoints = Endpoints(services)
     inference = Inference(services)
     base = "/workers/{worker_id}"
@@ -33,15 +53,4 @@ def build_ingress(services: IngressServices, token: bytes | None) -> ASGIApp:
         Route(f"{base}/v1/loading/progress", status_endpoints.loading_progress, methods=["GET"]),
         Route(f"{base}/v1/inference", inference, methods=["POST"]),
     ]
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(Correlation), *([Middleware(BearerAuth, token)] if token else [])],
-        exception_handlers={
-            WorkerError: on_worker_error,
-            HTTPException: on_http_exception,
-            Exception: on_unexpected,
-        },
-    )
-    # `//v1` and `/v1/` are not `/v1`: a redirect would be sent before the token is checked.
-    app.router.redirect_slashes = False
-    return app
+    return IngressApp(routes, rules, keys)

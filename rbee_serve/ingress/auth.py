@@ -1,14 +1,16 @@
-"""Bearer tokens: every route but `/health` needs one, where one is configured."""
+"""Bearer tokens: every route but `/health` needs one, where a key is configured."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import logging
 import re
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rbee_serve.ingress.keys import ApiKey, KeyRing
+from rbee_serve.ingress.services import IngressServices
 
 logger = logging.getLogger(__name__)
 
@@ -21,24 +23,23 @@ def fingerprint(token: bytes) -> str:
 
 
 class BearerAuth:
-    """ASGI middleware that denies by default. It reads `scope["path"]` only, never a URL made from headers."""
+    """ASGI middleware that denies by default. It reads `scope["path"]` only, never a URL made from headers. The key of
+    the request is left in the `state` of its scope, for `key_of`."""
 
-    def __init__(self, app: ASGIApp, token: bytes) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
-        self._digest = hashlib.sha256(token).digest()
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or respond with 401."""
-        if scope["type"] == "websocket":  # there is no such route, and one would need a token
-            await send({"type": "websocket.close", "code": 1008})
-            return
         if scope["type"] != "http" or (scope["method"] in ("GET", "HEAD") and _OPEN_PATH.fullmatch(scope["path"])):
             await self._app(scope, receive, send)
             return
         credentials = [value for name, value in scope["headers"] if name == b"authorization"]
         if not credentials:
             await _unauthorized("MISSING_API_KEY", "send the header Authorization: Bearer TOKEN")(scope, receive, send)
-        elif len(credentials) == 1 and self._is_valid(credentials[0]):
+        elif len(credentials) == 1 and (key := self._key(credentials[0])) is not None:
+            scope["state"]["key"] = key
             await self._app(scope, receive, send)
         else:
             # %r keeps control characters of a hostile path out of the log.
@@ -46,10 +47,20 @@ class BearerAuth:
             logger.warning("refused a request to %r with token %s", scope["path"][:200], token)
             await _unauthorized("INVALID_API_KEY", "the token is not valid here")(scope, receive, send)
 
-    def _is_valid(self, header: bytes) -> bool:
-        # Digests have one length, so the time of the comparison does not depend on the token's.
-        is_equal = hmac.compare_digest(hashlib.sha256(_token(header)).digest(), self._digest)
-        return is_equal and header[:7].lower() == b"bearer "
+    def _key(self, header: bytes) -> ApiKey | None:
+        return self._keys.find(_token(header)) if header[:7].lower() == b"bearer " else None
+
+
+def key_of(scope: Scope) -> ApiKey | None:
+    """The key with which the request came; None where none is configured, or none is needed."""
+    key: ApiKey | None = scope["state"].get("key")
+    return key
+
+
+def visible(scope: Scope, services: IngressServices) -> IngressServices:
+    """The services, with the workers that the key of the request may use."""
+    key = key_of(scope)
+    return services if key is None else services.restricted_to(key.workers)
 
 
 def _token(header: bytes) -> bytes:

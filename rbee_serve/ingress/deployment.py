@@ -14,7 +14,9 @@ from starlette.types import ASGIApp
 from rbee_serve import correlation
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.ingress.app import build_ingress
+from rbee_serve.ingress.keys import KeyRing
 from rbee_serve.ingress.listener import Address, Listener
+from rbee_serve.ingress.origin import OriginRules
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.worker_state_cache import WorkerStateCache
@@ -52,7 +54,8 @@ class Ingress:
         balanced = {worker.id for worker in config.workers if worker.replicas > 1 or worker.autoscaling is not None}
         router = Router(handles, config.limits.acknowledge_timeout_s, node_id=node_id, balanced=balanced)
         services = IngressServices(workers, config.limits, states, router, base_url, port)
-        self._app = build_ingress(services, config.auth.token())
+        keys = KeyRing(config.auth) if config.auth.required else None
+        self._app = build_ingress(services, OriginRules.of(config), keys)
         self._following = asyncio.get_running_loop().create_task(
             states.follow(router.fail_unacknowledged, router.abort)
         )

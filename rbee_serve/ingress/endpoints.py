@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from rbee_serve.errors import WorkerLoading, WorkerUnhealthy
+from rbee_serve.ingress.auth import visible
 from rbee_serve.ingress.event_response import EventResponse
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.worker_state_cache import why_not_ready
@@ -32,7 +33,7 @@ class Endpoints:
 
     async def all_ready(self, request: Request) -> Response:
         """`GET /v1/ready`: whether all workers are ready, and the reason for each that is not."""
-        workers = [self._readiness(worker) for worker in self._services.workers.values()]
+        workers = [self._readiness(worker) for worker in visible(request.scope, self._services).workers.values()]
         ready = all(worker["ready"] for worker in workers)
         body = {"ready": ready, "workers": workers}
         if ready:
@@ -42,7 +43,8 @@ class Endpoints:
 
     async def list_workers(self, request: Request) -> Response:
         """`GET /v1/workers`: every worker's `/info`, URL, capabilities, limits, and the state of its replicas."""
-        return JSONResponse({"workers": [self._description(worker) for worker in self._services.workers.values()]})
+        workers = visible(request.scope, self._services).workers.values()
+        return JSONResponse({"workers": [self._description(worker) for worker in workers]})
 
     async def worker_health(self, request: Request) -> Response:
         """`GET {base}/health`: 200 with the memory that the model holds, while it loads for the first time too; 503
@@ -79,7 +81,7 @@ class Endpoints:
         return EventResponse(self._loading(worker))
 
     def _named(self, request: Request) -> Worker:
-        return self._services.worker(request.path_params["worker_id"])
+        return visible(request.scope, self._services).worker(request.path_params["worker_id"])
 
     def _info(self, worker: Worker) -> dict[str, Any]:
         return worker_info(worker.config, self._services.state(worker), self._services.port, worker.spec.name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rbee_serve.config import LimitsConfig, WorkerConfig
@@ -31,7 +31,8 @@ class Worker:
 
 @dataclass(frozen=True)
 class IngressServices:
-    """`base_url` is the URL by which clients reach the server, `port` the one that it listens on."""
+    """`workers` are those that a client may address. `base_url` is the URL by which clients reach the server, `port`
+    the one that it listens on."""
 
     workers: dict[str, Worker]
     limits: LimitsConfig
@@ -39,6 +40,19 @@ class IngressServices:
     router: Router
     base_url: str
     port: int
+    helpers: dict[str, Worker] = field(default_factory=dict)
+    """Further workers, which those in `workers` may use."""
+    _views: dict[frozenset[str], IngressServices] = field(default_factory=dict)
+
+    def restricted_to(self, worker_ids: frozenset[str] | None) -> IngressServices:
+        """The services for a client that may address these workers only: all others do not exist for it. None stands
+        for all."""
+        if worker_ids is None:
+            return self
+        if (view := self._views.get(worker_ids)) is None:
+            visible = {worker_id: worker for worker_id, worker in self.workers.items() if worker_id in worker_ids}
+            view = self._views[worker_ids] = replace(self, workers=visible, helpers=self.workers, _views={})
+        return view
 
     def worker(self, worker_id: str) -> Worker:
         """The worker of that id. Raises `WorkerNotFound`."""
@@ -68,6 +82,7 @@ class IngressServices:
     def require_ready(self, worker: Worker, roles: Iterable[str] = ()) -> None:
         """Raise the `WorkerError` with the reason if the worker, or a helper worker that it uses in one of `roles`,
         takes no requests now."""
-        used = [self.workers[worker.config.uses[role]] for role in roles if role in worker.config.uses]
+        uses, known = worker.config.uses, self.helpers or self.workers
+        used = [known[uses[role]] for role in roles if role in uses]
         for needed in (worker, *used):
             self.states.require_ready(needed.config.id, self.progress_url(needed))

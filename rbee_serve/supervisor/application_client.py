@@ -16,7 +16,7 @@ def open_client(checked: CheckedConfig) -> Client:
     """A client of the application on this machine. To be closed by the caller."""
     return Client(
         checked.base_url,
-        checked.config.auth.token(),
+        checked.token,
         TIMEOUT_S,
         verify=_verification(checked),
         trust_env=False,  # no proxy on the way to this machine

@@ -60,6 +60,8 @@ class CheckedConfig:
     worker_types: Mapping[str, str]
     needs_proxies: bool
     """Whether the file needs Serve's proxies: for other applications, a prefix, or gRPC."""
+    token: bytes | None = None
+    """The supervisor's own token, where requests need one; see `with_own_token`."""
 
 
 def check_file(path: Path) -> CheckedConfig:

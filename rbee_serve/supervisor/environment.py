@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -17,9 +19,26 @@ def with_proxy_location(checked: CheckedConfig, environ: Mapping[str, str]) -> C
     return replace(checked, document={"proxy_location": "EveryNode" if needed else "Disabled", **checked.document})
 
 
+def with_own_token(checked: CheckedConfig) -> CheckedConfig:
+    """The configuration with a key for the supervisor itself, where requests need one. It may use all workers, and
+    remains valid when other keys are replaced. The token is random, so the application's arguments, which Ray's
+    dashboard shows, may hold its SHA-256."""
+    if not checked.config.auth.required:
+        return checked
+    token = secrets.token_hex(32).encode()
+    added = {"supervisor_sha256": hashlib.sha256(token).hexdigest()}
+    applications = [
+        {**application, "args": {**application["args"], "auth": {**application["args"]["auth"], **added}}}
+        if str(application.get("name", "default")) == checked.app_name
+        else application
+        for application in checked.document["applications"]
+    ]
+    return replace(checked, document={**checked.document, "applications": applications}, token=token)
+
+
 def check_environment(environ: Mapping[str, str], config: ApplicationConfig) -> None:
     """Raise `ConfigurationError` on a setting of Ray that opens a port to the network although no token is set."""
-    if config.auth.token_file is not None:
+    if config.auth.required:
         return
     if environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1":
         raise ConfigurationError(

@@ -18,7 +18,7 @@ from rbee_serve.supervisor.checks import CheckedConfig, check_port_is_free
 from rbee_serve.supervisor.cluster import Cluster
 from rbee_serve.supervisor.display import Display, make_display
 from rbee_serve.supervisor.drain import drain
-from rbee_serve.supervisor.environment import check_environment, with_proxy_location
+from rbee_serve.supervisor.environment import check_environment, with_own_token, with_proxy_location
 from rbee_serve.supervisor.hub_client import HubClient
 from rbee_serve.supervisor.monitor import StartFailed, Workers, monitor, wait_for_load
 from rbee_serve.supervisor.stop_signal import Stopped, StopSignal
@@ -36,7 +36,7 @@ def serve(checked: CheckedConfig, verbose: bool) -> int:
     check_environment(os.environ, checked.config)
     check_port_is_free(checked.host, checked.port)
     set_missing(os.environ)
-    checked = with_proxy_location(checked, os.environ)
+    checked = with_own_token(with_proxy_location(checked, os.environ))
     stop = StopSignal()
     stop.install()
     cluster = Cluster(checked)

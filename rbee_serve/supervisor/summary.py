@@ -31,7 +31,8 @@ def summary(
     if served:
         first = config.worker(served[0].id)
         assert first is not None
-        lines += ["", f"  {request_line(served[0].url, example(first, worker_types), config.auth.token_file)}"]
+        token_file = config.auth.token_file_for(first.id)
+        lines += ["", f"  {request_line(served[0].url, example(first, worker_types), token_file)}"]
     return lines
 
 

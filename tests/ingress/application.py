@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from dataclasses import replace
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any, Literal
 
 import uvicorn
 from starlette.applications import Starlette
 
 from deployments.echo import SPEC, EchoRequest
-from rbee_serve.config import LimitsConfig, WorkerConfig
+from rbee_serve.config import LimitsConfig, parse_application
+from rbee_serve.errors import ConfigurationError
 from rbee_serve.ingress.app import build_ingress
+from rbee_serve.ingress.keys import KeyRing
+from rbee_serve.ingress.origin import OriginRules
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.worker_state_cache import WorkerStateCache
@@ -46,12 +54,30 @@ def services_of(workers: Mapping[str, Worker], ready_worker_id: str) -> IngressS
     return IngressServices(dict(workers), LimitsConfig(), states, Router({}, 1.0), "http://localhost", 80)
 
 
-def application(token: bytes | None) -> Starlette:
-    """The real routes over one worker that is ready."""
-    worker = Worker(WorkerConfig(id="echo-0", type="echo"), SPEC, EchoRequest)
-    app = build_ingress(services_of({"echo-0": worker}, "echo-0"), token)
-    assert isinstance(app, Starlette)
+def application(token: bytes | None, **args: Any) -> Starlette:
+    """The real routes over workers of which `echo-0` is ready; with more `args` of the configuration."""
+    folder = Path(mkdtemp())
+    if token is not None:
+        (folder / "token").write_bytes(token)
+        args = {**args, "auth": {"token_file": folder / "token"}}
+    try:
+        app = configured({"workers": [{"id": "echo-0", "type": "echo"}], **args})
+    except ConfigurationError:
+        shutil.rmtree(folder)
+        raise
+    weakref.finalize(app, shutil.rmtree, folder)
     return app
+
+
+def configured(args: dict[str, Any], router: Router | None = None) -> Starlette:
+    """The real routes over echo workers, as `args` configures them."""
+    config = parse_application(args)
+    workers = {worker.id: Worker(worker, SPEC, EchoRequest) for worker in config.workers}
+    services = services_of(workers, "echo-0")
+    if router is not None:
+        services = replace(services, router=router)
+    keys = KeyRing(config.auth) if config.auth.required else None
+    return build_ingress(services, OriginRules.of(config), keys)
 
 
 @contextmanager

@@ -66,9 +66,10 @@ def endless() -> Iterator[bytes]:
         yield chunk(b" " * 65536)
 
 
+# Behind HAProxy there is a token, so any host is accepted.
 HOSTS = [
     *(
-        case(f"Host: {name}", whole(INFER, GOOD, host=host))
+        case(f"Host: {name}", whole(INFER, GOOD, host=host), 421, "MISDIRECTED_REQUEST", haproxy=(200, ACCEPTED))
         for name, host in [
             ("missing", None),
             ("empty", b""),
@@ -77,7 +78,7 @@ HOSTS = [
         ]
     ),
     *(
-        case(f"Host: {name}", whole(INFER, GOOD, host=host), haproxy=REFUSED_BY_HAPROXY)
+        case(f"Host: {name}", whole(INFER, GOOD, host=host), 421, "MISDIRECTED_REQUEST", haproxy=REFUSED_BY_HAPROXY)
         for name, host in [
             ("a path", b"localhost/health"),
             ("a path and a query", b"localhost/health?"),
@@ -88,8 +89,28 @@ HOSTS = [
             ("64 kB", b"a" * 65536),
         ]
     ),
-    case("Host: twice", whole(INFER, GOOD, b"Host: evil.example"), haproxy=REFUSED_BY_HAPROXY),
+    case(
+        "Host: twice",
+        whole(INFER, GOOD, b"Host: evil.example"),
+        421,
+        "MISDIRECTED_REQUEST",
+        haproxy=REFUSED_BY_HAPROXY,
+    ),
     case("X-Forwarded-*", whole(INFER, GOOD, b"X-Forwarded-Host: evil", b"X-Forwarded-Prefix: /health")),
+]
+
+ORIGINS = [
+    *(
+        case(f"from a page: {b', '.join(lines)!r}", whole(INFER, GOOD, *lines), 403, "ORIGIN_NOT_ALLOWED")
+        for lines in [
+            [b"Origin: https://evil.example"],
+            [b"Origin: http://localhost:3000"],
+            [b"Origin: null", b"Content-Type: text/plain"],
+            [b"Sec-Fetch-Site: cross-site"],
+            [b"Origin: http://localhost", b"Origin: http://evil.example"],
+        ]
+    ),
+    case("from a page of the server", whole(INFER, GOOD, b"Origin: http://localhost", b"Sec-Fetch-Site: same-origin")),
 ]
 
 TARGETS: list[tuple[str | bytes, int, str]] = [
@@ -237,7 +258,7 @@ HEADERS = [
     ),
 ]  # fmt: skip
 
-SERVER = [*HOSTS, *PATHS, *METHODS, *SIZES, *HEADERS]
+SERVER = [*HOSTS, *ORIGINS, *PATHS, *METHODS, *SIZES, *HEADERS]
 """What an HTTP server before the ingress may treat in its own way."""
 APPLICATION = [*TYPES, *TIMEOUTS]
 """What every HTTP server forwards, so that only the ingress application decides."""

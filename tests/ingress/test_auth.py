@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, MutableMapping
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 from starlette.routing import Route
 
-from rbee_serve.ingress.auth import BearerAuth, fingerprint
+from rbee_serve.ingress.auth import fingerprint
 from tests.ingress.application import application, serving
 from tests.raw_http import RawResponse, exchange, head, whole
 
@@ -185,20 +184,3 @@ def test_a_refusal_is_logged_with_a_fingerprint_and_cannot_forge_a_line(url: str
     for line in log:
         assert line.isprintable()
         assert len(line) < 400
-
-
-async def test_a_websocket_is_refused() -> None:
-    async def inside(scope: Any, receive: Any, send: Any) -> None:
-        raise AssertionError("the middleware passed it on")
-
-    sent: list[MutableMapping[str, Any]] = []
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    async def receive() -> MutableMapping[str, Any]:
-        return {"type": "websocket.connect"}
-
-    scope = {"type": "websocket", "path": "/health", "headers": [(b"authorization", b"Bearer " + TOKEN)]}
-    await BearerAuth(inside, TOKEN)(scope, receive, send)
-    assert sent == [{"type": "websocket.close", "code": 1008}]

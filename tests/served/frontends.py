@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.conftest import ECHO, MAX_BODY_BYTES, free_port
+from tests.conftest import CORS, ECHO, MAX_BODY_BYTES, free_port
 from tests.raw_http import RawResponse, exchange
 from tests.served.waiting import eventually
 from tests.supervised import supervisor
@@ -37,6 +37,21 @@ WORKERS: list[dict[str, Any]] = [
 ]
 """Workers behind every frontend; some have more."""
 LIMITS = {"max_body_bytes": MAX_BODY_BYTES, "body_timeout_s": 3}
+
+
+def settings(mode: Mode) -> tuple[dict[str, str], dict[str, Any]]:
+    """The variables and the keys of the file with which a supervisor has this frontend. The other ports of HAProxy are
+    free ones, not the defaults, which another Ray may use."""
+    if mode == "haproxy":
+        return {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        }, {}
+    environment = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"} if mode == "default" else {}
+    return environment, {} if mode == "own" else {"proxy_location": "HeadOnly"}
 
 
 def via(*modes: Mode) -> pytest.MarkDecorator:
@@ -86,8 +101,8 @@ def open_frontend(mode: Mode, url: str, owner_pid: int, token: str | None = None
 @contextmanager
 def default_frontend(folder: Path) -> Iterator[Frontend]:
     """An application behind Ray's proxy, with Ray's default settings."""
-    environment = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "0"}
-    with supervisor(folder, WORKERS, environment, {"proxy_location": "HeadOnly"}, limits=LIMITS) as running:
+    environment, keys = settings("default")
+    with supervisor(folder, WORKERS, environment, keys, limits=LIMITS, cors=CORS) as running:
         running.until("Ctrl+C stops it")
         with open_frontend("default", running.url, running.process.pid) as frontend:
             yield frontend
@@ -95,18 +110,12 @@ def default_frontend(folder: Path) -> Iterator[Frontend]:
 
 @contextmanager
 def haproxy_frontend(folder: Path) -> Iterator[Frontend]:
-    """An application behind HAProxy. Its other ports are free ones, not the defaults, which another Ray may use."""
-    environment = {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
-    }
+    """An application behind HAProxy."""
+    environment, keys = settings("haproxy")
     token_file = folder / "token"
     token_file.write_text(TOKEN)
     auth = {"token_file": str(token_file)}
-    with supervisor(folder, WORKERS, environment, limits=LIMITS, auth=auth) as running:
+    with supervisor(folder, WORKERS, environment, keys, limits=LIMITS, cors=CORS, auth=auth) as running:
         running.until("Ctrl+C stops it")
         with open_frontend("haproxy", running.url, running.process.pid, TOKEN) as frontend:
             # Ray replaces HAProxy whenever an ingress joins: wait until that is over.

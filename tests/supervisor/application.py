@@ -116,4 +116,5 @@ def checked_for(url: str, port: int, token_file: Path | None = None) -> CheckedC
         config=ApplicationConfig.model_validate(arguments),
         worker_types={"echo": "deployments.echo:SPEC"},
         needs_proxies=False,
+        token=token_file.read_bytes().strip() if token_file else None,
     )

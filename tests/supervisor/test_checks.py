@@ -126,6 +126,23 @@ FAULTS = {
             "worker type 'ecko' is unknown; did you mean echo?"
         ),
     ),
+    "a key for a worker that does not exist": (
+        "      workers:",
+        "      auth: {keys: [{name: a, token_file: /dev/null, workers: [llm-0]}]}\n      workers:",
+        (
+            "rbee-serve: serve_config.yaml:9: applications[0].args.auth.keys[0].token_file: the first line of "
+            "/dev/null is empty; write a token there\n"
+            "rbee-serve: serve_config.yaml:9: applications[0].args.auth.keys[0].workers[0]: no worker has the id llm-0"
+        ),
+    ),
+    "a page that is no origin": (
+        "      workers:",
+        "      cors: {allow_origins: ['http://localhost:3000/']}\n      workers:",
+        (
+            "rbee-serve: serve_config.yaml:9: applications[0].args.cors.allow_origins[0]: must be an origin such as "
+            "https://app.example:8443, without a path or a slash at its end; * allows every origin"
+        ),
+    ),
     "a host beyond this machine without a token": (
         "127.0.0.1",
         "0.0.0.0",
@@ -182,9 +199,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_sentence_with_its_line_and_path(fault: str, tmp_path: Path, check: Check) -> None:
+def test_each_fault_is_one_sentence_with_its_line_and_path(fault: str, tmp_path: Path, check: Check) -> None:
     old, new, sentence = FAULTS[fault]
-    assert check(changed(tmp_path, old, new)) == [sentence]
+    assert check(changed(tmp_path, old, new)) == sentence.splitlines()
 
 
 def test_every_wrong_key_has_a_line_of_its_own(tmp_path: Path, check: Check) -> None:

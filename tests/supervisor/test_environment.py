@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from rbee_serve.config import ApplicationConfig
+from rbee_serve.config import ApplicationConfig, parse_application
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.ray_settings import SETTINGS, set_missing
 from rbee_serve.supervisor import checks
-from rbee_serve.supervisor.environment import check_environment, with_proxy_location
+from rbee_serve.supervisor.environment import check_environment, with_own_token, with_proxy_location
 from tests.supervisor.configurations import ECHO, changed, written
 
 
@@ -58,3 +59,25 @@ def test_there_are_no_proxies_unless_they_are_needed_or_configured(tmp_path: Pat
         == "EveryNode"
     )
     assert location(written(tmp_path, ECHO + "proxy_location: HeadOnly\n"), {}) == "HeadOnly"
+
+
+def test_the_supervisor_has_a_token_where_requests_need_one(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("a-token")
+    keys = f"{{keys: [{{name: a, token_file: {tmp_path}/a, workers: [echo-0]}}]}}"
+    other = "  - {name: other, import_path: json:loads, route_prefix: /x, args: {auth: {}}}\n"
+    text = ECHO.replace("workers:", f"auth: {keys}\n      workers:") + other
+    checked = checks.check_file(written(tmp_path, text))
+    first, second = with_own_token(checked), with_own_token(checked)
+    assert first.token
+    assert first.token != second.token
+    served, untouched = first.document["applications"]
+    auth = parse_application(served["args"]).auth
+    assert auth.supervisor_sha256 == hashlib.sha256(first.token).hexdigest()
+    assert [key.name for key in auth.keys] == ["a"]
+    assert untouched["args"] == {"auth": {}}
+    assert first.token.decode() not in str(first.document)
+
+
+def test_without_keys_the_supervisor_needs_no_token(tmp_path: Path) -> None:
+    checked = checks.check_file(written(tmp_path, ECHO))
+    assert with_own_token(checked) is checked

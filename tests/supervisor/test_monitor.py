@@ -140,7 +140,7 @@ def test_a_signal_ends_the_wait() -> None:
     assert waited([[loading("a", stage="x")]], wait=lambda seconds: True)[0] is None
 
 
-def test_the_token_of_the_configuration_is_sent(tmp_path: Path) -> None:
+def test_the_token_is_sent(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("s3cret\n")
     with running([[up("a")]], tmp_path / "token") as application, open_client(application.checked) as client:
         assert client.ready().workers[0].ready

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from deployments.echo import EchoRequest
+from rbee_serve.config import AuthConfig
 from rbee_serve.supervisor.application_client import open_client
 from rbee_serve.supervisor.summary import request_line, summary
 from tests.outside_worker import LetterRequest
@@ -41,6 +42,13 @@ def test_the_request_reads_the_token_from_its_file(tmp_path: Path) -> None:
     line = summary_of([up("echo-0"), up("echo-1")], tmp_path / "a token")[3]
     assert f"-H \"Authorization: Bearer $(head -n 1 '{tmp_path}/a token')\"" in line
     assert "s3cret" not in line
+
+
+def test_the_request_reads_the_token_of_a_key_that_may_use_the_worker() -> None:
+    keys = [{"name": "a", "token_file": "/a", "workers": ["echo-1"]}, {"name": "b", "token_file": "/b"}]
+    auth = AuthConfig.model_validate({"keys": keys})
+    assert [auth.token_file_for(worker_id) for worker_id in ("echo-0", "echo-1")] == [Path("/b"), Path("/a")]
+    assert AuthConfig(keys=auth.keys[:1]).token_file_for("echo-0") is None
 
 
 def test_a_quote_in_the_request_survives_the_shell() -> None:
