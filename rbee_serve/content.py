@@ -50,6 +50,17 @@ def _decoded(text: Any) -> Any:
         raise _base64_error() from None
 
 
+def from_data_url(content: bytes) -> bytes:
+    """The file in a data URL, as pages put it into a form in place of a file; `content` itself if it is none."""
+    if not content.startswith(b"data:"):
+        return content
+    try:
+        decoded: bytes = _decoded(content.decode("ascii"))
+    except (PydanticCustomError, UnicodeDecodeError):
+        return content
+    return decoded
+
+
 def _encoded(content: bytes) -> str:
     return base64.b64encode(content).decode()
 

@@ -34,7 +34,8 @@ def build_ingress(services: IngressServices, token: bytes | None) -> ASGIApp:
         Route(f"{base}/v1/inference", inference, methods=["POST"]),
     ]
     app = Starlette(
-        routes=routes,
+        # A slash at the end changes nothing. It is no redirect, which would be sent before the token is checked.
+        routes=[*routes, *(Route(f"{route.path}/", route.endpoint, methods=route.methods) for route in routes)],
         middleware=[Middleware(Correlation), *([Middleware(BearerAuth, token)] if token else [])],
         exception_handlers={
             WorkerError: on_worker_error,
@@ -42,6 +43,5 @@ def build_ingress(services: IngressServices, token: bytes | None) -> ASGIApp:
             Exception: on_unexpected,
         },
     )
-    # `//v1` and `/v1/` are not `/v1`: a redirect would be sent before the token is checked.
     app.router.redirect_slashes = False
     return app

@@ -1,7 +1,7 @@
 """Values that clients write in another way and that mean the same: null for a field that is left out, 16.0 for 16.
 
-Languages with one type for numbers (JavaScript, Lua) write `16.0`, and libraries with typed requests write null for every
-field that is not set. Both are invalid for strict types, so only a request that was refused is looked through.
+Languages with one type for numbers (Lua) write `16.0`, and libraries with typed requests write null for each field that
+is not set. Both are invalid for strict types, so only a request that was refused is looked through.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def _equivalent(value: Any, types: list[Any]) -> Any:
 
 
 def _equivalent_object(value: dict[Any, Any], types: list[Any]) -> dict[Any, Any]:
-    models = [fields for member in types if (fields := fields_of(member))]
+    models = [known for member in types if (known := fields_of(member))]
     values = [inner for member in types for inner in values_of(member)]
     changed = {}
     for key, item in value.items():
-        fields = [fields[key] for fields in models if key in fields]
+        fields = [known[key] for known in models if key in known]
         if item is None and fields and not any(map(accepts_null, fields)):
             continue
         inner = [member for field in fields for member in members_of(field.annotation)] if fields else values

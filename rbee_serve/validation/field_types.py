@@ -1,4 +1,4 @@
-"""The types of a request's fields, taken apart: members of unions, fields of models, items of lists, values of objects."""
+"""The types of a request's fields, taken apart: members of unions, fields of models, items and values."""
 
 from __future__ import annotations
 
