@@ -15,7 +15,6 @@ from rbee_serve.validation.field_types import fields_of, items_of, members_of
 from rbee_serve.validation.parse import parse, parse_object
 from rbee_serve.worker.registry import load_spec
 
-
 WHOLE = {"sample_rate": 8000, "preview_every": 0, "min_tokens": 1}
 """Values within the rules of fields for which 8 is not."""
 
