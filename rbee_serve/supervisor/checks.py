@@ -151,7 +151,7 @@ def _located(file: YamlFile, where: str, message: str) -> Iterator[str]:
     """Each line of a message, prefixed with the line number of its key."""
     for line in message.splitlines():
         key, colon, sentence = line.partition(": ")
-        if colon and re.fullmatch(r"[\w.\[\]]+", key):
+        if colon and re.fullmatch(r"[\w.\[\]-]+", key):
             yield str(file.error(where if key == "args" else f"{where}.{key}".removeprefix("."), sentence))
         else:
             yield f"{file.path}: {line}"
