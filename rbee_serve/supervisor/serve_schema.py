@@ -19,6 +19,8 @@ Seconds = Annotated[float, Field(gt=0)]
 SecondsOrZero = Annotated[float, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+"""Of logging; Ray takes their numbers too."""
 RUNTIME_KEYS = frozenset(
     "config conda container env_vars excludes image_uri java_jars mpi nsight pip py_executable py_modules rocprof_sys "
     "uv worker_process_setup_hook working_dir".split()
@@ -53,9 +55,8 @@ class LoggingOptions(ConfigModel):
     @field_validator("log_level")
     @classmethod
     def _check_level(cls, level: int | str) -> int | str:
-        known = logging.getLevelNamesMapping()
-        if level not in (known if isinstance(level, str) else known.values()):
-            raise ValueError(f"must be one of {', '.join(known)}, not {level!r}")
+        if level not in LEVELS and level not in map(logging.getLevelName, LEVELS):
+            raise ValueError(f"must be one of {', '.join(LEVELS)}, not {level!r}")
         return level
 
 

@@ -122,8 +122,8 @@ FAULTS = {
         "http_options:",
         "logging_config: {log_level: debug}\nhttp_options:",
         (
-            "rbee-serve: serve_config.yaml:1: logging_config.log_level: must be one of CRITICAL, FATAL, ERROR, WARN, "
-            "WARNING, INFO, DEBUG, NOTSET, not 'debug'"
+            "rbee-serve: serve_config.yaml:1: logging_config.log_level: "
+            "must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL, not 'debug'"
         ),
     ),
     "a runtime environment's variable that is a number": (
