@@ -30,7 +30,7 @@ _AS_IT_IS = frozenset({b"", b"binary", b"8bit", b"7bit"})
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FormPart:
     """One part of a form: its field's `name`, and its decoded `content`."""
 
     name: str
@@ -43,13 +43,13 @@ class Part:
     """Of the content, if that is text; empty if the part declares none."""
 
 
-def parts_of(content_type: str, body: bytes) -> list[Part]:
+def parts_of(content_type: str, body: bytes) -> list[FormPart]:
     """The parts in their order. Lines may end in CRLF, or all in LF; text before and after the form is ignored.
 
     Raises `InvalidRequest` for a form without its closing boundary, and for parts that have no name or cannot be
     decoded.
     """
-    parts: list[Part] = []
+    parts: list[FormPart] = []
     for block in _blocks(_boundary(content_type), body):
         if len(parts) == MAX_PARTS:
             raise _bad_form(f"has more than {MAX_PARTS} parts")
@@ -95,7 +95,7 @@ def _next(body: bytes, separator: bytes, begin: int) -> int:
     raise _bad_form("is an incomplete form: its closing boundary is missing")
 
 
-def _part(block: bytes) -> Part:
+def _part(block: bytes) -> FormPart:
     head, content = _split(block)
     headers = {}
     for line in _FOLDED.sub(b" ", head).splitlines():
@@ -106,7 +106,7 @@ def _part(block: bytes) -> Part:
         raise _bad_form("has a part without a name in its Content-Disposition")
     name = _text(disposition[b"name"])
     content_type = headers.get(b"content-type", b"")
-    return Part(
+    return FormPart(
         name,
         _decoded(name, content, headers.get(b"content-transfer-encoding", b"").lower()),
         has_file_name=bool(disposition.get(b"filename") or disposition.get(b"filename*")),

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from rbee_serve.content import content_fields, from_data_url
 from rbee_serve.errors import InvalidRequest, UnsupportedMediaType
 from rbee_serve.ingress.form_values import is_list, item_of, value_of
-from rbee_serve.ingress.multipart import MAX_PARTS, Part, parts_of
+from rbee_serve.ingress.multipart import MAX_PARTS, FormPart, parts_of
 from rbee_serve.request import InferenceRequest
 from rbee_serve.result import JSON
 from rbee_serve.validation.field_path import BODY, MAX_NAME_CHARACTERS, shorten
@@ -32,7 +32,7 @@ _CHARSETS = frozenset({"utf-8", "utf-8-sig", "ascii", "iso8859-1", "iso8859-15",
 WHOLE_BODY = ""
 """The name of a body that is one file, until its field is known."""
 
-Upload = dict[str, list[Part]]
+Upload = dict[str, list[FormPart]]
 """The parts of each name, in their order."""
 
 
@@ -43,7 +43,7 @@ def read_upload(request: Request, content_type: str, body: bytes) -> Upload:
     elif content_type == URL_ENCODED:
         parts = _pairs(body)
     else:
-        parts = [Part(WHOLE_BODY, body, has_file_name=True)]
+        parts = [FormPart(WHOLE_BODY, body, has_file_name=True)]
     return _by_name([*parts, *_pairs(request.scope["query_string"])])
 
 
@@ -109,7 +109,7 @@ def _by_field(upload: Upload, fields: Mapping[str, FieldInfo]) -> Upload:
     return found
 
 
-def _file(parts: list[Part]) -> bytes | None:
+def _file(parts: list[FormPart]) -> bytes | None:
     """The bytes of a file, whether or not its part has a file name. A part with neither name nor content is no file."""
     given = [part for part in parts if part.content or part.has_file_name]
     if not given:
@@ -119,7 +119,7 @@ def _file(parts: list[Part]) -> bytes | None:
     return from_data_url(part.content) if is_text else part.content
 
 
-def _value(parts: list[Part], field: FieldInfo, charset: str) -> Any:
+def _value(parts: list[FormPart], field: FieldInfo, charset: str) -> Any:
     """The value of a field that is no file; None if it is not given."""
     if sum(len(part.content) for part in parts) > MAX_FIELD_BYTES:
         raise _of(parts[0], f"bytes <= {MAX_FIELD_BYTES}", f"must have at most {MAX_FIELD_BYTES} bytes in a form")
@@ -134,13 +134,13 @@ def _value(parts: list[Part], field: FieldInfo, charset: str) -> Any:
     return value_of(text, field) if text or is_required_text else None
 
 
-def _only(parts: list[Part]) -> Part:
+def _only(parts: list[FormPart]) -> FormPart:
     if len(parts) > 1:
         raise _of(parts[0], "once", "is given more than once")
     return parts[0]
 
 
-def _text(part: Part, charset: str) -> str:
+def _text(part: FormPart, charset: str) -> str:
     try:
         codec = codecs.lookup(part.charset or charset).name
         if codec in _CHARSETS:
@@ -150,23 +150,23 @@ def _text(part: Part, charset: str) -> str:
     raise _of(part, "charset", "is not text in the declared charset; send it as UTF-8")
 
 
-def _pairs(encoded: bytes) -> list[Part]:
+def _pairs(encoded: bytes) -> list[FormPart]:
     """The fields of a query, or of a form that is written like one."""
     if encoded.count(b"&") >= MAX_PARTS:
         raise InvalidRequest.of_field(BODY, "form", f"has more than {MAX_PARTS} fields")
     pairs = (pair.partition(b"=") for pair in encoded.replace(b"+", b" ").split(b"&") if pair)
     return [
-        Part(unquote_to_bytes(name).decode("utf-8", errors="replace"), unquote_to_bytes(content))
+        FormPart(unquote_to_bytes(name).decode("utf-8", errors="replace"), unquote_to_bytes(content))
         for name, _, content in pairs
     ]
 
 
-def _by_name(parts: Iterable[Part]) -> Upload:
+def _by_name(parts: Iterable[FormPart]) -> Upload:
     upload: Upload = {}
     for part in parts:
         upload.setdefault(part.name, []).append(part)
     return upload
 
 
-def _of(part: Part, constraint: str, message: str) -> InvalidRequest:
+def _of(part: FormPart, constraint: str, message: str) -> InvalidRequest:
     return InvalidRequest.of_field(shorten(part.name, MAX_NAME_CHARACTERS) or BODY, constraint, message)

@@ -15,7 +15,7 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.content import FileField
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.ingress.addressing import resolve_request
-from rbee_serve.ingress.multipart import Part, parts_of
+from rbee_serve.ingress.multipart import FormPart, parts_of
 from rbee_serve.ingress.services import Worker
 from rbee_serve.request import InferenceRequest
 from tests.ingress.application import services_of
@@ -313,4 +313,4 @@ async def test_a_missing_boundary_is_named_with_its_usual_cause(content_type: st
 
 def test_a_body_of_near_boundaries_is_read_in_linear_time() -> None:
     near = b"\r\n--b." * 4_000_000
-    assert parts_of("multipart/form-data; boundary=b", field("a", near) + END) == [Part("a", near)]
+    assert parts_of("multipart/form-data; boundary=b", field("a", near) + END) == [FormPart("a", near)]
