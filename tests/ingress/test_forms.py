@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import Field
 from starlette.requests import Request
 
@@ -17,7 +20,9 @@ from rbee_serve.errors import InvalidRequest
 from rbee_serve.ingress.addressing import resolve_request
 from rbee_serve.ingress.multipart import FormPart, parts_of
 from rbee_serve.ingress.services import Worker
+from rbee_serve.ingress.upload import typed
 from rbee_serve.request import InferenceRequest
+from rbee_serve.validation.parse import parse_object
 from tests.ingress.application import services_of
 
 SOUND = b"RIFF\x24\x00\r\n\r\n--bx\r\n\n--b\r\x80\xff--boundary"
@@ -314,3 +319,43 @@ async def test_a_missing_boundary_is_named_with_its_usual_cause(content_type: st
 def test_a_body_of_near_boundaries_is_read_in_linear_time() -> None:
     near = b"\r\n--b." * 4_000_000
     assert parts_of("multipart/form-data; boundary=b", field("a", near) + END) == [FormPart("a", near)]
+
+
+@given(st.lists(st.tuples(st.text('ab[]"% é', min_size=1), st.one_of(st.binary(), st.text("\r\n-b:").map(str.encode)))))
+def test_what_a_library_writes_is_read_back(fields: list[tuple[str, bytes]]) -> None:
+    request = httpx.Request("POST", "http://x/", files=[(name, ("f", content)) for name, content in fields])
+    if fields:
+        found = parts_of(request.headers["content-type"], request.read())
+        written = [(name.replace("%22", '"').replace("%0A", "\n").replace("%0D", "\r"), each) for name, each in fields]
+        assert [(part.name, part.content) for part in found] == written
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                b"--b",
+                b"--",
+                b"\r\n",
+                b"\n",
+                b"\r",
+                b" ",
+                b"x",
+                b'Content-Disposition: form-data; name="a"',
+                b":",
+                b'"',
+                b"\x00",
+            ]
+        )
+    )
+)
+def test_any_bytes_are_a_form_or_refused(pieces: list[bytes]) -> None:
+    with suppress(InvalidRequest):
+        parts_of("multipart/form-data; boundary=b", b"".join(pieces))
+
+
+@given(st.text(), st.sampled_from(sorted(FormRequest.model_fields)))
+def test_any_text_of_a_field_is_a_value_or_refused(text: str, name: str) -> None:
+    encoded = text.encode(errors="surrogatepass")
+    with suppress(InvalidRequest):
+        parse_object(FormRequest, typed({name: [FormPart(name, encoded)]}, "multipart/form-data", FormRequest))
