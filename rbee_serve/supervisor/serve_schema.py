@@ -83,12 +83,6 @@ class HttpOptions(ConfigModel):
     ssl_keyfile_password: str | None = None
     ssl_ca_certs: str | None = None
 
-    @model_validator(mode="after")
-    def _check_pair(self) -> Self:
-        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
-            raise ValueError("ssl_certfile and ssl_keyfile go together; set both, or neither")
-        return self
-
 
 class GrpcOptions(ConfigModel):
     """`grpc_options:`"""
