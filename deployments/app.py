@@ -196,7 +196,7 @@ def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, An
         "graceful_shutdown_wait_loop_s": 0.2,
     }
     if worker.autoscaling is not None:
-        options["autoscaling_config"] = worker.autoscaling
+        options["autoscaling_config"] = worker.autoscaling.model_dump(exclude_unset=True)
     else:
         options["num_replicas"] = worker.replicas
     return options

@@ -15,16 +15,17 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import ConfigDict
 
 from rbee_serve.config import WorkerConfig, parse_engine
+from rbee_serve.config.base import ConfigModel
 from rbee_serve.errors import ConfigurationError
 
 
-class EngineOptions(BaseModel):
+class EngineOptions(ConfigModel):
     """`engine:` of a worker's configuration, for a worker type with several engines."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=False)
 
     name: str | None = None
     """The engine; the first one in the worker type's table if left out."""

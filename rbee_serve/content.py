@@ -28,11 +28,10 @@ class FileField:
     media: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Base64, or a data URL of it, in JSON; bytes in Python."""
-        decoded = handler(source)
-        return core_schema.json_or_python_schema(
-            json_schema=core_schema.no_info_before_validator_function(_decoded, decoded),
-            python_schema=decoded,
+        """Base64, or a data URL of it, in JSON and in the JSON of a form's field; bytes in Python."""
+        return core_schema.no_info_before_validator_function(
+            _decoded,
+            handler(source),
             serialization=core_schema.plain_serializer_function_ser_schema(_encoded, when_used="json-unless-none"),
         )
 
@@ -48,6 +47,17 @@ def _decoded(text: Any) -> Any:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise _base64_error() from None
+
+
+def from_data_url(content: bytes) -> bytes:
+    """The file in a data URL, as pages put it into a form in place of a file; `content` itself if it is none."""
+    if content[:5].lower() != b"data:":
+        return content
+    try:
+        decoded: bytes = _decoded(content.decode("ascii"))
+    except (PydanticCustomError, UnicodeDecodeError):
+        return content
+    return decoded
 
 
 def _encoded(content: bytes) -> str:

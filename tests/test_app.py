@@ -24,3 +24,11 @@ def test_serves_limit_is_above_the_running_and_the_queued_requests(
 ) -> None:
     options = _worker_options(WorkerConfig(id="echo-0", type="echo", **settings), SPEC)
     assert options["max_ongoing_requests"] == running + queued + CONTROL_RESERVE
+
+
+def test_ray_serve_gets_the_options_of_autoscaling_that_are_given() -> None:
+    given = {"min_replicas": 1, "max_replicas": 3, "policy": {"policy_function": "package.module:policy"}}
+    worker = WorkerConfig.model_validate({"id": "echo-0", "type": "echo", "autoscaling": given})
+    options = _worker_options(worker, SPEC)
+    assert options["autoscaling_config"] == given
+    assert "num_replicas" not in options

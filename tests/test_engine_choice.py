@@ -54,7 +54,7 @@ def test_the_first_engine_is_the_default(table: dict[str, str]) -> None:
         ({"name": "x"}, "engine.name: 'x' is unknown; known are hibari, transformers"),
         ({"name": None}, "engine.name: None is unknown; known are hibari, transformers"),
         ({"name": ["hibari"]}, "engine.name: ['hibari'] is unknown; known are hibari, transformers"),
-        ({"voice": "heart", "voices": []}, "engine.voices: List should have at least 1 item"),
+        ({"voice": "heart", "voices": []}, "engine.voices: must not be empty"),
         ({"voice": "heart", "voices": []}, "engine.voice: unknown key"),
     ],
 )

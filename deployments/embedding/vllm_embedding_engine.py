@@ -33,7 +33,7 @@ def check(worker: WorkerConfig, options: Options) -> None:
     """Raise `ConfigurationError` for what vLLM does not support, and for options that are refused."""
     if worker.backend == "metal":
         raise ConfigurationError("backend: vllm cannot run on metal; use engine.name sentence-transformers")
-    check_engine(worker)
+    check_engine(worker.model_copy(update={"engine": options.model_extra or {}}))
 
 
 def load(context: LoadContext, options: Options) -> VllmEmbeddingEngine:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from deployments.vllm_runtime.cpu_worker import worker_options
+from deployments.vllm_runtime.option_schema import faults_of
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError
@@ -102,8 +103,13 @@ def vllm_options(worker: WorkerConfig) -> VllmOptions:
 
 
 def check_engine(worker: WorkerConfig) -> None:
-    """Raise `ConfigurationError` on options that are refused, before anything starts and without vLLM."""
+    """Raise `ConfigurationError` on options that are refused, or that vLLM does not have, before anything starts. Reads
+    vLLM's source files and imports nothing."""
     vllm_options(worker)
+    own = {"lora_modules", "load_format"}
+    options = {name: value for name, value in worker.engine.items() if name.replace("-", "_") not in own}
+    if faults := [f"engine.{path}: {sentence}" for path, sentence in faults_of(options)]:
+        raise ConfigurationError("\n".join(faults))
 
 
 def check_names(options: dict[str, Any], worker_id: str) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from rbee_serve.config.application import LOCAL_HOSTS, ApplicationConfig
 from rbee_serve.config.auth import AuthConfig, KeyConfig
+from rbee_serve.config.autoscaling import AutoscalingConfig
 from rbee_serve.config.cors import CorsConfig
 from rbee_serve.config.limits import LimitsConfig
 from rbee_serve.config.orchestrator import OrchestratorConfig
-from rbee_serve.config.parse import parse_application, parse_engine, unknown_key
+from rbee_serve.config.parse import parse_application, parse_engine, parse_mapping, unknown_key
 from rbee_serve.config.worker import Backend, WorkerConfig, WorkerId
 
 __all__ = [
     "LOCAL_HOSTS",
     "ApplicationConfig",
     "AuthConfig",
+    "AutoscalingConfig",
     "Backend",
     "CorsConfig",
     "KeyConfig",
@@ -27,5 +29,6 @@ __all__ = [
     "WorkerId",
     "parse_application",
     "parse_engine",
+    "parse_mapping",
     "unknown_key",
 ]

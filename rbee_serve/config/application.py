@@ -11,6 +11,7 @@ from rbee_serve.config.base import ConfigModel
 from rbee_serve.config.cors import CorsConfig, normal_origin
 from rbee_serve.config.limits import LimitsConfig
 from rbee_serve.config.orchestrator import OrchestratorConfig
+from rbee_serve.config.sentences import EXPECTED
 from rbee_serve.config.worker import WorkerConfig
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -29,7 +30,12 @@ class ApplicationConfig(ConfigModel):
     """Web pages of other origins that may use the server."""
     limits: LimitsConfig = LimitsConfig()
     """Limits of the ingress for one request."""
-    public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")] | None = None
+    public_url: (
+        Annotated[
+            str, Field(pattern=r"^https?://[^\s/]+$", json_schema_extra={EXPECTED: "a URL such as http://box:8000"})
+        ]
+        | None
+    ) = None
     """How others reach this server, such as `http://box:8000`. From `http_options` if left out."""
     ingress_replicas: Annotated[int, Field(ge=1, le=64)] = 1
     """Number of ingress replicas."""

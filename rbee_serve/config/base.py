@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 
 class ConfigModel(BaseModel):
@@ -10,3 +13,19 @@ class ConfigModel(BaseModel):
     descriptions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_boolean_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """YAML reads `yes` as true, and pydantic true as 1."""
+        if isinstance(value, bool) and (kind := _number(cls.model_fields[str(info.field_name)].annotation)):
+            raise PydanticKnownError(kind)
+        return value
+
+
+def _number(annotation: Any) -> Any:
+    """The kind of the error where a number is required; empty for other types."""
+    types = {annotation, *get_args(annotation)}
+    return (
+        "" if bool in types or Any in types else "int_type" if int in types else "float_type" if float in types else ""
+    )

@@ -6,10 +6,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rbee_serve.config.autoscaling import AutoscalingConfig
 from rbee_serve.config.base import ConfigModel
+from rbee_serve.config.sentences import EXPECTED
 
 Backend = Literal["auto", "cuda", "cpu", "metal"]
-WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,256}$")]
+WorkerId = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9_-]{1,256}$",
+        json_schema_extra={EXPECTED: "letters, digits, - and _ only, such as llm-0"},
+    ),
+]
 
 
 class WorkerConfig(ConfigModel):
@@ -35,7 +43,7 @@ class WorkerConfig(ConfigModel):
     """Compute threads in each replica. All cores if left out."""
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
     """Number of replicas."""
-    autoscaling: dict[str, Any] | None = None
+    autoscaling: AutoscalingConfig | None = None
     """Ray Serve's `autoscaling_config`, by its own names, in place of a fixed number of replicas."""
     max_ongoing_requests: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Requests that run at once in a replica; the worker type's default if left out."""
@@ -70,7 +78,7 @@ class WorkerConfig(ConfigModel):
         """Replicas that should be running: the fixed number, or the minimum of autoscaling."""
         if self.autoscaling is None:
             return self.replicas
-        return max(1, int(self.autoscaling.get("min_replicas", 1)))
+        return max(1, self.autoscaling.min_replicas)
 
     @property
     def served_name(self) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -13,7 +13,15 @@ from starlette.requests import Request
 from rbee_serve.errors import InvalidRequest, WorkerNotFound
 from rbee_serve.ingress.body import media_type, read_body
 from rbee_serve.ingress.services import IngressServices, Worker
-from rbee_serve.ingress.upload import read_upload, typed
+from rbee_serve.ingress.upload import (
+    URL_ENCODED,
+    Upload,
+    is_url_encoded_form,
+    query_fields,
+    read_upload,
+    text_of,
+    typed,
+)
 from rbee_serve.request import InferenceRequest
 from rbee_serve.result import JSON
 from rbee_serve.validation.parse import check_body, parse, parse_object
@@ -42,13 +50,19 @@ async def _resolve(request: Request, services: IngressServices) -> tuple[Worker,
     content_type, worker_id = media_type(request), request.path_params.get("worker_id")
     worker = _ready(services, services.worker(worker_id)) if worker_id else None
     body = await read_body(request, services.limits)
+    if content_type == JSON and body[:1] != b"{" and is_url_encoded_form(request, body):
+        content_type = URL_ENCODED
     if content_type != JSON:
-        upload = await read_upload(request, content_type, body)
+        upload = await _off_loop_if_large(body, partial(read_upload, request, content_type, body))
         target = worker or _ready(services, _worker_of_upload(services, upload))
-        return target, parse_object(target.request_type, typed(upload, content_type, target.request_type))
+        fields = typed(upload, content_type, target.request_type)
+        return target, parse_object(target.request_type, fields)
+    query = query_fields(request) if request.scope["query_string"] else {}
     if worker is None:
-        worker, body = _worker_of_body(services, body)
+        worker, body = _worker_of_body(services, body, query)
         _ready(services, worker)
+    if query:
+        body = _with_query(body, typed(query, JSON, worker.request_type))
     return worker, await _off_loop_if_large(body, partial(parse, worker.request_type, body))
 
 
@@ -57,25 +71,49 @@ def _ready(services: IngressServices, worker: Worker) -> Worker:
     return worker
 
 
-def _worker_of_upload(services: IngressServices, upload: dict[str, str | bytes]) -> Worker:
+def _worker_of_upload(services: IngressServices, upload: Upload) -> Worker:
     """The worker that a form or a query names; the names are removed from `upload`."""
-    names = (upload.pop("worker", None), upload.pop("model", None))
-    worker_id, model = (name if isinstance(name, str) else None for name in names)
-    return _found(services, worker_id, model)
+    return _found(services, text_of(upload, "worker"), text_of(upload, "model"))
 
 
-def _worker_of_body(services: IngressServices, body: bytes) -> tuple[Worker, bytes]:
-    """The worker that the body names, and the body without the names and otherwise unchanged."""
-    check_body(body)
-    try:
-        fields = _FIELDS.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        raise InvalidRequest.of_field("body", "json", "send a JSON object in UTF-8") from None
+def _worker_of_body(services: IngressServices, body: bytes, query: Upload) -> tuple[Worker, bytes]:
+    """The worker that the body or the query names, and the body without the names and otherwise unchanged. They are
+    removed from the query too."""
+    fields = _fields(body)
+    for name in ("worker", "model"):
+        if (text := text_of(query, name)) is not None:
+            _add(fields, name, text)
     try:
         worker_id, model = (_NAME.decode(fields.pop(name, b"null")) for name in ("worker", "model"))
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest.of_field("worker", "type: string", "worker and model are strings") from None
     return _found(services, worker_id, model), msgspec.json.encode(fields)
+
+
+def _with_query(body: bytes, query: Mapping[str, Any]) -> bytes:
+    """The body with the fields of the query. Raises `InvalidRequest` for a field that both give, and not alike."""
+    fields = _fields(body)
+    for name, value in query.items():
+        _add(fields, name, value)
+    return msgspec.json.encode(fields)
+
+
+def _fields(body: bytes) -> dict[str, msgspec.Raw]:
+    try:
+        return _FIELDS.decode(check_body(body))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise InvalidRequest.of_field("body", "json", "send a JSON object in UTF-8") from None
+
+
+def _add(fields: dict[str, msgspec.Raw], name: str, value: Any) -> None:
+    """Add a field of the query to those of the body."""
+    try:
+        given = msgspec.json.decode(fields.get(name, b"null"))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        given = object()
+    if given is not None and given != value:
+        raise InvalidRequest.of_field(name, "once", "is given in the body, and with another value in the query")
+    fields[name] = msgspec.Raw(msgspec.json.encode(value))
 
 
 def _found(services: IngressServices, worker_id: str | None, model: str | None) -> Worker:

@@ -27,7 +27,6 @@ class IngressApp(Starlette):
         self.keys = keys
         handlers = {WorkerError: on_worker_error, HTTPException: on_http_exception, Exception: on_unexpected}
         super().__init__(routes=routes, exception_handlers=handlers)
-        # `//v1` and `/v1/` are not `/v1`: a redirect would be sent before the token is checked.
         self.router.redirect_slashes = False
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -53,4 +52,6 @@ def build_ingress(services: IngressServices, rules: OriginRules, keys: KeyRing |
         Route(f"{base}/v1/loading/progress", status_endpoints.loading_progress, methods=["GET"]),
         Route(f"{base}/v1/inference", inference, methods=["POST"]),
     ]
-    return IngressApp(routes, rules, keys)
+    # A slash at the end changes nothing. It is no redirect, which would be sent before the token is checked.
+    slashed = [Route(f"{route.path}/", route.endpoint, methods=route.methods) for route in routes]
+    return IngressApp([*routes, *slashed], rules, keys)

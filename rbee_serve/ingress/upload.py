@@ -1,101 +1,172 @@
-"""Requests that are files and not JSON: a form with parts, or the file alone with its fields in the query."""
+"""Requests that are not JSON: a form, or one file with its fields in the query; and the query of any request."""
 
 from __future__ import annotations
 
-import asyncio
+import codecs
 import json
-import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
-from pydantic import TypeAdapter, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from pydantic.fields import FieldInfo
 from starlette.requests import Request
 
-from rbee_serve.content import content_fields
+from rbee_serve.content import content_fields, from_data_url
 from rbee_serve.errors import InvalidRequest, UnsupportedMediaType
+from rbee_serve.ingress.form_values import is_list, item_of, value_of
+from rbee_serve.ingress.multipart import MAX_PARTS, FormPart, parts_of
 from rbee_serve.request import InferenceRequest
-from rbee_serve.validation.field_path import BODY
+from rbee_serve.result import JSON
+from rbee_serve.validation.field_path import BODY, MAX_NAME_CHARACTERS, shorten
+from rbee_serve.validation.field_types import fields_of, members_of
 
 MULTIPART = "multipart/form-data"
-MAX_PARTS = 64
-"""Files, and as many other fields, in one form."""
+URL_ENCODED = "application/x-www-form-urlencoded"
 MAX_FIELD_BYTES = 256 * 1024
-"""The largest part that is not a file."""
+"""The parts together that make up one field which is not a file."""
 
-_BOUNDARY = re.compile(r"boundary=(?:\"([^\"]+)\"|([^;\s]+))", re.IGNORECASE)
+_CHARSETS = frozenset({"utf-8", "utf-8-sig", "ascii", "iso8859-1", "iso8859-15", "cp1252", "utf-16"})
+"""Python's names of the charsets of a text in a form. Some of its other codecs are slow or unpack."""
 
 WHOLE_BODY = ""
 """The name of a body that is one file, until its field is known."""
 
+Upload = dict[str, list[FormPart]]
+"""The parts of each name, in their order."""
 
-async def read_upload(request: Request, content_type: str, body: bytes) -> dict[str, str | bytes]:
-    """The parts by name: files as bytes, other fields as text. Raises `InvalidRequest` for an incomplete form."""
+
+def read_upload(request: Request, content_type: str, body: bytes) -> Upload:
+    """The parts of a form, or of a query with the whole body, by name. Raises `InvalidRequest` for an invalid form."""
     if content_type == MULTIPART:
-        return await asyncio.to_thread(lambda: asyncio.run(_parts(request, body)))
-    return {**request.query_params, WHOLE_BODY: body}
+        parts = parts_of(request.headers.get("content-type", ""), body)
+    elif content_type == URL_ENCODED:
+        parts = _pairs(body)
+    else:
+        parts = [FormPart(WHOLE_BODY, body, has_file_name=True)]
+    return _by_name([*parts, *_pairs(request.scope["query_string"])])
 
 
-def typed(upload: Mapping[str, str | bytes], content_type: str, request_type: type[InferenceRequest]) -> dict[str, Any]:
-    """The fields of a request, as `parse_object` takes them: text becomes the type of its field, if possible.
+def is_url_encoded_form(request: Request, body: bytes) -> bool:
+    """Whether a body that may be JSON is a form such as `prompt=Hi&seed=1`. `curl -d` declares JSON as such a form too,
+    so the body decides."""
+    declared = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    return declared == URL_ENCODED and b"=" in body and body.lstrip()[:1] not in (b"{", b"[", b'"', b"\xef")
 
-    Raises `UnsupportedMediaType` if this worker takes no file of that content type.
+
+def query_fields(request: Request) -> Upload:
+    """The fields in the query."""
+    return _by_name(_pairs(request.scope["query_string"]))
+
+
+def typed(upload: Upload, content_type: str, request_type: type[InferenceRequest]) -> dict[str, Any]:
+    """The fields of a request, as `parse_object` takes them: text becomes the type of its field, if possible, and an
+    empty field that may be left out is left out.
+
+    Raises `InvalidRequest` for a field that is given more than once and is no list, and `UnsupportedMediaType` if this
+    worker takes no file of that content type.
     """
     files = content_fields(request_type)
-    if not files:
-        raise UnsupportedMediaType("send the request as Content-Type: application/json")
-    fields = {name: value for name, value in upload.items() if name != WHOLE_BODY}
     if WHOLE_BODY in upload:
-        media = content_type.partition("/")[0]
-        name = next((name for name, content in files.items() if content.media == media), None)
-        if name is None and content_type != "application/octet-stream":
-            takes = " or ".join(dict.fromkeys(f"{content.media}/*" for content in files.values()))
-            raise UnsupportedMediaType(f"send {takes} as the body, or a form ({MULTIPART}), or application/json")
-        name = name or next(iter(files))
-        fields[name] = upload[WHOLE_BODY]
-    return {name: _value(value, name, request_type) for name, value in fields.items()}
+        upload.setdefault(_file_field(content_type, files), []).extend(upload.pop(WHOLE_BODY))
+    charset = "".join(part.content.decode("latin-1") for part in upload.pop("_charset_", ())) or "utf-8"
+    fields = fields_of(request_type)
+    found: dict[str, Any] = {}
+    for name, parts in _by_field(upload, fields).items():
+        field = fields.get(name)
+        if field is None:
+            found[name] = None  # validation reports the name
+        elif (value := _file(parts) if name in files else _value(parts, field, charset)) is not None:
+            found[name] = value
+    return found
 
 
-def _value(value: str | bytes, name: str, request_type: type[InferenceRequest]) -> Any:
-    """Text as the number, boolean or list of its field; unchanged for a text field, and if it cannot be read:
-    validation then reports the violation."""
-    field = request_type.model_fields.get(name)
-    if field is None or field.annotation is None or isinstance(value, bytes):
-        return value
+def text_of(upload: Upload, name: str) -> str | None:
+    """The text of a field that names a worker; None if it is not given. Removes it from the upload."""
+    parts = upload.pop(name, [])
+    return _text(_only(parts), "utf-8") or None if parts else None
+
+
+def _file_field(content_type: str, files: Mapping[str, Any]) -> str:
+    """The field that a body of this content type is."""
+    if not files:
+        raise UnsupportedMediaType(f"send the request as Content-Type: {JSON}")
+    media = content_type.partition("/")[0]
+    name = next((name for name, content in files.items() if content.media == media), None)
+    if name is None and content_type != "application/octet-stream":
+        takes = " or ".join(dict.fromkeys(f"{content.media}/*" for content in files.values()))
+        raise UnsupportedMediaType(f"send {takes} as the body, or a form ({MULTIPART}), or {JSON}")
+    return name or next(iter(files))
+
+
+def _by_field(upload: Upload, fields: Mapping[str, FieldInfo]) -> Upload:
+    """The parts by field: `stop[]`, as PHP and axios name each item of a list, is `stop`."""
+    found: Upload = {}
+    for name, parts in upload.items():
+        field = fields.get(name.removesuffix("[]"))
+        is_item = name not in fields and field is not None and is_list(field)
+        found.setdefault(name.removesuffix("[]") if is_item else name, []).extend(parts)
+    return found
+
+
+def _file(parts: list[FormPart]) -> bytes | None:
+    """The bytes of a file, whether or not its part has a file name. A part with neither name nor content is no file."""
+    given = [part for part in parts if part.content or part.has_file_name]
+    if not given:
+        return None
+    part = _only(given)
+    is_text = not part.has_file_name and part.content_type in ("", "text/plain")
+    return from_data_url(part.content) if is_text else part.content
+
+
+def _value(parts: list[FormPart], field: FieldInfo, charset: str) -> Any:
+    """The value of a field that is no file; None if it is not given."""
+    if sum(len(part.content) for part in parts) > MAX_FIELD_BYTES:
+        raise _of(parts[0], f"bytes <= {MAX_FIELD_BYTES}", f"must have at most {MAX_FIELD_BYTES} bytes in a form")
+    if len(parts) > 1 and is_list(field):
+        return [item_of(text, field) for part in parts if (text := _text(part, charset))] or None
+    part = _only(parts)
+    text = _text(part, charset)
+    if part.content_type == JSON:
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+    is_required_text = field.is_required() and str in members_of(field.annotation)
+    return value_of(text, field) if text or is_required_text else None
+
+
+def _only(parts: list[FormPart]) -> FormPart:
+    if len(parts) > 1:
+        raise _of(parts[0], "once", "is given more than once")
+    return parts[0]
+
+
+def _text(part: FormPart, charset: str) -> str:
     try:
-        TypeAdapter(field.annotation).validate_python(value, strict=True)
-        return value
-    except ValidationError:
+        codec = codecs.lookup(part.charset or charset).name
+        if codec in _CHARSETS:
+            return part.content.decode(codec)
+    except (UnicodeError, LookupError, ValueError):
         pass
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+    raise _of(part, "charset", "is not text in the declared charset; send it as UTF-8")
 
 
-async def _parts(request: Request, body: bytes) -> dict[str, str | bytes]:
-    match = _BOUNDARY.search(request.headers.get("content-type", ""))
-    # The parser treats a truncated form as an empty one.
-    if match is None or f"--{match[1] or match[2]}--".encode() not in body[-1024:]:
-        raise InvalidRequest.of_field(BODY, "form", "is an incomplete form: its closing boundary is missing")
+def _pairs(encoded: bytes) -> list[FormPart]:
+    """The fields of a query, or of a form that is written like one."""
+    if encoded.count(b"&") >= MAX_PARTS:
+        raise InvalidRequest.of_field(BODY, "form", f"has more than {MAX_PARTS} fields")
+    pairs = (pair.partition(b"=") for pair in encoded.replace(b"+", b" ").split(b"&") if pair)
+    return [
+        FormPart(unquote_to_bytes(name).decode("utf-8", errors="replace"), unquote_to_bytes(content))
+        for name, _, content in pairs
+    ]
 
-    async def once() -> AsyncGenerator[bytes, None]:
-        yield body
 
-    parser = MultiPartParser(
-        request.headers, once(), max_files=MAX_PARTS, max_fields=MAX_PARTS, max_part_size=MAX_FIELD_BYTES
-    )
-    try:
-        form = await parser.parse()
-    except MultiPartException as exc:
-        raise InvalidRequest.of_field(BODY, "form", "is not a valid form") from exc
-    try:
-        fields: dict[str, str | bytes] = {}
-        for name, value in form.multi_items():
-            if name in fields:
-                raise InvalidRequest.of_field(name[:64] or BODY, "once", "is in the form more than once")
-            fields[name] = await value.read() if isinstance(value, UploadFile) else value
-        return fields
-    finally:
-        await form.close()
+def _by_name(parts: Iterable[FormPart]) -> Upload:
+    upload: Upload = {}
+    for part in parts:
+        upload.setdefault(part.name, []).append(part)
+    return upload
+
+
+def _of(part: FormPart, constraint: str, message: str) -> InvalidRequest:
+    return InvalidRequest.of_field(shorten(part.name, MAX_NAME_CHARACTERS) or BODY, constraint, message)

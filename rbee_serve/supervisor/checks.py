@@ -1,8 +1,8 @@
 """The validation of `serve_config.yaml` before Ray starts.
 
-The file is an ordinary Ray Serve one, so its keys are validated against those of Ray Serve, whose own reader ignores
-unknown keys. The `args:` of the rbee-serve application are validated by the module that builds it. The file's
-`import_path` names that module, which has, beside the builder:
+The file is an ordinary Ray Serve one, so it is validated against Ray Serve's keys (`serve_schema.py`). The `args:` of
+the rbee-serve application are validated by the module that builds it. The file's `import_path` names that module, which
+has, beside the builder:
 
     check(args, host) -> ApplicationConfig      raises ConfigurationError
     WORKER_TYPES: Mapping[str, str]             the import strings of worker types by name
@@ -22,23 +22,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rbee_serve.config import ApplicationConfig, unknown_key
+from rbee_serve.config import ApplicationConfig, parse_mapping
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.supervisor.serve_schema import HttpOptions, ServeFile
 from rbee_serve.supervisor.yaml_file import YamlFile, read_yaml
 
-# The keys of Ray Serve 2.60: ray.serve.schema.ServeDeploySchema and its nested schemas. A test compares them.
-FILE_KEYS = frozenset(
-    "applications controller_options grpc_options http_options logging_config proxy_location target_capacity "
-    "tracing_config".split()
-)
-APPLICATION_KEYS = frozenset(
-    "args autoscaling_policy deployments external_scaler_enabled host import_path logging_config name port "
-    "route_prefix runtime_env".split()
-)
-HTTP_KEYS = frozenset(
-    "host keep_alive_timeout_s port request_timeout_s root_path ssl_ca_certs ssl_certfile ssl_keyfile "
-    "ssl_keyfile_password".split()
-)
 OWN_DEPLOYMENTS = ("hub", "ingress")
 REQUEST_LIMITS = frozenset({"max_ongoing_requests", "max_queued_requests"})
 """Options of a Serve deployment that follow from the worker's own settings of these names."""
@@ -67,14 +55,12 @@ class CheckedConfig:
 def check_file(path: Path) -> CheckedConfig:
     """Read and validate a configuration. Raises `ConfigurationError`, one line for each fault."""
     file = read_yaml(path)
-    _known_keys(file, file.data, FILE_KEYS, "")
-    http = _mapping(file, file.data.get("http_options"), "http_options")
-    _known_keys(file, http, HTTP_KEYS, "http_options")
-    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
-    if not isinstance(host, str) or not host:
-        raise file.error("http_options.host", "must be an address such as 127.0.0.1")
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 < port < 65536:
-        raise file.error("http_options.port", f"must be a number from 1 to 65535, not {port!r}")
+    try:
+        serve = parse_mapping(ServeFile, file.data)
+    except ConfigurationError as exc:
+        raise ConfigurationError("\n".join(_located(file, "", str(exc)))) from None
+    http, options = file.data.get("http_options") or {}, serve.http_options or HttpOptions()
+    host, port = options.host, options.port
 
     where, application, module = _find_application(file)
     config = _checked_arguments(file, where, application.get("args"), host, module)
@@ -83,7 +69,7 @@ def check_file(path: Path) -> CheckedConfig:
     scheme = "https" if http.get("ssl_certfile") else "http"
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     address = f"[{reached}]" if ":" in reached else reached
-    prefix = str(application.get("route_prefix", "/")).rstrip("/")
+    prefix = str(application.get("route_prefix") or "/").rstrip("/")
     return CheckedConfig(
         path=path,
         document=document,
@@ -118,17 +104,10 @@ def check_port_is_free(host: str, port: int) -> None:
 
 def _find_application(file: YamlFile) -> tuple[str, dict[str, Any], ModuleType]:
     """Path, content and builder module of the rbee-serve application; the file may have others too."""
-    applications = file.data.get("applications")
-    if not isinstance(applications, list) or not applications:
-        raise file.error("applications", "must list at least one application")
     found: list[tuple[str, dict[str, Any], ModuleType]] = []
-    for index, application in enumerate(applications):
+    for index, application in enumerate(file.data["applications"]):
         where = f"applications[{index}]"
-        application = _mapping(file, application, where)
-        _known_keys(file, application, APPLICATION_KEYS, where)
-        import_path = application.get("import_path")
-        if not isinstance(import_path, str) or not re.fullmatch(r"[\w.]+[:.]\w+", import_path):
-            raise file.error(f"{where}.import_path", "must name a builder, such as deployments.app:build_app")
+        import_path = application["import_path"]
         module = _import_builder(file, f"{where}.import_path", import_path)
         if hasattr(module, "check"):
             found.append((where, application, module))
@@ -136,9 +115,6 @@ def _find_application(file: YamlFile) -> tuple[str, dict[str, Any], ModuleType]:
         raise file.error("applications", "none has a builder of rbee-serve; import_path is deployments.app:build_app")
     if len(found) > 1:
         raise file.error(found[1][0], "is the second application of rbee-serve; move its workers into the first")
-    where, application, _ = found[0]
-    if not str(application.get("route_prefix", "/")).startswith("/"):
-        raise file.error(f"{where}.route_prefix", "must begin with /")
     return found[0]
 
 
@@ -177,8 +153,8 @@ def _located(file: YamlFile, where: str, message: str) -> Iterator[str]:
     """Each line of a message, prefixed with the line number of its key."""
     for line in message.splitlines():
         key, colon, sentence = line.partition(": ")
-        if colon and re.fullmatch(r"[\w.\[\]]+", key):
-            yield str(file.error(where if key == "args" else f"{where}.{key}", sentence))
+        if colon and re.fullmatch(r"[\w.\[\]-]+", key):
+            yield str(file.error(where if key == "args" else f"{where}.{key}".removeprefix("."), sentence))
         else:
             yield f"{file.path}: {line}"
 
@@ -195,24 +171,6 @@ def _check_overrides(file: YamlFile, where: str, application: dict[str, Any], co
         for key in sorted(REQUEST_LIMITS.intersection(override)):
             hint = f"set {key} of the worker {name} under args.workers" if name in workers else "remove the key"
             raise file.error(f"{at}.{key}", f"is derived by rbee-serve and cannot be overridden; {hint}")
-
-
-def _mapping(file: YamlFile, value: Any, where: str) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise file.error(where, "must be a mapping")
-    return value
-
-
-def _known_keys(file: YamlFile, found: Mapping[str, Any], known: frozenset[str], where: str) -> None:
-    errors = [
-        str(file.error(f"{where}.{key}".removeprefix("."), unknown_key(str(key), known)))
-        for key in found
-        if key not in known
-    ]
-    if errors:
-        raise ConfigurationError("\n".join(errors))
 
 
 def _fault(exc: BaseException) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from rbee_serve.errors import ConfigurationError
+
+MAX_POSITIONS = 100_000
+"""Keys and items whose lines are recorded. References to anchors can multiply them without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ def read_yaml(path: Path) -> YamlFile:
     the last), and on a file that cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as exc:
         raise ConfigurationError(f"{path}: cannot be read: {exc.strerror}") from None
     except UnicodeDecodeError:
@@ -48,30 +52,44 @@ def read_yaml(path: Path) -> YamlFile:
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigurationError(f"{path}:{line}: is not valid YAML: {exc.problem or exc.context}") from None
+        problem = exc.problem or exc.context or ""
+        if "'\\t'" in problem:
+            problem = "has a tab in its indentation; use blanks"
+        raise ConfigurationError(f"{path}:{line}: is not valid YAML: {problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigurationError(f"{path}: is not valid YAML") from None
     if root is None or not isinstance(data, dict):
-        raise ConfigurationError(f"{path}: holds no mapping; it must at least have the key applications")
+        found = "is empty" if root is None else "holds no mapping"
+        raise ConfigurationError(f"{path}: {found}; it must at least have the key applications")
     lines: dict[str, int] = {}
-    for where, line, duplicate in _positions(root, ""):
-        if duplicate:
-            raise ConfigurationError(f"{path}:{line}: {where}: the key is given twice")
+    for where, line, fault in islice(_positions(root, "", ()), MAX_POSITIONS):
+        if fault:
+            raise ConfigurationError(f"{path}:{line}: {where}: {fault}")
         lines[where] = line
     return YamlFile(path, data, lines)
 
 
-def _positions(node: yaml.Node, where: str) -> Iterator[tuple[str, int, bool]]:
-    """Path and line of every key and item below a node, and whether the key is a duplicate."""
+def _positions(node: yaml.Node, where: str, above: tuple[yaml.Node, ...]) -> Iterator[tuple[str, int, str]]:
+    """Path and line of every key and item below a node, and the fault of one that is wrong; else an empty text."""
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
-            path = f"{where}.{key.value}".removeprefix(".")
-            yield path, key.start_mark.line + 1, path in seen
+            path = f"{where}.{key.value if isinstance(key, yaml.ScalarNode) else '?'}".removeprefix(".")
+            line = key.start_mark.line + 1
+            if path in seen:
+                yield path, line, "the key is given twice"
+            yield path, line, ""
             seen.add(path)
-            yield from _positions(value, path)
+            yield from _within(value, path, line, (*above, node))
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            path = f"{where}[{index}]"
-            yield path, value.start_mark.line + 1, False
-            yield from _positions(value, path)
+            path, line = f"{where}[{index}]", value.start_mark.line + 1
+            yield path, line, ""
+            yield from _within(value, path, line, (*above, node))
+
+
+def _within(node: yaml.Node, where: str, line: int, above: tuple[yaml.Node, ...]) -> Iterator[tuple[str, int, str]]:
+    if any(node is each for each in above):
+        yield where, line, "refers to itself"
+    else:
+        yield from _positions(node, where, above)

@@ -6,13 +6,13 @@ them out, the `loc` is followed through the types of the fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import AliasChoices, BaseModel
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+
+from rbee_serve.validation.field_types import fields_of, items_of, members_of, values_of
 
 BODY = "body"
 """The path of the request as a whole."""
@@ -37,20 +37,20 @@ class Location:
 def locate(request_type: type[BaseModel], loc: tuple[int | str, ...]) -> Location:
     """The location of a pydantic `loc` in a request of that type."""
     path, is_content = "", False
-    types = list(_members(request_type))
+    types = list(members_of(request_type))
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-            types = [inner for member in types for inner in _items(member)]
+            types = [inner for member in types for inner in items_of(member)]
             continue
         if tagged := _tagged(types, part):
             types = tagged
             continue
-        fields = [field for field in (_fields(member).get(part) for member in types) if field is not None]
-        values = [value for member in types for value in _values(member)]
+        fields = [field for field in (fields_of(member).get(part) for member in types) if field is not None]
+        values = [value for member in types for value in values_of(member)]
         if fields:
             is_content = is_content or any(_is_content(field) for field in fields)
-            types = [inner for field in fields for inner in _members(field.annotation)]
+            types = [inner for field in fields for inner in members_of(field.annotation)]
         elif values and part != "[key]":
             types = values
         else:
@@ -58,7 +58,7 @@ def locate(request_type: type[BaseModel], loc: tuple[int | str, ...]) -> Locatio
             types = [member for member in types if getattr(member, "__name__", None) == part] or types
             continue
         path += f".{_name(part)}"
-    field_names = tuple(dict.fromkeys(name for member in types for name in _fields(member)))
+    field_names = tuple(dict.fromkeys(name for member in types for name in fields_of(member)))
     return Location(path.removeprefix(".") or BODY, is_content, field_names)
 
 
@@ -72,55 +72,15 @@ def _name(name: str) -> str:
     return shorten(name, MAX_NAME_CHARACTERS) or '""'
 
 
-def _members(annotation: Any) -> Iterator[Any]:
-    """The possible types of a value: the members of a union, without annotations."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        yield from _members(get_args(annotation)[0])
-    elif origin in (Union, UnionType):
-        for member in get_args(annotation):
-            yield from _members(member)
-    else:
-        yield annotation
-
-
 def _tagged(members: list[Any], tag: str) -> list[Any]:
     """The branch of a tagged union: of several models, those with a field whose only value is `tag`. A model may also
     have a field of that name."""
     found = [
-        member for member in members if any(get_args(field.annotation) == (tag,) for field in _fields(member).values())
+        member
+        for member in members
+        if any(get_args(field.annotation) == (tag,) for field in fields_of(member).values())
     ]
-    return found if sum(bool(_fields(member)) for member in members) > 1 else []
-
-
-def _fields(member: Any) -> dict[str, FieldInfo]:
-    """The fields of a model by their names in the request."""
-    if not (isinstance(member, type) and issubclass(member, BaseModel)):
-        return {}
-    return {alias: field for name, field in member.model_fields.items() for alias in _names(name, field)}
-
-
-def _names(name: str, field: FieldInfo) -> Iterable[str]:
-    alias = field.validation_alias or field.alias
-    if isinstance(alias, AliasChoices):
-        return [choice for choice in alias.choices if isinstance(choice, str)]
-    return [alias if isinstance(alias, str) else name]
-
-
-def _items(member: Any) -> Iterator[Any]:
-    if get_origin(member) is not None and not _is_mapping(member):
-        for item in get_args(member):
-            yield from _members(item)
-
-
-def _values(member: Any) -> Iterator[Any]:
-    if _is_mapping(member):
-        yield from _members(get_args(member)[1])
-
-
-def _is_mapping(member: Any) -> bool:
-    origin = get_origin(member)
-    return isinstance(origin, type) and hasattr(origin, "keys")
+    return found if sum(bool(fields_of(member)) for member in members) > 1 else []
 
 
 def _is_content(field: FieldInfo) -> bool:

@@ -17,35 +17,13 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from rbee_serve.errors import Violation
+from rbee_serve.pydantic_rules import rule_of, type_name
 from rbee_serve.validation.field_path import BODY, Location, locate, shorten
 
 MAX_MESSAGE_CHARACTERS = 240
 MAX_VALUE_CHARACTERS = 64
 """Longer texts are not returned: they may be content of a field that is not declared as such."""
 
-_RULES = {
-    "missing": ("required", "is required"),
-    "greater_than": ("> {gt}", "must be more than {gt}"),
-    "greater_than_equal": (">= {ge}", "must be at least {ge}"),
-    "less_than": ("< {lt}", "must be less than {lt}"),
-    "less_than_equal": ("<= {le}", "must be at most {le}"),
-    "multiple_of": ("multiple of {multiple_of}", "must be a multiple of {multiple_of}"),
-    "finite_number": ("finite", "must be a finite number"),
-    "string_too_short": ("length >= {min_length}", "must have at least {min_length} characters"),
-    "string_too_long": ("length <= {max_length}", "must have at most {max_length} characters"),
-    "bytes_too_short": ("length >= {min_length}", "must have at least {min_length} bytes"),
-    "bytes_too_long": ("length <= {max_length}", "must have at most {max_length} bytes"),
-    "too_short": ("length >= {min_length}", "must have at least {min_length} items"),
-    "too_long": ("length <= {max_length}", "must have at most {max_length} items"),
-    "base64": ("base64", "must be base64 or a base64 data URL"),
-    "string_pattern_mismatch": ("pattern: {pattern}", "must match {pattern}"),
-    "string_unicode": ("unicode", "must be valid Unicode without lone surrogates"),
-    "literal_error": ("one of: {expected}", "must be one of {expected}"),
-    "enum": ("one of: {expected}", "must be one of {expected}"),
-    "union_tag_invalid": ("one of: {expected_tags}", "must have one of {expected_tags} as {discriminator}"),
-    "union_tag_not_found": ("required: {discriminator}", "must have the field {discriminator}"),
-    "invalid_key": ("type: string", "must have strings as keys"),
-}
 _TYPES = {
     "int": "integer",
     "float": "number",
@@ -65,7 +43,6 @@ _TYPES = {
     "dataclass": "object",
     "none": "null",
 }
-_TYPE_ERROR = re.compile(r"(\w+?)_(?:type|parsing|parsing_size|from_float|required)")
 _ARTICLE = {"null": "", "integer": "an ", "array": "an ", "object": "a JSON "}
 _FIELD_FIRST = re.compile(r"([A-Za-z_]\w*)(?::\s*|\s+)(\S.*)", re.DOTALL)
 _SEPARATOR = re.compile(r"[.\[]")
@@ -92,13 +69,10 @@ def violation_of(request_type: type[BaseModel], error: ErrorDetails) -> Violatio
         return _violation(location.child(context["field"]), context["constraint"], context["message"])
     if kind == "value_error":
         return _broken_rule(location, context["error"])
-    if kind in _RULES:
-        values = {name: _plain(value) for name, value in context.items()}
-        constraint, message = (template.format_map(values) for template in _RULES[kind])
-        if values.get("min_length") == "1":
-            message = "must not be empty"
-    elif (match := _TYPE_ERROR.fullmatch(kind)) and match[1] in _TYPES:
-        constraint, message = _type_rule([_TYPES[match[1]]])
+    if (rule := rule_of(kind, context)) is not None:
+        constraint, message = rule
+    elif (name := type_name(kind)) in _TYPES:
+        constraint, message = _type_rule([_TYPES[name]])
     else:
         constraint, message = kind, "is not valid"
     violation = _violation(location.path, constraint, message)
@@ -153,13 +127,6 @@ def _broken_rule(location: Location, cause: Exception) -> Violation:
 
 def _violation(field: str, constraint: str, message: str) -> Violation:
     return Violation(field, shorten(constraint, MAX_MESSAGE_CHARACTERS), shorten(message, MAX_MESSAGE_CHARACTERS))
-
-
-def _plain(value: Any) -> str:
-    """A bound as in JSON; a list of choices without quotes: `'a', 'b' or 'c'` is `a, b, c`."""
-    if isinstance(value, str):
-        return value.replace("' or '", "', '").replace("'", "")
-    return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _is_showable(value: Any) -> bool:

@@ -229,11 +229,11 @@ def test_check_refuses_an_invalid_configuration(tmp_path: Path) -> None:
         ({"name": "whisper"}, "engine.name: 'whisper' is unknown; known are faster-whisper, transformers"),
         ({"name": "faster_whisper"}, "did you mean faster-whisper"),
         ({"beams": 1}, "engine.beams: unknown key"),
-        ({"beam_size": 0}, "engine.beam_size: Input should be greater than or equal to 1"),
-        ({"no_speech_threshold": "high"}, "engine.no_speech_threshold: Input should be a valid number"),
-        ({"max_audio_s": 0}, "engine.max_audio_s: Input should be greater than or equal to 1"),
-        ({"name": "transformers", "num_beams": 0}, "engine.num_beams: Input should be greater"),
-        ({"name": "transformers", "dtype": "int8"}, "engine.dtype: Input should be 'auto', 'float16'"),
+        ({"beam_size": 0}, "engine.beam_size: must be at least 1, not 0"),
+        ({"no_speech_threshold": "high"}, "engine.no_speech_threshold: must be a number such as 0.5, not 'high'"),
+        ({"max_audio_s": 0}, "engine.max_audio_s: must be at least 1"),
+        ({"name": "transformers", "num_beams": 0}, "engine.num_beams: must be at least 1"),
+        ({"name": "transformers", "dtype": "int8"}, "engine.dtype: must be one of auto, float16"),
         ({"name": "transformers"}, "model_ref: .* is a ctranslate2 model; this engine takes safetensors"),
     ):
         with pytest.raises(ConfigurationError, match=message):

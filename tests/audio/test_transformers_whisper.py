@@ -108,5 +108,5 @@ def test_another_model_type_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigurationError, match="not whisper"):
         backend_of(model_folder(tmp_path))
-    with pytest.raises(ConfigurationError, match=r"engine\.dtype: Input should be 'auto', 'float16'"):
+    with pytest.raises(ConfigurationError, match=r"engine\.dtype: must be one of auto, float16"):
         backend_of(tmp_path, dtype="int8")

@@ -29,7 +29,7 @@ def test_a_single_text_becomes_a_list() -> None:
         ({"input": 5}, "input"), ({"input": ["a", 5]}, "input[1]"), ({"input": None}, "input"),
         ({"input": ["a"] * 257}, "input"), ({"input": "a" * 131_073}, "input[0]"), ({"input": "\ud800"}, "input[0]"),
         ({"input": {"text": "a"}}, "input"), ({"input": [["a"]]}, "input[0]"), ({"dimensions": 0}, "dimensions"),
-        ({"dimensions": 65_537}, "dimensions"), ({"dimensions": 64.0}, "dimensions"), ({"normalize": 1}, "normalize"),
+        ({"dimensions": 65_537}, "dimensions"), ({"dimensions": 64.5}, "dimensions"), ({"normalize": 1}, "normalize"),
         ({"truncate": "yes"}, "truncate"), ({"encoding": "hex"}, "encoding"), ({"input_type": ""}, "input_type"),
         ({"max_tokens": 5}, "max_tokens"), ({"temperature": 0.5}, "temperature"), ({"top_p": 0.5}, "top_p"),
         ({"seed": 1}, "seed"), ({"prompt": "a"}, "prompt"),
@@ -97,7 +97,7 @@ def test_shortened_vectors_are_allowed_by_the_model_s_files_or_the_options(
     [
         ({"engine": {"name": "onnx"}}, "engine.name: 'onnx' is unknown; known are sentence-transformers, vllm"),
         ({"engine": {"dtyp": "float16"}}, "engine.dtyp: unknown key"),
-        ({"engine": {"matryoshka_dimensions": [0]}}, "engine.matryoshka_dimensions[0]: Input should be greater"),
+        ({"engine": {"matryoshka_dimensions": [0]}}, "engine.matryoshka_dimensions[0]: must be at least 1"),
         ({"engine": {"trust_remote_code": True}}, "engine.trust_remote_code: unknown key"),
         ({"engine": {"name": "vllm", "trust_remote_code": True}}, "engine.trust_remote_code: is refused"),
         ({"engine": {"name": "vllm"}, "backend": "metal"}, "backend: vllm cannot run on metal"),

@@ -64,7 +64,6 @@ JSON: list[tuple[str, bytes, str]] = [
     ("UTF-16", GOOD.decode().encode("utf-16"), "body"),
     ("UTF-16 without a byte order mark", GOOD.decode().encode("utf-16-le"), "body"),
     ("UTF-32", GOOD.decode().encode("utf-32"), "body"),
-    ("a byte order mark", b"\xef\xbb\xbf" + GOOD, "body"),
     ("bytes that are not UTF-8", _with_prompt('"job_id":"X"').replace(b"X", b"\xff"), "body"),
     ("a lone surrogate, escaped", _with_prompt(r'"job_id":"\ud800"'), "body"),
     ("a lone surrogate, raw", _with_prompt('"job_id":"\ud800"'), "body"),
@@ -74,8 +73,8 @@ JSON: list[tuple[str, bytes, str]] = [
     ("a boolean in place of a number", _with_prompt('"delay_s":true'), "delay_s"),
     ("a number in place of a boolean", _with_prompt('"progress":1'), "progress"),
     ("a string in place of an integer", _with_prompt('"repeat":"1"'), "repeat"),
-    ("a fraction in place of an integer", _with_prompt('"repeat":1.0'), "repeat"),
-    ("null in place of an integer", _with_prompt('"repeat":null'), "repeat"),
+    ("a fraction in place of an integer", _with_prompt('"repeat":1.5'), "repeat"),
+    ("null in place of a required field", b'{"prompt":null,"stream":false}', "prompt"),
     ("an object in place of a string", b'{"prompt":{"a":1},"stream":false}', "prompt"),
     ("a field twice, the last one wrong", _with_prompt('"repeat":1,"repeat":0'), "repeat"),
     ("an unknown field", _with_prompt('"temperature":1'), "temperature"),
@@ -95,6 +94,9 @@ UNUSUAL_BUT_VALID: list[tuple[str, bytes]] = [
     ("a field twice, the last one right", _with_prompt('"repeat":0,"repeat":1')),
     ("a prompt of control characters", b'{"stream":false,"prompt":"' + rb"\u0000\u001b\u2028" * 100 + b'"}'),
     ("whitespace around it", b" \r\n\t" + GOOD + b" \n"),
+    ("a byte order mark", b"\xef\xbb\xbf" + GOOD),
+    ("a whole number with a fraction", _with_prompt('"repeat":1.0')),
+    ("null for a field that may be left out", _with_prompt('"repeat":null,"progress":null,"delay_s":null')),
 ]
 
 

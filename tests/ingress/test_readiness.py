@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from deployments.echo import SPEC, EchoRequest
-from rbee_serve.config import LimitsConfig, WorkerConfig
+from rbee_serve.config import ApplicationConfig, LimitsConfig, WorkerConfig
 from rbee_serve.ingress.app import build_ingress
+from rbee_serve.ingress.origin import OriginRules
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import IngressServices, Worker
 from rbee_serve.ingress.worker_state_cache import WorkerStateCache
@@ -62,10 +63,11 @@ async def client(*states: WorkerState, every_s: float = 0.05) -> AsyncIterator[h
         await asyncio.sleep(every_s if snapshots else 100)
         return snapshots.pop(0)
 
-    worker = Worker(WorkerConfig(id="echo-0", type="echo"), SPEC, EchoRequest)
+    config = ApplicationConfig(workers=[WorkerConfig(id="echo-0", type="echo")])
+    worker = Worker(config.workers[0], SPEC, EchoRequest)
     services = IngressServices({"echo-0": worker}, LimitsConfig(), cache, Router({}, 1.0), "http://localhost", 80)
     following = asyncio.create_task(cache.follow(lambda worker_id: None, lambda: None))
-    transport = httpx.ASGITransport(build_ingress(services, None))
+    transport = httpx.ASGITransport(build_ingress(services, OriginRules.of(config), None))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as opened:
         yield opened
     following.cancel()

@@ -104,13 +104,21 @@ def truncated(cut: int) -> httpx.Request:
         (form(at_least="[" * 5000), "at_least"),
         (form(at_least="9" * 5000), "at_least"),
         (form(nothing="1"), "nothing"),
-        (form({"book": ("", b"")}), "book"),
+        (form({"book": ("b.txt", b"")}), "book"),
+        (form({"book": ("", b"")}), "body"),  # a page whose user has selected no file
+        (form({"book": ("b.txt", BOOK), "notes": ("n", b"x" * 300_000)}), "notes"),
+        (form(alphabet="a" * 300_000), "alphabet"),
+        (form(at_least=["1", "2"]), "at_least"),
+        (form(**{"at_least[]": "1"}), "at_least[]"),
         (form([("book", BOOK), ("book", BOOK)]), "book"),
-        (form([(f"part{n}", BOOK) for n in range(65)]), "body"),
-        (form({"text": ("t", BOOK)}), "text"),
-        (form({"book": (None, "not a file")}), "book"),
+        (form([(f"part{n}", BOOK) for n in range(1025)]), "body"),
+        (form({"text": ("t", b"\xff")}), "text"),
+        (form({"text": ("t", b"a" * 1001)}), "text"),
+        (httpx.Request("POST", "http://x/?alphabet=a", files={"book": BOOK}, data={"alphabet": "a"}), "alphabet"),
         (file_body(b""), "book"),
         (file_body(at_least=1.5), "at_least"),
+        (file_body(at_least=[1, 2]), "at_least"),
+        (file_body(book="x"), "book"),
         (file_body(b"x" * 500_001), "book"),
     ],
 )  # fmt: skip
@@ -125,3 +133,5 @@ async def test_a_content_type_that_no_field_takes_is_refused() -> None:
         await read(file_body(kind="image/png"))
     with pytest.raises(WorkerError, match="name the worker"):
         await read(file_body(), at_worker=False)
+    with pytest.raises(WorkerError, match="name the worker"):
+        await read(form(worker="", model=""), at_worker=False)

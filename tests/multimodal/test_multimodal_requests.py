@@ -6,11 +6,14 @@ import base64
 import json
 from typing import Any
 
+import httpx
 import pytest
+from starlette.requests import Request
 
 from deployments.app import check
 from deployments.multimodal.multimodal_request import MultimodalRequest
 from rbee_serve.errors import ConfigurationError, InvalidRequest
+from rbee_serve.ingress.upload import read_upload, typed
 from rbee_serve.validation.parse import parse, parse_object
 
 PNG = b"\x89PNG\r\n"
@@ -95,3 +98,17 @@ def test_a_helper_worker_must_exist_and_have_the_right_type(worker: dict[str, An
     multimodal = {"id": "multimodal-0", "type": "multimodal", "model_ref": "file:/m", **worker}
     with pytest.raises(ConfigurationError, match=message):
         check({"workers": [SPEECH, multimodal]}, "127.0.0.1")
+
+
+async def test_a_form_may_hold_a_chat_as_json_with_its_images() -> None:
+    chat = [{"role": "user", "content": [{"type": "image", "image": "QUJD"}, {"type": "text", "text": "What is it?"}]}]
+    fields = {"messages": json.dumps(chat), "speech": '{"speed": 2}', "modalities": ["text", "audio"]}
+    sent = httpx.Request("POST", "http://x/", files={"audio": ("", b"")}, data=fields)
+    upload = read_upload(Request(scope_of(sent)), "multipart/form-data", sent.read())
+    found = parse_object(MultimodalRequest, typed(upload, "multipart/form-data", MultimodalRequest))
+    assert found == parse(MultimodalRequest, json.dumps({**fields, "messages": chat, "speech": {"speed": 2}}).encode())
+
+
+def scope_of(request: httpx.Request) -> dict[str, Any]:
+    headers = [(name.lower(), value) for name, value in request.headers.raw]
+    return {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": headers}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, ValidationError
 
+from rbee_serve.config.autoscaling import AutoscalingConfig, AutoscalingPolicy
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.supervisor import checks
+from rbee_serve.supervisor import checks, serve_schema
 from rbee_serve.supervisor.cli import main
 from tests.supervisor.configurations import ECHO, changed, written
 
@@ -32,6 +36,215 @@ def check(capsys: pytest.CaptureFixture[str]) -> Check:
 
 
 FAULTS = {
+    "a misplaced option of autoscaling": (
+        "cpus: 0",
+        "autoscaling: {max_ongoing_requests: 10}",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].autoscaling.max_ongoing_requests: "
+            "is not a key of autoscaling; move it out, beside autoscaling"
+        ),
+    ),
+    "an option of autoscaling beside it": (
+        "cpus: 0",
+        "min_replicas: 1",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].min_replicas: "
+            "unknown key; it belongs under autoscaling"
+        ),
+    ),
+    "a misspelt option of autoscaling": (
+        "cpus: 0",
+        "autoscaling:\n            max_replica: 2",
+        (
+            "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].autoscaling.max_replica: "
+            "unknown key; did you mean max_replicas?"
+        ),
+    ),
+    "a minimum above the maximum": (
+        "cpus: 0",
+        "autoscaling: {min_replicas: 3, max_replicas: 2}",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].autoscaling: "
+            "max_replicas: 2 is below min_replicas: 3"
+        ),
+    ),
+    "a number of replicas that is a word": (
+        "cpus: 0",
+        "autoscaling: {min_replicas: one}",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].autoscaling.min_replicas: "
+            "must be a whole number such as 4, not 'one'"
+        ),
+    ),
+    "a misspelt key of an override": (
+        "    args:",
+        "    deployments: [{name: echo-0, num_replica: 2}]\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].deployments[0].num_replica: "
+            "unknown key; did you mean num_replicas?"
+        ),
+    ),
+    "a misspelt option of an override's actor": (
+        "    args:",
+        "    deployments:\n      - name: echo-0\n        ray_actor_options: {num_cpu: 2}\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:10: applications[0].deployments[0].ray_actor_options.num_cpu: "
+            "unknown key; did you mean num_cpus?"
+        ),
+    ),
+    "a misplaced option of an override": (
+        "    args:",
+        "    deployments:\n      - name: echo-0\n        num_cpus: 2\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:10: applications[0].deployments[0].num_cpus: "
+            "unknown key; it belongs under ray_actor_options"
+        ),
+    ),
+    "a number of replicas that is neither a number nor auto": (
+        "    args:",
+        "    deployments: [{name: echo-0, num_replicas: some}]\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].deployments[0].num_replicas: "
+            "must be a whole number such as 4 or one of auto, not 'some'"
+        ),
+    ),
+    "a negative duration": (
+        "  port: 8000",
+        "  port: 8000\n  keep_alive_timeout_s: -1",
+        "rbee-serve: serve_config.yaml:4: http_options.keep_alive_timeout_s: must be at least 0, not -1",
+    ),
+    "a capacity of more than all": (
+        "http_options:",
+        "target_capacity: 101\nhttp_options:",
+        "rbee-serve: serve_config.yaml:1: target_capacity: must be at most 100, not 101",
+    ),
+    "a level of logging that is none": (
+        "http_options:",
+        "logging_config: {log_level: debug}\nhttp_options:",
+        (
+            "rbee-serve: serve_config.yaml:1: logging_config.log_level: "
+            "must be one of DEBUG, INFO, WARNING, ERROR, CRITICAL, not 'debug'"
+        ),
+    ),
+    "a runtime environment's variable that is a number": (
+        "    args:",
+        "    runtime_env: {env_vars: {OMP_NUM_THREADS: 4}}\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].runtime_env: needs texts in env_vars; "
+            "put each value in quotes, such as env_vars: {OMP_NUM_THREADS: '4'}"
+        ),
+    ),
+    "a misspelt key of a runtime environment": (
+        "    args:",
+        "    runtime_env: {env_var: {A: b}}\n    args:",
+        (
+            "rbee-serve: serve_config.yaml:8: applications[0].runtime_env: "
+            "has the unknown key env_var; did you mean env_vars?"
+        ),
+    ),
+    "a number as an id": (
+        "id: echo-0",
+        "id: 010",
+        (
+            "rbee-serve: serve_config.yaml:10: applications[0].args.workers[0].id: "
+            "must be letters, digits, - and _ only, such as llm-0, not the number 8; put it in quotes"
+        ),
+    ),
+    "an id with a blank": (
+        "id: echo-0",
+        "id: echo 0",
+        (
+            "rbee-serve: serve_config.yaml:10: applications[0].args.workers[0].id: "
+            "must be letters, digits, - and _ only, such as llm-0, not 'echo 0'"
+        ),
+    ),
+    "a word that YAML reads as a boolean": (
+        "cpus: 0",
+        "model_name: no",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].model_name: must be text, not false; "
+            "put it in quotes (YAML reads yes, no, on and off as true and false)"
+        ),
+    ),
+    "a date in place of text": (
+        "cpus: 0",
+        "model_name: 2026-01-31",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].model_name: must be text, "
+            "not the date 2026-01-31; put it in quotes"
+        ),
+    ),
+    "a boolean in place of a number": (
+        "cpus: 0",
+        "gpus: yes",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].gpus: "
+            "must be a number such as 0.5, not true"
+        ),
+    ),
+    "a key without a value": (
+        "cpus: 0",
+        "cpus:",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpus: has no value; "
+            "give it one, or remove the key"
+        ),
+    ),
+    "a mapping in place of a list": (
+        "      workers:\n        - id: echo-0\n          type: echo\n          cpus: 0",
+        "      workers:\n        echo-0: {type: echo}",
+        ("rbee-serve: serve_config.yaml:9: applications[0].args.workers: must be a list such as [a, b], not a mapping"),
+    ),
+    "a URL without a scheme": (
+        "      workers:",
+        "      public_url: box:8000\n      workers:",
+        (
+            "rbee-serve: serve_config.yaml:9: applications[0].args.public_url: "
+            "must be a URL such as http://box:8000, not 'box:8000'"
+        ),
+    ),
+    "a helper worker's id that is none": (
+        "cpus: 0",
+        "uses: {audio: a b}",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].uses.audio: "
+            "must be letters, digits, - and _ only, such as llm-0, not 'a b'"
+        ),
+    ),
+    "a choice that is none": (
+        "cpus: 0",
+        "backend: gpu",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].backend: "
+            "must be one of auto, cuda, cpu, metal, not 'gpu'"
+        ),
+    ),
+    "a limit that is text": (
+        "cpus: 0",
+        "limits: {max_tokens: many}",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].limits.max_tokens: "
+            "must be a whole number such as 4 or a number such as 0.5, not 'many'"
+        ),
+    ),
+    "a key that is a number": (
+        "cpus: 0",
+        "cpus: 0\n          3: 4",
+        (
+            "rbee-serve: serve_config.yaml:13: applications[0].args.workers[0].3: "
+            "is a key that is no text; put it in quotes"
+        ),
+    ),
+    "a tab": (
+        "          cpus: 0",
+        "\tcpus: 0",
+        "rbee-serve: serve_config.yaml:12: is not valid YAML: has a tab in its indentation; use blanks",
+    ),
+    "an alias without its anchor": (
+        "cpus: 0",
+        "cpus: *none",
+        "rbee-serve: serve_config.yaml:12: is not valid YAML: found undefined alias 'none'",
+    ),
     "a wrong key of a worker": (
         "cpus: 0",
         "cpus: 0\n          modell_ref: x",
@@ -109,8 +322,8 @@ FAULTS = {
         "cpus: 0",
         "cpus: many",
         (
-            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpus: Input should be a valid number, "
-            "unable to parse string as a number"
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].cpus: must be a number such as 0.5, "
+            "not 'many'"
         ),
     ),
     "a missing key": (
@@ -154,7 +367,7 @@ FAULTS = {
     "a port that is none": (
         "8000",
         "80000",
-        "rbee-serve: serve_config.yaml:3: http_options.port: must be a number from 1 to 65535, not 80000",
+        "rbee-serve: serve_config.yaml:3: http_options.port: must be at most 65535, not 80000",
     ),
     "a builder that is not there": (
         "deployments.app",
@@ -215,11 +428,14 @@ def test_every_wrong_key_has_a_line_of_its_own(tmp_path: Path, check: Check) -> 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "rbee-serve: serve_config.yaml: holds no mapping; it must at least have the key applications"),
+        ("", "rbee-serve: serve_config.yaml: is empty; it must at least have the key applications"),
+        ("# comment", "rbee-serve: serve_config.yaml: is empty; it must at least have the key applications"),
+        ("a: &x [*x]", "rbee-serve: serve_config.yaml:1: a[0]: refers to itself"),
+        ("? [a]\n: 4", "rbee-serve: serve_config.yaml:1: is not valid YAML: found unhashable key"),
         ("- a", "rbee-serve: serve_config.yaml: holds no mapping; it must at least have the key applications"),
-        ("applications: []", "rbee-serve: serve_config.yaml:1: applications: must list at least one application"),
+        ("applications: []", "rbee-serve: serve_config.yaml:1: applications: must not be empty"),
         ("applications: [1]", "rbee-serve: serve_config.yaml:1: applications[0]: must be a mapping"),
-        ("applications: [{}]", "rbee-serve: serve_config.yaml:1: applications[0].import_path: must name a builder"),
+        ("applications: [{}]", "rbee-serve: serve_config.yaml:1: applications[0].import_path: is missing"),
         ("a: \x00", "rbee-serve: serve_config.yaml: is not valid YAML"),
         ("a: " + "[" * 5000, "rbee-serve: serve_config.yaml: is not valid YAML"),
     ],
@@ -229,6 +445,18 @@ def test_a_file_that_is_no_configuration_is_one_sentence(
 ) -> None:
     [line] = check(written(tmp_path, text))
     assert line.startswith(sentence)
+
+
+def test_many_references_to_anchors_take_no_time(tmp_path: Path) -> None:
+    levels = "\n".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, 20))
+    with pytest.raises(ConfigurationError, match="unknown key"):
+        checks.check_file(written(tmp_path, f"x0: &x0 [a]\n{levels}\n{ECHO}"))
+
+
+def test_a_file_with_a_byte_order_mark_an_anchor_and_a_merge_is_accepted(tmp_path: Path) -> None:
+    text = ECHO.replace("- id: echo-0", "- &first\n          id: echo-0") + ("        - {<<: *first, id: echo-1}\n")
+    workers = checks.check_file(written(tmp_path, f"\ufeff{text}")).config.workers
+    assert [(worker.id, worker.type) for worker in workers] == [("echo-0", "echo"), ("echo-1", "echo")]
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, check: Check) -> None:
@@ -333,8 +561,60 @@ def test_a_host_of_another_machine_is_one_sentence(host: str) -> None:
 
 
 def test_the_known_keys_are_those_of_the_installed_ray_serve() -> None:
-    from ray.serve import schema
+    from ray.runtime_env import RuntimeEnv
+    from ray.serve import config, schema
 
-    assert set(schema.ServeDeploySchema.model_fields) == checks.FILE_KEYS
-    assert set(schema.ServeApplicationSchema.model_fields) == checks.APPLICATION_KEYS
-    assert set(schema.HTTPOptionsSchema.model_fields) == checks.HTTP_KEYS
+    pairs: list[tuple[type[BaseModel], type[BaseModel]]] = [
+        (serve_schema.ServeFile, schema.ServeDeploySchema),
+        (serve_schema.ServeApplication, schema.ServeApplicationSchema),
+        (serve_schema.HttpOptions, schema.HTTPOptionsSchema),
+        (serve_schema.GrpcOptions, schema.gRPCOptionsSchema),
+        (serve_schema.LoggingOptions, schema.LoggingConfig),
+        (serve_schema.TracingOptions, schema.TracingConfig),
+        (serve_schema.ControllerOptions, config.ControllerOptions),
+        (serve_schema.DeploymentOverride, schema.DeploymentSchema),
+        (serve_schema.ActorOptions, schema.RayActorOptionsSchema),
+        (serve_schema.BackpressureOptions, config.BackpressureConfig),
+        (serve_schema.RouterOptions, config.RequestRouterConfig),
+        (serve_schema.GangOptions, config.GangSchedulingConfig),
+        (serve_schema.DeploymentActor, config.DeploymentActorConfig),
+        (AutoscalingConfig, config.AutoscalingConfig),
+        (AutoscalingPolicy, config.AutoscalingPolicy),
+    ]
+    for ours, rays in pairs:
+        assert set(ours.model_fields) == set(rays.model_fields), rays
+        for name, field in ours.model_fields.items():
+            assert field.is_required() == rays.model_fields[name].is_required(), (rays, name)
+    assert RuntimeEnv.known_fields - {
+        "_ray_release",
+        "_ray_commit",
+        "_inject_current_ray",
+        "_nsight",
+        "_rocprof_sys",
+    } <= (serve_schema.RUNTIME_KEYS)
+
+
+def test_values_that_ray_serve_refuses_are_refused_by_the_check(tmp_path: Path) -> None:
+    from ray.serve.schema import DeploymentSchema
+
+    wrong: list[dict[str, Any]] = [
+        *({name: -1} for name, field in DeploymentSchema.model_fields.items() if field.annotation in (int, float)),
+        *({name: "x"} for name, field in DeploymentSchema.model_fields.items() if field.annotation in (int, float)),
+        {"num_replicas": 0},
+        {"num_replicas": "some"},
+        {"ray_actor_options": {"num_cpus": -1}},
+        {"ray_actor_options": {"label_selector": {"a": 1}}},
+        {"logging_config": {"log_level": "debug"}},
+        {"rolling_update_percentage": 2},
+        {"user_config": "text"},
+        {"num_replicas": 2, "autoscaling_config": {"max_replicas": 2}},
+    ]
+    for override in wrong:
+        if override not in ({"max_queued_requests": -1}, {"max_replicas_per_node": -1}):
+            with pytest.raises(ValidationError):
+                DeploymentSchema(name="echo-0", **override)
+            text = ECHO.replace(
+                "    args:", f"    deployments: [{json.dumps({'name': 'echo-0', **override})}]\n    args:"
+            )
+            with pytest.raises(ConfigurationError, match=r"serve_config.yaml:8: applications\[0\]\.deployments\[0\]"):
+                checks.check_file(written(tmp_path, text))

@@ -42,9 +42,10 @@ def test_a_valid_body_becomes_a_request() -> None:
         ({"max_tokens": 0}, ("max_tokens", ">= 1", "must be at least 1")),
         ({"max_tokens": 2049}, ("max_tokens", "<= 2048", "must be at most 2048")),
         ({"max_tokens": True}, ("max_tokens", "type: integer", "must be an integer")),
-        ({"max_tokens": 1.0}, ("max_tokens", "type: integer", "must be an integer")),
+        ({"max_tokens": 1.5}, ("max_tokens", "type: integer", "must be an integer")),
+        ({"max_tokens": 4096.0}, ("max_tokens", "<= 2048", "must be at most 2048")),
+        ({"seed": 1e18}, ("seed", "type: integer", "must be an integer")),
         ({"max_tokens": "1"}, ("max_tokens", "type: integer", "must be an integer")),
-        ({"max_tokens": None}, ("max_tokens", "type: integer", "must be an integer")),
         ({"temperature": 2.5}, ("temperature", "<= 2", "must be at most 2")),
         ({"temperature": True}, ("temperature", "type: number", "must be a number")),
         ({"temperature": float("nan")}, ("temperature", "finite", "must be a finite number")),
@@ -56,7 +57,11 @@ def test_a_valid_body_becomes_a_request() -> None:
         ({"logprobs": 1}, ("logprobs", "type: boolean", "must be a boolean")),
         ({"prompt": ""}, ("prompt", "length >= 1", "must not be empty")),
         ({"prompt": "a" * 21}, ("prompt", "length <= 20", "must have at most 20 characters")),
-        ({"prompt": None}, ("prompt", "type: string", "must be a string")),
+        ({"prompt": None}, ("prompt", "required", "is required")),
+        ({"parts": [{"role": None}]}, ("parts[0].role", "required", "is required")),
+        ({"stop": [None]}, ("stop[0]", "type: string", "must be a string")),
+        ({"labels": {"a": None}}, ("labels.a", "type: integer", "must be an integer")),
+        ({"zebra": None, "max_tokens": None}, ("zebra", "unknown field", "is not a field of this request")),
         ({"stop": ["a"] * 5}, ("stop", "length <= 4", "must have at most 4 items")),
         ({"stop": "a"}, ("stop", "type: array", "must be an array")),
         ({"stop": ["a", ""]}, ("stop[1]", "length >= 1", "must not be empty")),
@@ -109,13 +114,39 @@ NOT_JSON = {
     "UTF-16 without a byte order mark": '{"prompt":"a"}'.encode("utf-16-le"),
     "UTF-16 big-endian": '{"prompt":"a"}'.encode("utf-16-be"),
     "UTF-32": '{"prompt":"a"}'.encode("utf-32"),
-    "a byte order mark": b"\xef\xbb\xbf" + b'{"prompt":"a"}',
 }
 
 
 @pytest.mark.parametrize("body", NOT_JSON.values(), ids=NOT_JSON)
 def test_invalid_json_is_a_violation_of_the_body(body: bytes) -> None:
     assert [(violation.field, violation.constraint) for violation in violations(body)] == [("body", "json")]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_body() -> None:
+    assert parse(SampleRequest, b'\xef\xbb\xbf{"prompt":"a"}').prompt == "a"
+
+
+def test_null_means_not_given_for_a_field_that_has_no_null() -> None:
+    fields = dict.fromkeys(SampleRequest.model_fields) | {"prompt": "a", "parts": [{"role": "user", "text": None}]}
+    request = parse(SampleRequest, json.dumps(fields).encode())
+    assert request == parse(SampleRequest, b'{"prompt":"a","parts":[{"role":"user"}]}')
+    assert request == parse_object(SampleRequest, fields)
+    assert fields["max_tokens"] is None  # the caller's own object is left as it is
+
+
+def test_a_whole_number_is_an_integer_however_it_is_written() -> None:
+    request = parse(SampleRequest, b'{"prompt":"a","max_tokens":16.0,"seed":5e3,"labels":{"a":-2.0},"temperature":1.0}')
+    assert (request.max_tokens, request.seed, request.labels, request.temperature) == (16, 5000, {"a": -2}, 1.0)
+    assert all(type(number) is int for number in (request.max_tokens, request.seed, request.labels["a"]))
+    assert parse_object(SampleRequest, {"prompt": "a", "max_tokens": 16.0}).max_tokens == 16
+
+
+def test_deep_values_of_unknown_fields_are_not_followed() -> None:
+    deep: list[Any] = []
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(InvalidRequest):
+        parse_object(SampleRequest, {"prompt": None, "zebra": deep})
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a":' + b"[" * 9_999 + b"]" * 9_999 + b"}"])
@@ -137,7 +168,7 @@ def test_a_short_value_is_returned() -> None:
     assert (violation.value, violation.has_value) == (4096, True)
     (violation,) = violations({"job_id": "a b"})
     assert violation.value == "a b"
-    (violation,) = violations({"max_tokens": None})
+    (violation,) = violations({"stop": [None]})
     assert violation.to_json()["value"] is None
 
 

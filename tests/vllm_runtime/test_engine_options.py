@@ -72,8 +72,8 @@ def test_adapters_are_no_option_of_vllm_and_auto_is_our_loader() -> None:
         ({"model": "other"}, r"engine.model: cannot be set here: it follows from model_ref; leave it out"),
         ({"tensor-parallel-size": 2}, r"engine.tensor_parallel_size: .* it follows from gpus"),
         ({"disable_log_stats": True}, r"engine.disable_log_stats: .* hang detection needs the engine's statistics"),
-        ({"max_num_seqs": 0}, r"engine.max_num_seqs: .*greater than or equal to 1"),
-        ({"lora_modules": ["a"]}, r"engine.lora_modules: .*dictionary"),
+        ({"max_num_seqs": 0}, r"engine.max_num_seqs: must be at least 1, not 0"),
+        ({"lora_modules": ["a"]}, r"engine.lora_modules: must be a mapping"),
     ],
 )
 def test_refused_options_are_reported_before_anything_starts(engine: dict[str, Any], message: str) -> None:
