@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from deployments.request_fields import NotBlank
 from deployments.vision.image_encoders import FORMATS, open_model
 from deployments.vision.image_field import ImageFile, grey_png
 from deployments.vision.image_model import Array
@@ -23,7 +24,7 @@ from rbee_serve.worker.narration import narrate
 from rbee_serve.worker.request_clock import RequestClock
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
-LabelText = Annotated[str, Field(min_length=1, max_length=256)]
+LabelText = Annotated[str, Field(min_length=1, max_length=256), NotBlank]
 Labels = Annotated[list[LabelText], Field(min_length=1, max_length=256)]
 
 LABELS = ("a person", "an animal", "a plant", "food", "a vehicle", "a building", "a landscape", "a thing")

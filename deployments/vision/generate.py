@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from deployments.media.image_decoder import ImageDecoder
+from deployments.request_fields import Seed
 from deployments.vision.diffusers_engine import DenoisingStep, DiffusersEngine, GeneratedImage
 from deployments.vision.diffusers_loader import FORMATS, DiffusersOptions, load_pipeline
 from deployments.vision.generation_params import ImageGenerationParams
@@ -62,7 +63,7 @@ class ImageRequest(InferenceRequest):
     """The number of images. They are generated one after another, each with a seed 1 higher than the one before."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """How closely to follow the prompt; what the worker or the pipeline is set to if left out."""
-    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] | None = None
+    seed: Seed = None
     """The same seed and request give the same image. Random if left out; the `end` event has it."""
     format: ImageFormat | None = None
     """The file format; `png` if left out. With `stream` false, one image in a given format is returned as that file
