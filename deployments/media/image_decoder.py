@@ -47,7 +47,8 @@ class ImageDecoder:
 
     def __init__(self, max_pixels: int, processes: int = 1) -> None:
         self._processes = [
-            DecoderProcess("deployments.media.image_files:decode_layers", max_pixels, TIMEOUT_S) for _ in range(processes)
+            DecoderProcess("deployments.media.image_files:decode_layers", max_pixels, TIMEOUT_S)
+            for _ in range(processes)
         ]
         self._idle: LifoQueue[DecoderProcess] = LifoQueue()  # the process used last is used next
         for process in self._processes:

@@ -1,7 +1,8 @@
 """Files with a fault beside the image, which browsers show and Pillow refuses: written again without it.
 
-A stream's WebP keeps a placeholder for its size, a cut-off JPEG lacks the marker of its end though all pixels are there,
-and a tool that edits the metadata of a PNG may leave a wrong checksum. Which pixels a file has does not depend on these.
+A stream's WebP keeps a placeholder for its size, a cut-off JPEG lacks the marker of its end though all pixels are
+there, and a tool that edits the metadata of a PNG may leave a wrong checksum. Which pixels a file has does not depend
+on these.
 """
 
 from __future__ import annotations

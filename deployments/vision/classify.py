@@ -70,9 +70,11 @@ class ClassifyBackend(VisionBackend[ClassifyRequest, LabelOutput]):
         on labels that the model does not take."""
         clock = RequestClock()
         label_set = await asyncio.to_thread(self._model.label_set, request.labels, request.hypothesis_template)
-        pixels = await self._model.preprocess(request.image)
+        pixels, changes = await self._model.preprocess(request.image)
         decode_ms = round(clock.seconds * 1000, 1)
         yield narrate(request, "vision-worker", "classify", f"Choosing from {len(label_set.labels)} labels")
+        for sentence in changes:
+            yield narrate(request, "vision-worker", "adjust", sentence)
         logits = await self._model.logits(pixels, label_set)
         scores = _scores(logits, request.function_to_apply or self._model.activation)
         best = (-scores).argsort(kind="stable")[: request.top_k]

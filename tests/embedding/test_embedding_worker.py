@@ -359,7 +359,12 @@ async def test_texts_that_look_the_same_have_the_same_vector(
     assert cosine(*await embedded(backend, one, other)) >= 0.99999
     read: list[Any] = []
     encode = backend._encode
-    monkeypatch.setattr(backend, "_encode", lambda texts, **options: read.append(texts) or encode(texts, **options))
+
+    def recorded(texts: Sequence[str], **options: Any) -> Any:
+        read.append(texts)
+        return encode(texts, **options)
+
+    monkeypatch.setattr(backend, "_encode", recorded)
     await embedded(backend, one, other)
     assert read[0][0] == read[0][1]  # the same for a tokenizer that normalises nothing
 
