@@ -12,6 +12,7 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from deployments.media.image_completeness import has_all_pixels
 from deployments.media.image_repair import repaired
 from rbee_serve.errors import InvalidRequest
 
@@ -104,6 +105,10 @@ def _decoded(data: bytes, kind: str, max_pixels: int) -> Pixels:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_size(image.width, image.height, max_pixels)
             image.load()
+            if not has_all_pixels(image, data, kind):
+                raise _refused(
+                    "readable", f"is not a whole {kind} file: some of its pixels are missing; send all of it"
+                )
             return numpy.asarray(_upright(_layers(image), _orientation(image)))
     except Image.DecompressionBombError as exc:
         raise _too_large(max_pixels) from exc

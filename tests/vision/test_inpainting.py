@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import demo_models
 from deployments.vision.generate import ImageBackend
 from deployments.vision.masks import cells, mask_of, padded, scaled
 from rbee_serve.errors import InvalidRequest
@@ -67,6 +68,24 @@ async def test_with_every_pipeline_a_small_mask_counts_and_the_rest_stays(kind: 
             assert made.shape == START.shape
             assert not changed[np.asarray(mask) == 0].any()
             assert changed.any()
+    backend.close()
+
+
+async def test_with_the_default_model_a_small_mask_counts_and_the_rest_stays() -> None:
+    backend = load(Path(demo_models.__file__).parent / "digits_painter")
+    start = np.full((45, 30, 3), 20, np.uint8)
+    start[10:30, 12:16] = 250
+    boxes = [(x, x, x + 3, x + 3) for x in range(8, 12)] + [(9, 9, 11, 11), (10, 10, 12, 12), (0, 0, 15, 45)]
+    for box in boxes:
+        mask = masked(box, size=(30, 45))
+        fields = {"image": encoded(start, "PNG"), "prompt": "a handwritten zero", "steps": 10}
+        [made] = await inpainted(backend, mask, **fields)
+        changed = (made != start).any(axis=2)
+        assert made.shape == start.shape
+        assert not changed[np.asarray(mask) == 0].any()
+        assert np.abs(made.astype(int) - start).max() >= 20
+    long = await events_of(backend, prompt="a handwritten seven " * 10)
+    assert narrations(long) == ["The model reads 22 of 30 tokens of prompt; the rest is cut"]
     backend.close()
 
 
