@@ -21,8 +21,13 @@ _VISIBLE = re.compile(
 """A character that can be seen: neither white space nor one of Unicode's `Default_Ignorable_Code_Point`."""
 
 
+def is_blank(text: str) -> bool:
+    """Whether a text has no visible character."""
+    return not _VISIBLE.search(text)  # ends at the first character of nearly every text
+
+
 def _check_visible(text: str) -> str:
-    if not _VISIBLE.search(text):  # ends at the first character of nearly every text
+    if is_blank(text):
         raise PydanticCustomError("string_blank", "has no visible character")
     return text
 
