@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 MAX_FILE_BYTES = 32 * 2**20
 """Size of an uploaded image or audio file."""
@@ -12,4 +14,33 @@ MAX_TEXT_CHARACTERS = 131_072
 """Length of a text that becomes a vector or is ranked. It exceeds the context of the models, which is checked in
 tokens."""
 
-Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
+_VISIBLE = re.compile(
+    r"[^\s\x00-\x1f\x7f-\xa0\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f"
+    r"\u205f-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
+)
+"""A character that can be seen: neither white space nor one of Unicode's `Default_Ignorable_Code_Point`."""
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has no visible character."""
+    return not _VISIBLE.search(text)  # ends at the first character of nearly every text
+
+
+def _check_visible(text: str) -> str:
+    if is_blank(text):
+        raise PydanticCustomError("string_blank", "has no visible character")
+    return text
+
+
+def _left_out_if_any(seed: Any) -> Any:
+    return None if type(seed) is int and seed == -1 else seed
+
+
+NotBlank = AfterValidator(_check_visible)
+"""Refuses a text that consists of white space and invisible characters, as `min_length=1` refuses an empty one."""
+
+Text = Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS), NotBlank]
+"""A text that becomes a vector or is ranked."""
+
+Seed = Annotated[Annotated[int, Field(ge=0, le=2**64 - 1)] | None, BeforeValidator(_left_out_if_any)]
+"""A seed. `-1`, which many tools send for any seed, is as good as left out."""

@@ -13,6 +13,7 @@ from pydantic import Field
 from deployments.request_fields import Text
 from deployments.torch_runtime import cross_encoder
 from deployments.torch_runtime.cross_encoder import CrossEncoderEngine, Pair
+from deployments.torch_runtime.literal_text import truncation
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import RequestTooLong, Violation
 from rbee_serve.events import Event, Output
@@ -38,8 +39,8 @@ class RerankRequest(InferenceRequest):
     return_documents: bool = False
     """Whether to return each document's text with its score."""
     truncate: bool = False
-    """True: where a query and a document exceed the model's maximum, the longer one is truncated. False: it is an
-    error."""
+    """True: where a query and a document exceed the model's maximum, the longer one is truncated, and a `narration`
+    says where. False: it is an error."""
 
 
 class RerankBackend(InferenceBackend[RerankRequest, RankOutput]):
@@ -54,15 +55,18 @@ class RerankBackend(InferenceBackend[RerankRequest, RankOutput]):
         """A `narration`, a `rank` for each document with the most relevant first, `metrics`, `end`. Raises
         `RequestTooLong`."""
         clock = RequestClock()
+        query, documents = self._engine.literal(request.query), [*map(self._engine.literal, request.documents)]
         lengths = await asyncio.get_running_loop().run_in_executor(
-            self._tokenizer_thread, self._engine.lengths, request.query, request.documents
+            self._tokenizer_thread, self._engine.lengths, query, documents
         )
         if not request.truncate:
             self._check_lengths(lengths)
         tokens = [min(length, self._engine.max_tokens) for length in lengths]
         tokens_in = sum(tokens)
-        pairs = [Pair(request.query, document, n) for document, n in zip(request.documents, tokens, strict=True)]
+        pairs = [Pair(query, document, n) for document, n in zip(documents, tokens, strict=True)]
         yield narrate(request, "reranker", "compare", f"Comparing {len(pairs)} documents with {tokens_in} tokens")
+        if cut := truncation("documents", lengths, self._engine.max_tokens):
+            yield narrate(request, "reranker", "truncate", f"With the query: {cut[0].lower()}{cut[1:]}")
         async with aclosing(self._engine.scores(pairs)) as results:
             scores = [score async for score in results]
         best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: request.top_n]

@@ -9,6 +9,7 @@ import base64
 import binascii
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
@@ -16,6 +17,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 _MAX_DATA_URL_PREFIX = 256
 """Characters of the longest accepted prefix such as `data:image/png;base64,`."""
+
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,22 @@ class FileField:
 def _decoded(text: Any) -> Any:
     if not isinstance(text, str):
         return text
-    if text.startswith("data:"):
+    if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
-        if not comma or len(head) > _MAX_DATA_URL_PREFIX or not head.endswith(";base64"):
+        if not comma or len(head) > _MAX_DATA_URL_PREFIX or not head.lower().endswith(";base64"):
             raise _base64_error()
+        text = unquote(text) if "%" in text else text
     try:
         return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return _decoded_leniently(text)
+
+
+def _decoded_leniently(text: str) -> bytes:
+    """Base64 in the other forms that encoders write: with line breaks, in the URL-safe alphabet, without padding."""
+    standard = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise _base64_error() from None
 

@@ -21,6 +21,7 @@ _RULES = {
     "too_short": ("length >= {min_length}", "must have at least {min_length} items"),
     "too_long": ("length <= {max_length}", "must have at most {max_length} items"),
     "base64": ("base64", "must be base64 or a base64 data URL"),
+    "string_blank": ("visible characters >= 1", "must not be blank: it has no visible character"),
     "string_pattern_mismatch": ("pattern: {pattern}", "must match {pattern}"),
     "string_unicode": ("unicode", "must be valid Unicode without lone surrogates"),
     "literal_error": ("one of: {expected}", "must be one of {expected}"),

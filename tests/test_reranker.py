@@ -55,7 +55,9 @@ def backend(folder: Path) -> RerankBackend:
 def library(folder: Path) -> Any:
     from sentence_transformers import CrossEncoder
 
-    return CrossEncoder(str(folder), device=devices.NAME)
+    model = CrossEncoder(str(folder), device=devices.NAME)
+    model.tokenizer.split_special_tokens = True  # `[SEP]` in a text is text
+    return model
 
 
 async def ranked(backend: RerankBackend, query: str, *documents: str, **fields: Any) -> list[dict[str, Any]]:
@@ -80,7 +82,7 @@ async def test_a_stream_has_a_rank_for_each_document_the_most_relevant_first(bac
     assert [value.i for value in values] == list(range(5))
     assert values == sorted(values, key=lambda value: value.relevance_score, reverse=True)
     assert isinstance(metrics, Metrics)
-    assert metrics.values["tokens_in"] == 103
+    assert metrics.values["tokens_in"] == 105
     assert isinstance(end, End)
     assert (end.tokens_out, end.stop_reason) == (5, "COMPLETE")
 
@@ -114,7 +116,9 @@ async def test_documents_that_are_too_long_are_refused_with_index_and_length(
     assert truncated["relevance_score"] == pytest.approx(float(library.predict([(QUERY, long)])[0]), abs=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{"documents": []}, {"documents": ["a", ""]}, {"query": ""}, {"top_n": 0}])
+@pytest.mark.parametrize(
+    "fields", [{"documents": []}, {"documents": ["a", ""]}, {"query": ""}, {"query": "\u2003\n"}, {"top_n": 0}]
+)
 def test_an_invalid_request_names_the_field(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest, match=next(iter(fields))):
         parse_object(RerankRequest, {"query": "a", "documents": ["b"], **fields})
@@ -140,6 +144,32 @@ async def test_a_causal_language_model_ranks_as_the_library_does(tmp_path: Path)
     Qwen3ForCausalLM(Qwen3Config(**sizes, **heads)).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     library = CrossEncoder(str(tmp_path), device=devices.NAME)
-    found = await ranked(loaded(tmp_path), QUERY, *DOCUMENTS)
-    expected = library.rank(QUERY, DOCUMENTS, batch_size=1)
+    backend = loaded(tmp_path)
+    found = await ranked(backend, QUERY, *DOCUMENTS)
+    # The name is split, since the tokenizer has to read the template's own control tokens.
+    expected = library.rank(QUERY, [text.replace("[SEP]", "[ SEP]") for text in DOCUMENTS], batch_size=1)
     assert [one["index"] for one in found] == [one["corpus_id"] for one in expected]
+    assert backend._engine.literal("[CLS] [[SEP]SEP] [unused]") == "[ CLS] [[ SEP]SEP] [unused]"
+
+
+async def test_names_of_control_tokens_in_a_text_are_text(backend: RerankBackend) -> None:
+    [plain, named] = backend._engine.lengths("query", ["a b", "a [SEP] b"])
+    assert named == plain + 3
+    scores = {one["index"]: one["relevance_score"] for one in await ranked(backend, "a", "b", "b [SEP]")}
+    assert scores[0] != scores[1]
+
+
+async def test_texts_that_look_the_same_have_the_same_score(backend: RerankBackend) -> None:
+    for one, other in [("el ni\u00f1o", "el nin\u0303o"), ("computer", "com\u00adput\u200ber")]:
+        [first, second] = await ranked(backend, "caf\u00e9", one, other)
+        assert first["relevance_score"] == second["relevance_score"]
+        found = await ranked(backend, "cafe\u0301", one, other, return_documents=True)
+        assert {text["relevance_score"] for text in found} == {first["relevance_score"]}
+        assert {text["document"] for text in found} == {one, other}  # as they were sent
+
+
+async def test_a_truncated_pair_is_narrated_with_what_was_read_of_it(backend: RerankBackend) -> None:
+    request = RerankRequest(query=QUERY, documents=["short", "word " * 100], truncate=True)
+    found = [event async for event in backend.execute(request)]
+    [_, cut] = [event for event in found if isinstance(event, Narration)]
+    assert cut.human == "With the query: the model reads 64 of 110 tokens of documents[1]; the rest is cut"

@@ -22,6 +22,7 @@ from deployments.audio.encoding import (
 )
 from deployments.audio.speech_engine import SpeechEngine, SynthesisParams
 from deployments.engine_choice import choose_engine
+from deployments.request_fields import Seed
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.events import Event, Output, Progress, StopReason
@@ -59,7 +60,7 @@ class SpeechRequest(InferenceRequest):
     format: Literal[SampleFormat, FileFormat] | None = None
     """`f32`: numbers in [-1, 1]. `f32le`, `pcm_s16le`: bytes as base64. `wav`, `flac`, `ogg`, `mp3`: a file, for which
     `stream` must be false. If left out: `f32` in a stream, `wav` without one."""
-    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] | None = None
+    seed: Seed = None
     """The same seed and request give the same audio. Random if left out; `end` reports it."""
 
     @model_validator(mode="after")

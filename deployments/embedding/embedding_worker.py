@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 from deployments.embedding.embedding_engine import EmbeddingEngine, Tokens
 from deployments.engine_choice import choose_engine
 from deployments.request_fields import Text
+from deployments.torch_runtime.literal_text import ControlNames, canonical, truncation
 from deployments.torch_runtime.vectors import shaped
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InvalidRequest, RequestTooLong, Violation
@@ -49,7 +50,8 @@ class EmbeddingRequest(InferenceRequest):
     normalize: bool = True
     """True: vectors of length 1. False: the model's own vectors."""
     truncate: bool = False
-    """True: a text that exceeds the model's maximum is truncated. False: it is an error."""
+    """True: a text that exceeds the model's maximum is truncated, and a `narration` says which. False: it is an
+    error."""
     encoding: Literal["float", "base64"] = "float"
     """`float`: lists of numbers. `base64`: the same as little-endian float32."""
 
@@ -60,6 +62,7 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
     def __init__(self, engine: EmbeddingEngine, memory: MemoryGauge) -> None:
         self._engine = engine
         self._card = engine.card
+        self._control_names = ControlNames(engine.tokenizer)
         self._memory = memory
         # One thread: a tokenizer of transformers is not thread-safe.
         self._tokenizer_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
@@ -70,12 +73,14 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
         clock = RequestClock()
         dimensions = self._dimensions(request.dimensions)
         prompt = self._prompt(request.input_type)
-        texts = await asyncio.get_running_loop().run_in_executor(
+        texts, lengths = await asyncio.get_running_loop().run_in_executor(
             self._tokenizer_thread, self._tokenize, prompt, request.input, request.truncate
         )
-        self._check_lengths(texts)
+        self._check_lengths([len(text) for text in texts])
         tokens_in = sum(map(len, texts))
         yield narrate(request, "embedding-worker", "embed", f"Embedding {len(texts)} texts with {tokens_in} tokens")
+        if cut := truncation("input", lengths, self._engine.max_tokens):
+            yield narrate(request, "embedding-worker", "truncate", cut)
         async with aclosing(self._engine.embed(texts)) as vectors:
             i = 0
             async for vector in vectors:
@@ -116,30 +121,38 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
             raise InvalidRequest.of_field("input_type", f"one of: {known}", f"this model supports {known}")
         return self._card.prompts[input_type]
 
-    def _tokenize(self, prompt: str, texts: Sequence[str], truncate: bool) -> list[Tokens]:
+    def _tokenize(self, prompt: str, texts: Sequence[str], truncate: bool) -> tuple[list[Tokens], list[int]]:
+        """The tokens of each text, and how many they are without truncation."""
+        texts = [canonical(text) for text in texts]
+        if named := self._control_names.found_in(prompt):  # the prompt's are control tokens, the texts' are not
+            texts = [self._control_names.split(text) for text in texts]
+        texts = [prompt + text for text in texts]
+        tokens = self._encode(texts, split_special_tokens=not named)
+        lengths, max_tokens = [len(text) for text in tokens], self._engine.max_tokens
+        for index in (index for index, length in enumerate(lengths) if truncate and length > max_tokens):
+            [tokens[index]] = self._encode(
+                [texts[index]], split_special_tokens=not named, truncation=True, max_length=max_tokens
+            )
+        return tokens, lengths
+
+    def _encode(self, texts: Sequence[str], **options: Any) -> list[Tokens]:
         tokens: list[Tokens] = self._engine.tokenizer(
-            [prompt + text for text in texts],
-            truncation=truncate,
-            max_length=self._engine.max_tokens if truncate else None,
-            padding=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
+            texts, padding=False, return_attention_mask=False, return_token_type_ids=False, verbose=False, **options
         )["input_ids"]
         return tokens
 
-    def _check_lengths(self, texts: Sequence[Tokens]) -> None:
+    def _check_lengths(self, lengths: Sequence[int]) -> None:
         max_tokens = self._engine.max_tokens
         violations = [
             Violation(
                 f"input[{index}]",
                 f"tokens <= {max_tokens}",
-                f"has {len(tokens)} tokens, but the model takes {max_tokens}; shorten it, or set truncate"
-                if tokens
+                f"has {length} tokens, but the model takes {max_tokens}; shorten it, or set truncate"
+                if length
                 else "has no tokens",
             )
-            for index, tokens in enumerate(texts)
-            if not 0 < len(tokens) <= max_tokens
+            for index, length in enumerate(lengths)
+            if not 0 < length <= max_tokens
         ]
         if violations:
             raise RequestTooLong.because(violations)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -40,8 +40,9 @@ class GenerationBackend(InferenceBackend[RequestT, OutputT]):
         self._memory = memory
 
     @abstractmethod
-    async def _engine_input(self, request: RequestT) -> tuple[EngineInput, str]:
-        """The engine's input, and the request field that it comes from. Raises `InvalidRequest`."""
+    async def _engine_input(self, request: RequestT) -> tuple[EngineInput, str, Sequence[str]]:
+        """The engine's input, the request field that it comes from, and a sentence about each thing that was changed
+        or left out. Raises `InvalidRequest`."""
 
     async def _generate(self, request: RequestT) -> AsyncGenerator[Event[TokenOutput], None]:
         """One `token` for each generated token, then `metrics` and `end`. `narration` before the prompt is read and
@@ -49,11 +50,13 @@ class GenerationBackend(InferenceBackend[RequestT, OutputT]):
 
         Raises `RequestTooLong`, `InvalidRequest`, or `WorkerLost` when the engine has died.
         """
-        engine_input, field = await self._engine_input(request)
+        engine_input, field, changes = await self._engine_input(request)
         tokens_in = len(engine_input["prompt_token_ids"])
         self._check_length(field, tokens_in, request.max_tokens)
         params = self._params(request)
         yield narrate(request, self.actor, "prefill", f"Reading a prompt of {tokens_in} tokens")
+        for sentence in changes:
+            yield narrate(request, self.actor, "adjust", sentence)
         clock = RequestClock()
         count = 0
         finish = Finish(None)

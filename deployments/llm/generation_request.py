@@ -6,6 +6,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deployments.request_fields import Seed
 from rbee_serve.request import InferenceRequest
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -57,7 +58,7 @@ class GenerationRequest(InferenceRequest):
     """Above 0: tokens of the output become less likely, each time they occur."""
     stop: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(default_factory=list, max_length=4)
     """Texts that end the generation. They are not part of the output."""
-    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] | None = None
+    seed: Seed = None
     """The same seed and request give the same tokens."""
     ignore_eos: bool = False
     """Whether to generate past the model's end token, for benchmarks."""

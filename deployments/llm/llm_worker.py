@@ -60,13 +60,13 @@ class LlmBackend(GenerationBackend[LlmRequest, TokenOutput]):
         the last token. Raises `RequestTooLong`, `InvalidRequest`, or `WorkerLost` when the engine has died."""
         return self._generate(request)
 
-    async def _engine_input(self, request: LlmRequest) -> tuple[EngineInput, str]:
+    async def _engine_input(self, request: LlmRequest) -> tuple[EngineInput, str, tuple[str, ...]]:
         length = len(request.prompt or "") + sum(len(message.content) for message in request.messages or ())
         if length > MAX_INLINE_CHARACTERS:
             tokens = await asyncio.to_thread(self._encode, request)
         else:
             tokens = self._encode(request)
-        return self._engine.input_of_tokens(tokens), "prompt"
+        return self._engine.input_of_tokens(tokens), "prompt", ()
 
     def _encode(self, request: LlmRequest) -> list[int]:
         if request.prompt is not None:

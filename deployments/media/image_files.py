@@ -9,8 +9,11 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from deployments.media.image_completeness import has_all_pixels
+from deployments.media.image_repair import repaired
 from rbee_serve.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -21,6 +24,13 @@ if TYPE_CHECKING:
 MAX_RATIO = 100
 """Maximum ratio of the sides. Models scale the short side to a fixed size, which would turn a line of one pixel into
 gigabytes."""
+
+OPAQUE = 255
+"""The alpha of a pixel that is not transparent at all."""
+MIN_VISIBLE = 8
+"""The alpha of a pixel from which it counts as visible."""
+MIN_WHITE = 240
+"""The smallest channel of a drawing that would not be seen on white."""
 
 _MAGIC = {
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -38,28 +48,70 @@ _UPRIGHT = {
 
 
 def decode(data: bytes, max_pixels: int) -> Pixels:
-    """The image as viewers show it: upright, RGB in rows and columns, white where it is transparent.
+    """The image as viewers show it: upright, RGB in rows and columns, on white or black where it is transparent.
 
     Raises `InvalidRequest` that names the fault. An image of more than `max_pixels` is rejected before it is
     decoded.
     """
+    return on_background(decode_layers(data, max_pixels))[0]
+
+
+def decode_layers(data: bytes, max_pixels: int) -> Pixels:
+    """The same as RGBA where a pixel is transparent, and else as RGB."""
+    kind = kind_of(data)
+    try:
+        return _decoded(data, kind, max_pixels)
+    except InvalidRequest:
+        raise
+    except Exception as exc:  # Pillow raises nearly any exception for a broken file
+        with suppress(Exception):
+            first, *others = (_decoded(file, kind, max_pixels) for file in repaired(data, kind))
+            if all((first == other).all() for other in others):
+                return first
+        raise _refused("readable", f"is not a whole {kind} file: it cannot be decoded") from exc
+
+
+def on_background(pixels: Pixels) -> tuple[Pixels, str | None]:
+    """RGB from RGB or RGBA, and the name of the color that is shown where the image is transparent: `white`, or `black`
+    behind a white drawing, which could not be seen otherwise. None where nothing is transparent."""
     import numpy
     from PIL import Image
 
-    kind = kind_of(data)
+    if pixels.shape[2] == 3:
+        return pixels, None
+    visible = pixels[pixels[..., 3] >= MIN_VISIBLE]
+    background = "black" if len(visible) and int(visible[:, :3].min()) >= MIN_WHITE else "white"
+    layer = Image.fromarray(pixels)
+    image = Image.new("RGB", layer.size, background)
+    image.paste(layer, mask=layer)
+    return numpy.asarray(image), background
+
+
+def is_animation(data: bytes) -> bool:
+    """Whether a PNG or WebP file has more frames than the one that is decoded."""
+    if data.startswith(b"RIFF"):
+        return data[12:16] == b"VP8X" and bool(data[20] & 2)
+    start, _, _ = data.partition(b"IDAT")
+    return data.startswith(b"\x89PNG") and b"acTL" in start
+
+
+def _decoded(data: bytes, kind: str, max_pixels: int) -> Pixels:
+    import numpy
+    from PIL import Image
+
     # Pillow itself rejects twice as much, and its WebP reader allocates the pixels before the size can be checked.
     Image.MAX_IMAGE_PIXELS = max_pixels
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=[kind]) as image:
             _check_size(image.width, image.height, max_pixels)
             image.load()
-            return numpy.asarray(_upright(_rgb(image), _orientation(image)))
-    except InvalidRequest:
-        raise
+            if not has_all_pixels(image, data, kind):
+                raise _refused(
+                    "readable", f"is not a whole {kind} file: some of its pixels are missing; send all of it"
+                )
+            return numpy.asarray(_upright(_layers(image), _orientation(image)))
     except Image.DecompressionBombError as exc:
         raise _too_large(max_pixels) from exc
-    except Exception as exc:  # Pillow raises nearly any exception for a broken file
-        raise _refused("readable", f"is not a whole {kind} file: it cannot be decoded") from exc
 
 
 def kind_of(data: bytes, field: str = "image") -> str:
@@ -88,16 +140,16 @@ def _too_large(max_pixels: int) -> InvalidRequest:
     return _refused(f"pixels <= {max_pixels}", f"must have at most {max_pixels} pixels; scale it down")
 
 
-def _rgb(image: Any) -> Any:
+def _layers(image: Any) -> Any:
     import numpy
     from PIL import Image
 
     if image.mode.startswith("I;16"):  # Pillow clips 16-bit values to 255
         image = Image.fromarray((numpy.asarray(image) >> 8).astype("uint8"))
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.new("RGB", image.size, "white")
-        image.paste(layer, mask=layer)
+        layers = image.convert("RGBA")
+        if layers.getchannel("A").getextrema()[0] < OPAQUE:
+            return layers
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -26,13 +26,17 @@ class MediaDecoders:
         self._images = ImageDecoder(MAX_PIXELS)
         self._recordings = AudioDecoder(MAX_AUDIO_S)
 
-    def decode(self, chat: Sequence[MediaMessage], field: str = "messages") -> Media:
-        """All media of the chat by kind, in order. Raises `InvalidRequest` about the path of a file in `messages`, or
-        about `image` or `audio` where the chat comes from another `field`."""
+    def decode(self, chat: Sequence[MediaMessage], field: str = "messages", changes: list[str] | None = None) -> Media:
+        """All media of the chat by kind, in order. A sentence about each thing that is left out of an image is appended
+        to `changes`. Raises `InvalidRequest` about the path of a file in `messages`, or about `image` or `audio` where
+        the chat comes from another `field`."""
         media: Media = {}
         for path, image in files(chat, "image"):
-            decoded = self._images.decode(image, path if field == "messages" else "image")
-            media.setdefault("image", []).append(decoded)
+            name = path if field == "messages" else "image"
+            decoded = self._images.read(image, name)
+            media.setdefault("image", []).append(decoded.image)
+            if changes is not None:
+                changes += decoded.changes(name)
         for path, audio in files(chat, "audio"):
             samples = self._recordings.decode(audio, path if field == "messages" else "audio")
             media.setdefault("audio", []).append((samples, SAMPLE_RATE))

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from deployments.multimodal.sentences import sentences
+from deployments.request_fields import is_blank
 from rbee_serve.events import Error, Event, Narration, Output, Progress
 from rbee_serve.worker.composition import DerivedOutput
 from rbee_serve.worker.spec import Peer
@@ -43,8 +44,11 @@ def drawn(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
         # Small models are trained on prompts without a full stop.
         generated = "".join([piece async for piece in text]).strip().rstrip(".")
         prompt = options.get("prompt") or generated[:MAX_PROMPT_CHARACTERS]
-        if not prompt:
+        if is_blank(prompt):
             return
+        if not options.get("prompt") and len(generated) > len(prompt):
+            sentence = f"The image is of the first {len(prompt)} of {len(generated)} characters of the text"
+            yield Narration(actor="multimodal-worker", action="truncate", target="image", human=sentence)
         async with aclosing(_events(peer, {**options, "prompt": prompt})) as events:
             async for event in events:
                 yield msgspec.structs.replace(event, kind="steps") if isinstance(event, Progress) else event

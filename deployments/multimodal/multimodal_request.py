@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from deployments.llm.generation_request import ChatMessage, GenerationRequest, Text
-from deployments.request_fields import MAX_FILE_BYTES
+from deployments.request_fields import MAX_FILE_BYTES, Seed
 from rbee_serve.content import FileField
 from rbee_serve.validation.parse import violated
 
@@ -67,7 +67,7 @@ class ImageOptions(_Object):
     height: Annotated[int, Field(ge=8, le=2048)] | None = None
     steps: Annotated[int, Field(ge=1, le=150)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] | None = None
+    seed: Seed = None
     format: Literal["png", "jpeg", "webp"] | None = None
     preview_every: Annotated[int, Field(ge=0, le=150)] = 0
 

@@ -71,15 +71,19 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         options = request.speech if role == "audio" else request.picture
         return (spoken if role == "audio" else drawn)(peer, options.model_dump(exclude_none=True) if options else {})
 
-    async def _engine_input(self, request: MultimodalRequest) -> tuple[EngineInput, str]:
+    async def _engine_input(self, request: MultimodalRequest) -> tuple[EngineInput, str, list[str]]:
         field = "prompt" if request.messages is None else "messages"
-        return await self._read(request.chat, field, request.max_tokens), field
+        changes: list[str] = []
+        return await self._read(request.chat, field, request.max_tokens, changes), field, changes
 
-    async def _read(self, chat: list[MediaMessage], field: str, max_tokens: int) -> EngineInput:
-        """The chat as the engine's input: tokens, with those of the images and recordings at their placeholders."""
+    async def _read(
+        self, chat: list[MediaMessage], field: str, max_tokens: int, changes: list[str] | None = None
+    ) -> EngineInput:
+        """The chat as the engine's input: tokens, with those of the images and recordings at their placeholders. What
+        is left out of an image is appended to `changes`."""
         counts = {kind: len(list(files(chat, kind))) for kind in KINDS}
         self._check_counts(field, counts)
-        media = await asyncio.to_thread(self._decoders.decode, chat, field)
+        media = await asyncio.to_thread(self._decoders.decode, chat, field, changes)
         messages = [for_template(message) for message in chat]
         if media and not self._renderer.text_search_off and self._chat.has_control_names(messages):
             raise InvalidRequest.of_field(

@@ -6,6 +6,7 @@ import copy
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
+from deployments.torch_runtime.literal_text import ControlNames, canonical, literal_tokenizer
 from deployments.torch_runtime.sentence_transformers import ModelOptions, batcher, check_gpus, load_model
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
@@ -45,6 +46,11 @@ class CrossEncoderEngine:
     def __init__(self, model: Any, context: LoadContext, options: Options) -> None:
         self._model = model
         self._batcher = batcher(self._predict, lambda pair: pair.tokens, context, options)
+        # A chat template around the texts has control tokens of its own, which the tokenizer has to read.
+        self._has_template = "message" in getattr(model[0], "modality_config", ())
+        self._control_names = ControlNames(model.tokenizer)
+        if not self._has_template:
+            literal_tokenizer(model.tokenizer)
         # A copy, because a tokenizer is not thread-safe and the batches use the model's own.
         self._tokenizer = copy.deepcopy(model.tokenizer)
         self.max_tokens = int(model.max_seq_length)
@@ -52,6 +58,11 @@ class CrossEncoderEngine:
         self._template_tokens = 0
         template_and_pair = model.preprocess([("a", "a")])["input_ids"].shape[1]
         self._template_tokens = template_and_pair - self.lengths("a", ["a"])[0]
+
+    def literal(self, text: str) -> str:
+        """A user's text as it goes into a `Pair`: in canonical form, and without control tokens."""
+        text = canonical(text)
+        return self._control_names.split(text) if self._has_template else text
 
     def lengths(self, query: str, documents: Sequence[str]) -> list[int]:
         """Tokens of the query together with each document. Used from one thread."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from deployments.request_fields import NotBlank
 from deployments.vision.image_encoders import FORMATS, open_model
 from deployments.vision.image_field import ImageFile, grey_png
 from deployments.vision.image_model import Array
@@ -23,7 +24,7 @@ from rbee_serve.worker.narration import narrate
 from rbee_serve.worker.request_clock import RequestClock
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
-LabelText = Annotated[str, Field(min_length=1, max_length=256)]
+LabelText = Annotated[str, Field(min_length=1, max_length=256), NotBlank]
 Labels = Annotated[list[LabelText], Field(min_length=1, max_length=256)]
 
 LABELS = ("a person", "an animal", "a plant", "food", "a vehicle", "a building", "a landscape", "a thing")
@@ -69,9 +70,11 @@ class ClassifyBackend(VisionBackend[ClassifyRequest, LabelOutput]):
         on labels that the model does not take."""
         clock = RequestClock()
         label_set = await asyncio.to_thread(self._model.label_set, request.labels, request.hypothesis_template)
-        pixels = await self._model.preprocess(request.image)
+        pixels, changes = await self._model.preprocess(request.image)
         decode_ms = round(clock.seconds * 1000, 1)
         yield narrate(request, "vision-worker", "classify", f"Choosing from {len(label_set.labels)} labels")
+        for sentence in changes:
+            yield narrate(request, "vision-worker", "adjust", sentence)
         logits = await self._model.logits(pixels, label_set)
         scores = _scores(logits, request.function_to_apply or self._model.activation)
         best = (-scores).argsort(kind="stable")[: request.top_k]

@@ -18,6 +18,7 @@ from deployments.torch_runtime.cuda_graphs import GraphedForward, cuda_recorder
 from deployments.vision.diffusers_loader import DiffusersOptions
 from deployments.vision.generation_params import ImageGenerationParams, PipelineLimits, Task, parameters
 from deployments.vision.latent_preview import LatentPreview, is_grid, palette
+from deployments.vision.prompt_reader import PromptReader
 from rbee_serve.errors import InsufficientResources, InsufficientVram
 from rbee_serve.worker.engine_thread import Sink
 from rbee_serve.worker.spec import Device
@@ -72,6 +73,8 @@ class DiffusersEngine:
         """The CUDA event at the end of the step that was launched last."""
         self.limits = PipelineLimits(self._pipelines, tuple(options.lora_modules), options.max_side)
         """What it can generate."""
+        self.prompts = PromptReader(pipeline)
+        """What it reads of a prompt."""
         self._preview, self._bytes_per_pixel = self._probe()
         self.limits.previews = self._preview is not None
         if device.accelerator == "cuda" and not options.enforce_eager:
@@ -88,8 +91,9 @@ class DiffusersEngine:
         self._report_step = sink.step
         for index, seed in enumerate(params.seeds):
             made = self._run(params, seed, partial(self._on_step, params, sink, index))
-            nsfw = getattr(made, "nsfw_content_detected", None) or [False]
-            sink.put(GeneratedImage(made.images[0], nsfw=bool(nsfw[0])))
+            nsfw = bool((getattr(made, "nsfw_content_detected", None) or [False])[0])
+            image = params.finished(made.images[0], whole=nsfw)
+            sink.put(GeneratedImage(image, nsfw=nsfw))
 
     def _on_step(
         self,
@@ -156,7 +160,7 @@ class DiffusersEngine:
         params = ImageGenerationParams(prompt="An image", width=side, height=side, steps=1, seeds=(0,))
         if self.limits.with_strength:
             colors = palette(side, self.limits.multiple)
-            mask = None if "image" in self.limits.with_strength else colors.point(lambda _: 255)
+            mask = None if "image" in self.limits.with_strength else colors.convert("L").point(lambda _: 255)
             params = replace(params, image=colors, mask=mask, steps=PROBE_STEPS, strength=1 / PROBE_STEPS)
         latents: list[Any] = []
 

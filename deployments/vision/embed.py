@@ -40,9 +40,11 @@ class EmbedBackend(VisionBackend[EmbedRequest, EmbeddingOutput]):
         """A `narration`, the `embedding`, `metrics`, `end`. Raises `InvalidRequest` on a file that cannot be
         decoded."""
         clock = RequestClock()
-        pixels = await self._model.preprocess(request.image)
+        pixels, changes = await self._model.preprocess(request.image)
         decode_ms = round(clock.seconds * 1000, 1)
         yield narrate(request, "vision-worker", "embed", "Embedding an image")
+        for sentence in changes:
+            yield narrate(request, "vision-worker", "adjust", sentence)
         vector = await self._model.forward(pixels)
         yield Output(
             EmbeddingOutput(embedding=shaped(vector, request.normalize, request.encoding), dim=len(vector), i=0)

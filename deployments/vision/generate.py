@@ -13,10 +13,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from deployments.media.image_decoder import ImageDecoder
+from deployments.request_fields import NotBlank, Seed
 from deployments.vision.diffusers_engine import DenoisingStep, DiffusersEngine, GeneratedImage
 from deployments.vision.diffusers_loader import FORMATS, DiffusersOptions, load_pipeline
 from deployments.vision.generation_params import ImageGenerationParams
 from deployments.vision.image_field import OptionalImageFile
+from deployments.vision.start_image import MAX_PIXELS, StartImage
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.events import Event, Output, Progress
@@ -35,25 +37,25 @@ from rbee_serve.worker.watchdog import Watchdog
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 
-MAX_PIXELS = 32_000_000
-"""Of an image in a request; it is scaled to the size of the output."""
-
 
 class ImageRequest(InferenceRequest):
     """What the image shows, and how it is generated."""
 
-    prompt: Annotated[str, Field(min_length=1, max_length=8192, repr=False)]
-    """What the image shows. Models read only its first part, often 77 tokens."""
+    prompt: Annotated[str, Field(min_length=1, max_length=8192, repr=False), NotBlank]
+    """What the image shows. Models read only its first part, often 77 tokens; a `narration` says where they do."""
     negative_prompt: Annotated[str | None, Field(max_length=8192, repr=False)] = None
     """What the image does not show."""
     image: OptionalImageFile = None
     """The image to start from: PNG, JPEG or WebP."""
     mask: OptionalImageFile = None
-    """The part of `image` to change: white where it changes, black where not. It is scaled to the image."""
+    """The part of `image` to change: white where it changes, black where each pixel stays as it is, grey where both are
+    blended. Of a file with transparency the transparent part changes, or the white of a drawing in black and white. It
+    is scaled to the image."""
     strength: Annotated[float, Field(gt=0, le=1)] | None = None
     """How much of `image` changes: that part of the steps is run. The pipeline's own number if left out."""
     width: Annotated[int, Field(ge=8, le=2048)] | None = None
-    """Pixels. That of `image`, or what the model was trained for, if left out."""
+    """Pixels. That of `image`, or what the model was trained for, if left out. An image that is larger than the model
+    generates is scaled down."""
     height: Annotated[int, Field(ge=8, le=2048)] | None = None
     """Pixels, as with `width`."""
     steps: Annotated[int, Field(ge=1, le=150)] | None = None
@@ -62,11 +64,11 @@ class ImageRequest(InferenceRequest):
     """The number of images. They are generated one after another, each with a seed 1 higher than the one before."""
     guidance_scale: Annotated[float, Field(ge=0, le=50)] | None = None
     """How closely to follow the prompt; what the worker or the pipeline is set to if left out."""
-    seed: Annotated[int, Field(ge=0, le=2**64 - 1)] | None = None
-    """The same seed and request give the same image. Random if left out; the `end` event has it."""
+    seed: Seed = None
+    """The same seed and request give the same image. Random if left out or -1; the `end` event has it."""
     format: ImageFormat | None = None
-    """The file format; `png` if left out. With `stream` false, one image in a given format is returned as that file
-    itself; else images are base64 in JSON."""
+    """The file format; `png` if left out. With a mask `webp` is lossless too. With `stream` false, one image in a given
+    format is returned as that file itself; else images are base64 in JSON."""
     preview_every: Annotated[int, Field(ge=0, le=150)] = 0
     """Steps between two small previews; 0 for none."""
     lora: Annotated[str, Field(min_length=1, max_length=128)] | None = None
@@ -97,10 +99,12 @@ class ImageBackend(InferenceBackend[ImageRequest, ImageOutput]):
     async def execute(self, request: ImageRequest) -> AsyncGenerator[Event[ImageOutput], None]:
         """`progress` for each step, `image` for each preview and each image, `metrics`, `end`. Raises `InvalidRequest`
         for what this model cannot do, `InsufficientVram` or `InsufficientResources` for more memory than is free."""
-        params = await asyncio.to_thread(self._params, request)
-        count, size = len(params.seeds), f"{params.width} x {params.height} pixels"
+        params, changes = await asyncio.to_thread(self._params, request)
+        count, size = len(params.seeds), "{} x {} pixels".format(*params.output_size or params.size)
         subject = f"an image of {size}" if count == 1 else f"{count} images of {size}"
         yield narrate(request, "vision-worker", "generate", f"Generating {subject}")
+        for sentence in changes:
+            yield narrate(request, "vision-worker", "adjust", sentence)
         clock = RequestClock()
         steps = outputs = 0
         async with aclosing(self._thread.run_callback(partial(self._engine.generate, params))) as items:
@@ -109,7 +113,7 @@ class ImageBackend(InferenceBackend[ImageRequest, ImageOutput]):
                     steps = item.step
                     yield Progress(step=item.step, total=item.total)
                     continue
-                yield Output(await asyncio.to_thread(_output, item, request.format or "png", outputs))
+                yield Output(await asyncio.to_thread(_output, item, request, outputs))
                 outputs += 1
                 if item.nsfw:
                     message = "The model's safety checker has blacked this image out; try another prompt or seed"
@@ -125,32 +129,38 @@ class ImageBackend(InferenceBackend[ImageRequest, ImageOutput]):
         for event in clock.complete(self, metrics, tokens_out=count, seconds=seconds, seed=params.seeds[0]):
             yield event
 
-    def _params(self, request: ImageRequest) -> ImageGenerationParams:
-        """The parameters for the engine. Raises `InvalidRequest` with all that it cannot do, and where memory is
-        short."""
-        image = None if request.image is None else self._decoder.decode(request.image, "image")
-        mask = None if request.mask is None else self._decoder.decode(request.mask, "mask")
-        width, height = self._engine.limits.size_of(image)
+    def _params(self, request: ImageRequest) -> tuple[ImageGenerationParams, list[str]]:
+        """The parameters for the engine, and a sentence about each thing in the request that is changed for it. Raises
+        `InvalidRequest` with all that it cannot do, and where memory is short."""
+        limits, reader = self._engine.limits, self._engine.prompts
+        start = StartImage.read(self._decoder, limits, request.image, request.mask, request.width, request.height)
+        width, height = (
+            start.size if start.image is None else limits.canvas_of(start.size, has_mask=start.mask is not None)
+        )
         guidance = self._options.guidance_scale if request.guidance_scale is None else request.guidance_scale
         seed = secrets.randbits(32) if request.seed is None else request.seed
         params = ImageGenerationParams(
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            width=request.width or width,
-            height=request.height or height,
+            prompt=reader.literal(request.prompt),
+            negative_prompt=request.negative_prompt and reader.literal(request.negative_prompt),
+            width=width,
+            height=height,
+            output_size=start.size,
+            cell=limits.multiple,
             seeds=tuple((seed + index) % 2**64 for index in range(request.num_images)),
             steps=request.steps or self._options.steps,
             guidance_scale=guidance,
             strength=request.strength,
-            image=image,
-            mask=mask,
+            image=start.image,
+            mask=start.mask,
             lora=request.lora,
             preview_every=request.preview_every,
         )
-        if violations := list(self._engine.limits.violations(params)):
+        if violations := list(limits.violations(params)):
             raise InvalidRequest.because(violations)
         self._engine.require_memory(params)
-        return params
+        texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
+        cut = [sentence for field, text in texts.items() if (sentence := reader.truncation(field, text))]
+        return params, cut + start.changes
 
     def memory_bytes(self) -> int:
         """Bytes that the process and its decoder hold, on the device where there is one."""
@@ -162,16 +172,17 @@ class ImageBackend(InferenceBackend[ImageRequest, ImageOutput]):
         self._decoder.close()
 
 
-def encoded(image: Any, file_format: ImageFormat) -> bytes:
-    """An image of Pillow's as a file."""
+def encoded(image: Any, file_format: ImageFormat, *, lossless: bool = False) -> bytes:
+    """An image of Pillow's as a file. A WebP has the exact pixels if `lossless`, a PNG always."""
     file = io.BytesIO()
-    image.convert("RGB").save(file, file_format.upper(), quality=90)
+    image.convert("RGB").save(file, file_format.upper(), quality=90, lossless=lossless)
     return file.getvalue()
 
 
-def _output(item: GeneratedImage, file_format: ImageFormat, i: int) -> ImageOutput:
-    patch = encoded(item.image, file_format)
-    return ImageOutput(patch=patch, format=file_format, preview=item.step is not None, step=item.step, i=i)
+def _output(item: GeneratedImage, request: ImageRequest, i: int) -> ImageOutput:
+    file_format, is_preview = request.format or "png", item.step is not None
+    patch = encoded(item.image, file_format, lossless=request.mask is not None and not is_preview)
+    return ImageOutput(patch=patch, format=file_format, preview=is_preview, step=item.step, i=i)
 
 
 def load(context: LoadContext) -> ImageBackend:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import Any, Literal
 
+from deployments.vision.masks import cells, padded
 from rbee_serve.errors import Violation
 
 Task = Literal["text", "image", "mask"]
@@ -16,14 +18,18 @@ Task = Literal["text", "image", "mask"]
 MAX_SIDE_RATIO = 2
 """The longest side of an image, as a multiple of the side that the model was trained for. Beyond that motifs repeat."""
 
+INPAINTING_MULTIPLE = 8
+"""Some inpainting pipelines, such as that of Stable Diffusion XL, take no other sides, whatever the model."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageGenerationParams:
-    """What to generate: one image for each seed. `image` and `mask` are images of Pillow's. The pipeline decides what
-    is None."""
+    """What to generate: one image for each seed. `image` and `mask` are images of Pillow's of `output_size`, in RGB and
+    in L. The pipeline decides what is None."""
 
     prompt: str
     width: int
+    """Of the canvas that the model generates, as `height`: a multiple of `cell`."""
     height: int
     seeds: tuple[int, ...]
     negative_prompt: str | None = None
@@ -34,6 +40,10 @@ class ImageGenerationParams:
     mask: Any = None
     lora: str | None = None
     preview_every: int = 0
+    output_size: tuple[int, int] | None = None
+    """Width and height of the image, cut from the canvas; those of the canvas if left out."""
+    cell: int = 1
+    """The side of a square of pixels that the model generates or leaves as a whole."""
 
     @property
     def task(self) -> Task:
@@ -46,15 +56,12 @@ class ImageGenerationParams:
         return self.width, self.height
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of a pipeline. Images are scaled to `size`."""
-        from PIL import Image
-
-        resample = Image.Resampling.LANCZOS
+        """The arguments of a pipeline. Images are on the canvas."""
         named = {
             "prompt": self.prompt,
             "negative_prompt": self.negative_prompt,
-            "image": self.image and self.image.resize(self.size, resample),
-            "mask_image": self.mask and self.mask.convert("L").resize(self.size, resample),
+            "image": self.image and padded(self.image, self.size),
+            "mask_image": self.mask and cells(padded(self.mask, self.size), self.cell),
             "strength": self.strength,
             "width": self.width,
             "height": self.height,
@@ -62,6 +69,16 @@ class ImageGenerationParams:
             "guidance_scale": self.guidance_scale,
         }
         return {name: value for name, value in named.items() if value is not None}
+
+    def finished(self, canvas: Any, *, whole: bool = False) -> Any:
+        """The image on the generated canvas, with the pixels of the start image where the mask leaves them; without
+        them if `whole`."""
+        from PIL import Image
+
+        if canvas.size != self.size:  # an editing pipeline may choose a size of its own
+            canvas = canvas.resize(self.size, Image.Resampling.LANCZOS)
+        image = canvas.crop((0, 0, *(self.output_size or self.size)))
+        return image if whole or self.mask is None else Image.composite(image.convert("RGB"), self.image, self.mask)
 
     def from_grey(self, *, with_mask: bool) -> ImageGenerationParams:
         """The same for a model that can only change an image: all of a grey one changes."""
@@ -95,16 +112,22 @@ class PipelineLimits:
         """The default width and height of what is generated from this image, or from none."""
         if image is None:
             return self.side, self.side
-        scale = min(1, self.max_side / max(image.size))
-        return self._round_down(image.width * scale), self._round_down(image.height * scale)
+        scale = min(1, self._round_down(self.max_side) / max(image.size))
+        return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+
+    def canvas_of(self, size: tuple[int, int], *, has_mask: bool) -> tuple[int, int]:
+        """The smallest canvas for an image of that width and height."""
+        multiple = lcm(self.multiple, INPAINTING_MULTIPLE) if has_mask else self.multiple
+        width, height = (-(-pixels // multiple) * multiple for pixels in size)
+        return width, height
 
     def violations(self, params: ImageGenerationParams) -> Iterator[Violation]:
-        """All parameters that are outside of the limits."""
-        for field, pixels in (("width", params.width), ("height", params.height)):
+        """All parameters that are outside of the limits. An image without a start image fills its canvas."""
+        for field, pixels in zip(("width", "height"), params.output_size or params.size, strict=True):
             if pixels > self.max_side:
                 limit = self.max_side
                 yield _violation(field, f"<= {limit}", f"must be at most {limit} with this model", pixels)
-            if pixels % self.multiple:
+            if pixels % self.multiple and params.image is None:
                 near = f"such as {self._round_down(pixels)}"
                 multiple = f"a multiple of {self.multiple}"
                 yield _violation(field, multiple, f"must be {multiple} with this model, {near}", pixels)

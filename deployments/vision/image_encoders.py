@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deployments.torch_runtime.device import torch_device
+from deployments.torch_runtime.literal_text import canonical, literal_tokenizer
 from deployments.vision.image_model import Array, ImageModel, LabelSet, Pixels, Tokens
 from deployments.vision.vision_options import VisionOptions
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, Violation
@@ -71,7 +72,7 @@ class ImageTextModel(ImageModel):
         self._scale = model.logit_scale.exp().item()
         self._bias = model.logit_bias.item() if hasattr(model, "logit_bias") else 0.0
         self._labels = labels
-        self._tokenizer = tokenizer
+        self._tokenizer = literal_tokenizer(tokenizer)
         self._tokenizer_lock = threading.Lock()  # a tokenizer of transformers serves one thread at a time
         self._max_tokens: int = model.config.text_config.max_position_embeddings
         self._texts: Batcher[Tokens, Array] = Batcher(
@@ -83,7 +84,9 @@ class ImageTextModel(ImageModel):
         """The request's labels, or those of the configuration, each within the template."""
         labels = self._labels if labels is None else labels
         with self._tokenizer_lock:
-            texts = self._tokenizer([(template or TEMPLATE).replace("{}", label) for label in labels])["input_ids"]
+            texts = self._tokenizer([canonical((template or TEMPLATE).replace("{}", label)) for label in labels])[
+                "input_ids"
+            ]
         limit = self._max_tokens
         too_long = [
             Violation(

@@ -60,8 +60,9 @@ class ImageModel(ABC):
             concurrency=concurrency.count, before_batch=concurrency.enter,
         )  # fmt: skip
 
-    async def preprocess(self, file: bytes) -> Pixels:
-        """The image in a file. Raises `InvalidRequest` about the field `image`."""
+    async def preprocess(self, file: bytes) -> tuple[Pixels, list[str]]:
+        """The image in a file, and a sentence about each thing that was left out of it. Raises `InvalidRequest` about
+        the field `image`."""
         return await asyncio.get_running_loop().run_in_executor(self._preprocessors, self._preprocess, file)
 
     async def forward(self, pixels: Pixels) -> Array:
@@ -81,8 +82,10 @@ class ImageModel(ABC):
     def _rows(self, pixels: Any) -> Any:
         """A forward pass: a tensor of images in, a tensor with a row for each image out."""
 
-    def _preprocess(self, file: bytes) -> Pixels:
-        return self._processor(images=self._decoder.decode(file), return_tensors="pt")["pixel_values"][0]
+    def _preprocess(self, file: bytes) -> tuple[Pixels, list[str]]:
+        decoded = self._decoder.read(file)
+        pixels = self._processor(images=decoded.image, return_tensors="pt")["pixel_values"][0]
+        return pixels, decoded.changes("image")
 
     def _forward_batch(self, images: Sequence[Pixels]) -> Array:
         import torch

@@ -42,6 +42,17 @@ def test_an_invalid_request_names_the_field(fields: dict[str, Any], field: str) 
     assert [violation.field for violation in caught.value.violations] == [field]
 
 
+@pytest.mark.parametrize(
+    "blank", [" ", "\n\t", "\u3000", "\u00a0\u2028", "\u200b", "\ufeff\u00ad", "\x00\x1f", "\u3164", "\u200d\ufe0f"]
+)
+def test_a_text_without_a_visible_character_is_refused_by_its_index(blank: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse_object(EmbeddingRequest, {"input": ["a", blank, "b"]})
+    [violation] = caught.value.violations
+    assert (violation.field, violation.message) == ("input[1]", "must not be blank: it has no visible character")
+    assert parse_object(EmbeddingRequest, {"input": [blank + "." + blank]}).input == [blank + "." + blank]
+
+
 def test_an_error_does_not_contain_the_texts() -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_object(EmbeddingRequest, {"input": ["a secret", 12345], "encoding": "hex"})

@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import struct
+import unicodedata
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import pairwise
@@ -75,7 +76,9 @@ def library() -> Any:
     """The library without the worker, on the same files."""
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(str(folder()), device=devices.NAME, prompts=OPTIONS["prompts"])
+    model = SentenceTransformer(str(folder()), device=devices.NAME, prompts=OPTIONS["prompts"])
+    model.tokenizer.split_special_tokens = True  # `[SEP]` in a text is text
+    return model
 
 
 async def events(backend: EmbeddingBackend, fields: dict[str, Any]) -> list[Event[Any]]:
@@ -113,7 +116,7 @@ async def test_a_stream_has_an_event_for_each_text_in_order_then_metrics_and_end
 async def test_vectors_equal_the_library_s_alone_and_in_batches_of_mixed_lengths(
     backend: EmbeddingBackend, library: Any
 ) -> None:
-    texts = ["word " * count + "end." for count in (1, 2, 3, 5, 8, 13, 30, 60, 120, 200)] + ["naïve 東京 🙂 [SEP]", " "]
+    texts = ["word " * count + "end." for count in (1, 2, 3, 5, 8, 13, 30, 60, 120, 200)] + ["naïve 東京 🙂 [SEP]", "."]
     expected = library.encode(texts, batch_size=1)
     alone = [(await embedded(backend, text))[0] for text in texts]
     together = await embedded(backend, *texts)
@@ -323,3 +326,58 @@ async def test_a_left_padded_decoder_with_last_token_pooling_gives_the_library_s
     expected = library.encode(texts, prompt_name="query", batch_size=1)
     assert min(cosine(vector, wanted) for vector, wanted in zip(found, expected, strict=True)) >= 0.99999
     assert len((await embedded(backend, "one", dimensions=7))[0]) == 7
+
+
+async def test_names_of_control_tokens_in_a_text_are_text(backend: EmbeddingBackend) -> None:
+    for name in ("[CLS]", "[SEP]", "[PAD]", "[MASK]", "[UNK]"):
+        _, _, _, metrics, _ = await events(backend, {"input": name})
+        assert isinstance(metrics, Metrics)
+        assert metrics.values["tokens_in"] >= 2 + 3  # the model's own two, and the brackets and the word
+    [plain, named] = await embedded(backend, "one fish two fish", "one fish [PAD] two fish")
+    assert cosine(plain, named) < 0.999
+
+
+async def test_a_control_token_of_the_prompt_stays_one_beside_text_that_names_it() -> None:
+    backend = loaded(prompts={"query": "[MASK] "})
+    token = backend._engine.tokenizer.mask_token_id
+    [tokens], _ = backend._tokenize("[MASK] ", ["what is [MASK]?"], truncate=False)
+    assert list(tokens).count(token) == 1
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Tiếng Việt có dấu, el niño, 한국어", unicodedata.normalize("NFD", "Tiếng Việt có dấu, el niño, 한국어")),
+        ("an invisible marker", "an in\u00advis\u200bible\ufeff mar\u2060ker"),
+    ],
+)
+async def test_texts_that_look_the_same_have_the_same_vector(
+    backend: EmbeddingBackend, one: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert one != other
+    assert cosine(*await embedded(backend, one, other)) >= 0.99999
+    read: list[Any] = []
+    encode = backend._encode
+
+    def recorded(texts: Sequence[str], **options: Any) -> Any:
+        read.append(texts)
+        return encode(texts, **options)
+
+    monkeypatch.setattr(backend, "_encode", recorded)
+    await embedded(backend, one, other)
+    assert read[0][0] == read[0][1]  # the same for a tokenizer that normalises nothing
+
+
+async def test_a_truncated_text_is_narrated_with_what_was_read_of_it(backend: EmbeddingBackend, library: Any) -> None:
+    texts = ["short", LONG, "short", *[LONG] * 4]
+    found = await events(backend, {"input": texts, "truncate": True})
+    [_, cut] = [event for event in found if isinstance(event, Narration)]
+    tokens = len(library.tokenizer(LONG)["input_ids"])
+    assert cut.action == "truncate"
+    assert cut.human.startswith(
+        f"The model reads 256 of {tokens} tokens of input[1], 256 of {tokens} tokens of input[3]"
+    )
+    assert cut.human.endswith(" and of 2 more; the rest is cut")
+    whole = await events(backend, {"input": ["short"], "truncate": True})
+    assert len([event for event in whole if isinstance(event, Narration)]) == 1

@@ -20,7 +20,7 @@ from deployments.media.image_decoder import ImageDecoder
 from deployments.media.image_files import decode
 from rbee_serve.errors import InvalidRequest
 from tests.media.image_kinds import KINDS, SMALL, encoded_image
-from tests.vision.images import HEIGHT, WIDTH, encoded, png
+from tests.vision.images import HEIGHT, WIDTH, chunk, encoded, png
 
 MAX_PIXELS = 1_000_000
 
@@ -176,6 +176,121 @@ def test_a_truncated_file_is_refused(name: str, part: float) -> None:
     assert refusal(whole[: max(12, int(len(whole) * part))]) == (
         "readable", f"is not a whole {kind} file: it cannot be decoded"
     )  # fmt: skip
+
+
+def with_chunk(name: bytes, data: bytes, checksum: bytes | None = None) -> bytes:
+    """A whole PNG with that chunk after its header."""
+    whole, extra = encoded_image("png"), chunk(name, data)
+    return whole[:33] + (extra if checksum is None else extra[:-4] + checksum) + whole[33:]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_chunk(b"tEXt", b"a\0b", b"\0" * 4), with_chunk(b"gAMA", b"\0\0\0\1", b"\0" * 4),
+        with_chunk(b"iCCP", b"junk"), with_chunk(b"zTXt", b"a\0\0junk"), with_chunk(b"prVt", b"any"),
+        encoded_image("png")[:-12], encoded_image("png") + b"junk" * 99,
+    ],
+)  # fmt: skip
+def test_a_fault_of_a_png_beside_its_pixels_changes_nothing(data: bytes) -> None:
+    assert np.array_equal(decode(data, MAX_PIXELS), SMALL)
+
+
+def test_a_wrong_checksum_of_the_header_is_refused() -> None:
+    whole = encoded_image("png")
+    assert refusal(whole[:29] + b"\0" * 4 + whole[33:])[0] == "readable"
+
+
+def test_transparency_and_orientation_stay_when_metadata_is_at_fault() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    layers = Image.fromarray(SMALL).convert("P")
+    data = encoded(layers, "PNG", exif=exif, transparency=bytes([0] * 256))
+    broken = data[:33] + chunk(b"tEXt", b"a\0b")[:-4] + b"\0" * 4 + data[33:]
+    assert np.array_equal(decode(broken, MAX_PIXELS), decode(data, MAX_PIXELS))
+    assert decode(broken, MAX_PIXELS).shape == (WIDTH, HEIGHT, 3)
+    assert (decode(broken, MAX_PIXELS) == 255).all()
+
+
+@pytest.mark.parametrize("name", ["webp", "lossless"])
+@pytest.mark.parametrize("size", [0, 1, 100, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_a_webp_with_a_placeholder_for_its_size_is_decoded(name: str, size: int) -> None:
+    whole = encoded_image(name)
+    streamed = whole[:4] + struct.pack("<I", size) + whole[8:]
+    assert np.array_equal(decode(streamed, MAX_PIXELS), decode(whole, MAX_PIXELS))
+    assert refusal(streamed[:-20])[0] == "readable"
+
+
+@pytest.mark.parametrize("name", ["jpeg", "progressive"])
+def test_a_jpeg_without_the_marker_of_its_end_is_decoded(name: str) -> None:
+    whole = encoded_image(name)
+    for end in (-1, -2):
+        assert np.array_equal(decode(whole[:end], MAX_PIXELS), decode(whole, MAX_PIXELS))
+    for end in range(-20, -2):
+        assert refusal(whole[:end])[0] == "readable"
+    assert np.array_equal(decode(whole + b"junk" * 99, MAX_PIXELS), decode(whole, MAX_PIXELS))
+
+
+def test_a_png_with_fewer_rows_than_it_declares_is_refused() -> None:
+    rows = b"".join(b"\0" + row.tobytes() for row in SMALL)
+    assert "some of its pixels are missing" in refusal(png(WIDTH, HEIGHT + 1, zlib.compress(rows)))[1]
+    assert decode(png(WIDTH, HEIGHT, zlib.compress(rows)), MAX_PIXELS).shape == SMALL.shape
+    black = zlib.compress(bytes(HEIGHT * (1 + 3 * WIDTH)))
+    assert not decode(png(WIDTH, HEIGHT, black), MAX_PIXELS).any()
+    assert decode(interlaced_png(13, 11, 1), MAX_PIXELS).shape == (11, 13, 3)
+    assert refusal(interlaced_png(13, 11, 0.9))[0] == "readable"
+
+
+def interlaced_png(width: int, height: int, part: float) -> bytes:
+    """A grey PNG in seven passes, with that part of its rows."""
+    steps = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+    sides = [(len(range(x, width, dx)), len(range(y, height, dy))) for x, y, dx, dy in steps]
+    rows = b"".join((b"\0" + b"\x70" * across) * down for across, down in sides if across)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 1)
+    data = zlib.compress(rows[: round(len(rows) * part)])
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_with_fewer_rows_than_it_declares_is_refused(mode: str, progressive: bool) -> None:
+    data = bytearray(encoded(Image.fromarray(SMALL).convert(mode), "JPEG", progressive=progressive))
+    at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    data[at + 5 : at + 7] = struct.pack(">H", 2 * HEIGHT)
+    assert "some of its pixels are missing" in refusal(bytes(data))[1]
+    cut = encoded_image("jpeg")
+    assert refusal(cut[: len(cut) * 2 // 3] + b"\xff\xd9")[0] == "readable"
+
+
+def test_a_grey_image_is_whole() -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        assert (decode(encoded(np.full((40, 30, 3), 128, np.uint8), kind), MAX_PIXELS) == 128).all()
+
+
+def test_a_white_drawing_on_nothing_is_shown_on_black(decoder: ImageDecoder) -> None:
+    drawing = Image.new("RGBA", (WIDTH, HEIGHT))
+    drawing.paste((255, 255, 250, 255), (10, 10, 20, 20))
+    drawing.paste((255, 255, 255, 90), (20, 10, 21, 20))
+    pixels = decode(encoded(drawing, "PNG"), MAX_PIXELS)
+    assert not pixels[:10].any()
+    assert (pixels[10:20, 10:20] == (255, 255, 250)).all()
+    read = decoder.read(encoded(drawing, "PNG"))
+    assert np.array_equal(np.asarray(read.image), pixels)
+    assert read.changes("image") == [
+        "The transparent part of image is made black, since what can be seen of it is white"
+    ]
+    drawing.paste((0, 0, 200, 255), (30, 10, 31, 20))
+    assert (decode(encoded(drawing, "PNG"), MAX_PIXELS)[:10] == 255).all()
+    assert (decode(encoded(Image.new("RGBA", (9, 9)), "PNG"), MAX_PIXELS) == 255).all()
+
+
+def test_what_a_file_has_beside_the_image_is_reported(decoder: ImageDecoder) -> None:
+    frames = [Image.new("RGB", (20, 10), color) for color in ("red", "green")]
+    for kind in ("PNG", "WEBP"):
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        assert decoder.read(data).changes("mask") == ["Of the animation in mask only the first frame is used"]
+    for data in (encoded_image("png"), encoded_image("jpeg"), encoded(frames[0].convert("RGBA"), "WEBP")):
+        assert decoder.read(data).changes("image") == []
 
 
 def test_several_files_are_decoded_concurrently() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from PIL import Image
 
 from deployments.media.audio_files import SAMPLE_RATE
 from deployments.multimodal.multimodal_request import AudioPart, ImagePart, MediaMessage, TextPart
@@ -25,6 +26,7 @@ from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.worker.memory import MemoryGauge
 from rbee_serve.worker.watchdog import Watchdog
 from tests.audio.sounds import wav
+from tests.vision.images import encoded
 
 pytestmark = pytest.mark.vllm  # only imported, which takes as long as a model
 
@@ -193,6 +195,15 @@ async def test_an_image_that_the_model_cannot_read_is_refused(made: Made) -> Non
     backend = made(fault=ValueError("too narrow"), image=1)
     expected = ("prompt", "the model cannot read these images or recordings")
     assert await refusal(backend, user(IMAGE, TEXT), field="prompt") == expected
+
+
+async def test_what_is_left_out_of_an_image_is_reported_by_its_path(made: Made) -> None:
+    layers = Image.new("RGBA", (64, 64), (200, 0, 0, 90))
+    image = ImagePart(type="image", image=encoded(layers, "PNG"))
+    for field, name in (("messages", "messages[1].content[1].image"), ("prompt", "image")):
+        changes: list[str] = []
+        await made(image=1)._read([user(TEXT), user(TEXT, image)], field, 8, changes)
+        assert changes == [f"The transparent part of {name} is made white"]
 
 
 def test_a_recording_is_decoded_to_samples_at_the_rate_of_the_decoder(made: Made) -> None:

@@ -18,6 +18,7 @@ from rbee_serve.errors import InvalidRequest, RequestTooLong
 from rbee_serve.events import End, Metrics, Narration, Output
 from rbee_serve.outputs import LabelOutput
 from tests.vision.encoders import FILES, MAKERS, NAMES, context, events, labels, near
+from tests.vision.images import encoded
 from tests.vision.tiny_models import random_vit
 
 pytestmark = [
@@ -160,3 +161,32 @@ async def test_text_vectors_are_cached_and_the_oldest_dropped(
         assert len(model._cached_texts) == 4
         assert dict(await labels(backend, FILES["png"], labels=["a", "b"])).keys() == {"a", "b"}
         assert read == [2, 3, 1]
+
+
+async def test_what_is_left_out_of_an_image_is_narrated(backends: dict[str, ClassifyBackend]) -> None:
+    frames = [Image.new("RGBA", (20, 10), color) for color in ((255, 255, 255, 90), (0, 255, 0, 255))]
+    data = encoded(frames[0], "PNG", save_all=True, append_images=frames[1:])
+    found = await events(backends["vit"], data)
+    assert [event.human for event in found if isinstance(event, Narration) and event.action == "adjust"] == [
+        "Of the animation in image only the first frame is used",
+        "The transparent part of image is made black, since what can be seen of it is white",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+async def test_names_of_control_tokens_in_labels_are_text(kind: str, backends: dict[str, ClassifyBackend]) -> None:
+    model: Any = backends[kind]._model
+    special = set(model._tokenizer.all_special_ids) - {model._tokenizer.unk_token_id}
+    names = [name for name in model._tokenizer.all_special_tokens if len(name) > 1]
+    plain, *named = model.label_set(["a", *(f"a {name} a" for name in names)], "{}").texts
+    for tokens in named:
+        assert len([token for token in tokens if token in special]) <= len([t for t in plain if t in special])
+        assert len(tokens) > len(plain) + 2
+
+
+async def test_labels_that_look_the_same_have_the_same_tokens(backends: dict[str, ClassifyBackend]) -> None:
+    model: Any = backends["siglip"]._model
+    one, other = model.label_set(["a caf\u00e9", "a\u200b ca\u00adfe\u0301"], None).texts
+    assert one == other
+    with pytest.raises(InvalidRequest, match=r"labels\[1\]: must not be blank"):
+        await labels(backends["clip"], FILES["png"], labels=["a", "\u3000"])

@@ -81,6 +81,16 @@ def inpainting() -> Any:
     )
 
 
+def deep() -> Any:
+    """A Stable Diffusion whose latents stand for 8 x 8 pixels, as those of real ones do."""
+    import diffusers
+
+    blocks = {"block_out_channels": (8,) * 4, "down_block_types": ("DownEncoderBlock2D",) * 4}
+    vae = _vae(**blocks, up_block_types=("UpDecoderBlock2D",) * 4)
+    parts = {**stable_diffusion().components, "vae": vae}
+    return diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
+
+
 def strict_checker() -> dict[str, Any]:
     """The parts of a Stable Diffusion whose safety checker flags every image."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
@@ -133,10 +143,11 @@ def _unet(**options: Any) -> Any:
 def _vae(**options: Any) -> Any:
     import diffusers
 
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=4, sample_size=SIDE,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **options,
-    )  # fmt: skip
+    two_blocks = {
+        "block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }  # fmt: skip
+    return diffusers.AutoencoderKL(norm_num_groups=4, latent_channels=4, sample_size=SIDE, **{**two_blocks, **options})
 
 
 def _text_config() -> Any:

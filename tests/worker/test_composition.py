@@ -104,6 +104,20 @@ async def test_an_image_may_have_a_prompt_of_its_own() -> None:
     assert other.requests == [{"prompt": "an eight"}]
 
 
+async def test_a_text_that_is_cut_for_an_image_is_narrated() -> None:
+    other = painter()
+    events = await events_of(drawn(other, {}), text="ab" * 5000)
+    assert other.requests == [{"prompt": "ab" * 4096}]
+    [narration] = [event for event in events if isinstance(event, Narration) and event.target == "image"]
+    assert narration.human == "The image is of the first 8192 of 10000 characters of the text"
+
+
+async def test_a_text_without_a_visible_character_becomes_no_image() -> None:
+    other = painter()
+    assert (await events_of(drawn(other, {}), text=" \u200b\n"))[-1] is END
+    assert other.requests == []
+
+
 async def test_a_text_without_words_is_not_spoken() -> None:
     speaker, artist = voice(), painter()
     events = await events_of(spoken(speaker, {}), drawn(artist, {}), text="... \n !!!")
