@@ -52,7 +52,7 @@ class TranscribeRequest(InferenceRequest):
     """A recording, and how to transcribe it."""
 
     audio: Annotated[bytes, Field(min_length=1, max_length=MAX_FILE_BYTES, repr=False), FileField("audio")]
-    """The file: WAV, FLAC, OGG (Vorbis, Opus) or MP3, of any usual rate and up to 8 channels."""
+    """The file: WAV, FLAC, OGG (Vorbis, Opus), MP3, AIFF or AU, of any usual rate and up to 8 channels."""
     language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = None
     """The spoken language as an ISO 639-1 code. Detected if left out."""
     translate: bool = False
