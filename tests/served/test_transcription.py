@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from deployments.audio.transcribe import TranscribeRequest
+from deployments.audio import TranscribeRequest
 from rbee_serve.events import End, Output
 from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import RecordingOutput, SegmentOutput
