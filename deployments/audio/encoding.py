@@ -51,6 +51,8 @@ class Signal:
         self.rate = rate
         self.samples = 0
         """Samples returned so far."""
+        self.left_out = 0
+        """Samples beyond the maximum length."""
         self._max_samples = round(max_s * rate)
         self._resampler: Any = None
         if engine_rate != rate:
@@ -82,6 +84,7 @@ class Signal:
         samples = np.clip(samples, -1, 1)
         remaining = self._max_samples - self.samples
         if len(samples) > remaining:
+            self.left_out += len(samples) - remaining
             samples = faded(samples[:remaining], self.rate, fade_in=False)
         self.samples += len(samples)
         size = round(MAX_CHUNK_S * self.rate)
