@@ -154,7 +154,7 @@ class HibariEngine:
             for t, text in enumerate(texts, 1):
                 if params.cancelled():
                     return
-                parts = list(_split_phonemes(voice.g2p(text), max_first, max_phonemes))
+                parts = list(_split_phonemes(voice.g2p(text), max_first, max_phonemes)) or [""]
                 max_first = max_phonemes
                 self._watchdog.step()
                 for p, phonemes in enumerate(parts, 1):

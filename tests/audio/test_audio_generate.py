@@ -148,6 +148,10 @@ async def test_a_sentence_that_the_voice_cannot_speak_is_told_in_a_note(backend:
     assert notes(await events_of(backend, prompt="Hello there. 你好 你好.\n\nAnd again.")) == [
         "1 of 3 sentences hold nothing that this voice can speak"
     ]
+    assert notes(await events_of(backend, prompt="Hello there. 你好 你好")) == [
+        "1 of 2 sentences hold nothing that this voice can speak"
+    ]
+    assert notes(await events_of(backend, prompt="Hello there. *** — And again.")) == []
 
 
 @pytest.mark.parametrize(
