@@ -44,6 +44,10 @@ ENGINES = {"hibari": "deployments.audio.hibari_engine", "transformers": "deploym
 """Modules by `engine.name`; the first one is the default."""
 
 
+MAX_CLIPPED = 0.001
+"""Part of the samples that may exceed full scale without a note: single peaks are not heard."""
+
+
 class SpeechRequest(InferenceRequest):
     """A text, how it should sound, and the format of the audio."""
 
@@ -128,6 +132,8 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
             raise InvalidRequest.of_field("prompt", "speakable", "holds nothing that this voice can speak")
         seconds, audio_s = clock.seconds, signal.samples / rate
         notes = [*spoken.notes(signal.left_out / rate)]
+        if signal.clipped > MAX_CLIPPED * signal.samples:
+            notes.append(f"{signal.clipped} samples were louder than full scale and are clipped")
         max_s = self._engine.max_s
         if max_s is not None and "duration" in request.model_fields_set and request.duration > max_s:
             notes.append(f"This model generates at most {max_s:g} seconds")

@@ -154,6 +154,26 @@ async def test_a_sentence_that_the_voice_cannot_speak_is_told_in_a_note(backend:
     assert notes(await events_of(backend, prompt="Hello there. *** — And again.")) == []
 
 
+class LoudEngine:
+    """One sentence, three times as loud as full scale."""
+
+    sample_rate = RATE
+    voices: Sequence[str] = ()
+    has_speed = False
+    max_s: float | None = None
+
+    def synthesize(self, params: SynthesisParams) -> Iterator[AudioPiece]:
+        yield AudioPiece(np.linspace(-3, 3, 2400, dtype=np.float32), 1, 1)
+
+
+async def test_samples_that_are_clipped_are_told_in_a_note() -> None:
+    backend = SpeechBackend(LoudEngine(), EngineThread(Watchdog(20)), MemoryGauge(lambda: 1))
+    events = await events_of(backend, prompt="a")
+    assert notes(events) == ["1600 samples were louder than full scale and are clipped"]
+    assert np.abs(joined(events)).max() == 1
+    backend.close()
+
+
 @pytest.mark.parametrize(
     ("typed", "plain"),
     [

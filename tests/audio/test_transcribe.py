@@ -289,5 +289,6 @@ def test_an_unknown_compute_type_is_a_configuration_error() -> None:
         load(context)
 
 
-def test_the_warm_up_request_has_a_wav_file() -> None:
-    assert warm_up().audio[:4] == b"RIFF"
+async def test_the_warm_up_request_uses_the_model(backend: TranscribeBackend, started: list[float]) -> None:
+    assert isinstance((await events_of(backend, warm_up().audio))[-1], End)
+    assert len(started) == 1
