@@ -42,16 +42,16 @@ class Spoken:
 
     def __init__(self) -> None:
         self._done = self._total = self._silent = 0
-        self._heard = False
+        self._has_audio = False
 
     def add(self, piece: AudioPiece) -> bool:
         """Count a piece. Returns whether it completes a sentence."""
         self._total = piece.total
-        self._heard |= len(piece.samples) > 0
+        self._has_audio |= len(piece.samples) > 0
         if piece.done <= self._done:
             return False
-        self._silent += not self._heard
-        self._done, self._heard = piece.done, False
+        self._silent += not self._has_audio
+        self._done, self._has_audio = piece.done, False
         return True
 
     def notes(self, left_out_s: float) -> Iterator[str]:
