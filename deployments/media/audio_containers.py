@@ -26,7 +26,7 @@ CONTAINERS = {
         frozenset("pcm_u8 pcm_s16le pcm_s24le pcm_s32le pcm_f32le pcm_f64le pcm_alaw pcm_mulaw".split()),
     ),
     "flac": Container("a FLAC", re.compile(rb"fLaC"), "flac", frozenset({"flac"})),
-    "ogg": Container("an OGG", re.compile(rb"OggS"), "ogg", frozenset({"vorbis", "opus"})),
+    "ogg": Container("an OGG", re.compile(rb"OggS"), "ogg", frozenset({"vorbis", "opus", "flac"})),
     "aiff": Container(
         "an AIFF",
         re.compile(rb"FORM....AIF[FC]", re.DOTALL),
@@ -42,7 +42,7 @@ CONTAINERS = {
         frozenset("pcm_s8 pcm_s16be pcm_s24be pcm_s32be pcm_f32be pcm_f64be pcm_alaw pcm_mulaw".split()),
     ),
     "mp3": Container(
-        "an MP3", re.compile(rb"\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]"), "mp3", frozenset({"mp3", "mp3float"})
+        "an MP3", re.compile(rb"\0{0,4096}\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]"), "mp3", frozenset({"mp3", "mp3float"})
     ),
 }  # fmt: skip
 

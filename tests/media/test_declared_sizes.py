@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from deployments.media.audio_containers import id3_size
 from deployments.media.audio_files import SAMPLE_RATE, decode, read
 from rbee_serve.errors import InvalidRequest
 from tests.audio.sounds import encoded, tone, wav
@@ -143,7 +144,7 @@ def test_placeholders_of_the_other_uncompressed_files(claimed: int) -> None:
     ("container", "codec", "options"),
     [("wav", "pcm_s16le", {}), ("wav", "pcm_f32le", {}), ("wav", "pcm_s24le", {"rf64": "always"}),
      ("aiff", "pcm_s16be", {}), ("au", "pcm_s16be", {}), ("flac", "flac", {}), ("mp3", "libmp3lame", {}),
-     ("ogg", "libopus", {})],
+     ("ogg", "libopus", {}), ("ogg", "flac", {})],
 )  # fmt: skip
 def test_what_ffmpeg_writes_to_a_pipe_is_whole(container: str, codec: str, options: dict[str, str]) -> None:
     assert seconds_of(piped(container, codec, **options)) == pytest.approx(SECONDS, abs=0.06)
@@ -171,6 +172,8 @@ def test_tags_before_and_after_a_file_of_any_kind_are_skipped(name: str) -> None
     plain = b"ID3\x03\0\0\0\0\x01\x05" + bytes(133)
     with_footer = b"ID3\x04\0\x10\0\0\0\x0a" + bytes(10) + b"3DI\x04\0\x10\0\0\0\x0a"
     ape = b"APETAGEX" + struct.pack("<IIII", 2000, 64, 1, 0x80000000) + bytes(72)
+    if name == "mp3":
+        assert seconds_of(bytes(1000) + file[id3_size(file) :]) == length
     for before, after in ((plain, b""), (with_footer + plain, b""), (b"", b"TAG" + bytes(125)), (plain, ape)):
         assert seconds_of(before + file + after) == length
 
