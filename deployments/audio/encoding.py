@@ -51,6 +51,10 @@ class Signal:
         self.rate = rate
         self.samples = 0
         """Samples returned so far."""
+        self.left_out = 0
+        """Samples beyond the maximum length."""
+        self.clipped = 0
+        """Samples that exceeded [-1, 1]."""
         self._max_samples = round(max_s * rate)
         self._resampler: Any = None
         if engine_rate != rate:
@@ -79,9 +83,12 @@ class Signal:
 
         if not np.isfinite(samples).all():  # the check is ten times faster than a replacement of nothing
             samples = np.nan_to_num(samples, posinf=0.0, neginf=0.0)
-        samples = np.clip(samples, -1, 1)
+        if len(samples) and max(samples.max(), -samples.min()) > 1:
+            self.clipped += int(np.count_nonzero(np.abs(samples) > 1))
+            samples = np.clip(samples, -1, 1)
         remaining = self._max_samples - self.samples
         if len(samples) > remaining:
+            self.left_out += len(samples) - remaining
             samples = faded(samples[:remaining], self.rate, fade_in=False)
         self.samples += len(samples)
         size = round(MAX_CHUNK_S * self.rate)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from deployments.audio.segment_times import audible
 from deployments.audio.transcription_engine import (
     Segment,
     Transcription,
@@ -14,7 +15,9 @@ from deployments.audio.transcription_engine import (
     TranscriptionParams,
     WindowProgress,
     Word,
+    prompt_notes,
 )
+from deployments.media.audio_files import SAMPLE_RATE
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.memory_check import require_memory
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from deployments.media.audio_decoder import Samples
 
 FORMATS: tuple[Format, ...] = ("ctranslate2",)
+
+MAX_PROMPT_TOKENS = 223
+"""Half of Whisper's context, less the token that marks a prompt. The model's own number counts where it differs."""
 
 MAX_BLOCK_FRAMES = 6000
 """Frames of 10 ms in one block of the spectrogram."""
@@ -119,6 +125,9 @@ class FasterWhisperEngine:
         options = dict(self._options)
         if params.temperature is not None:  # else 0, and the fallback to higher temperatures
             options["temperature"] = params.temperature
+        parts = [] if params.vad_filter else audible(samples)
+        if parts and parts != [(0.0, len(samples) / SAMPLE_RATE)]:
+            options["clip_timestamps"] = [time for part in parts for time in part]
         segments, info = self._model.transcribe(
             samples,
             language=params.language,
@@ -128,7 +137,14 @@ class FasterWhisperEngine:
             vad_filter=params.vad_filter,
             **options,
         )
-        return Transcription(info.language, float(info.language_probability), _segments(segments))
+        notes = self._notes(params.prompt)
+        return Transcription(info.language, float(info.language_probability), _segments(segments), notes)
+
+    def _notes(self, prompt: str | None) -> tuple[str, ...]:
+        if prompt is None or len(prompt.encode()) < MAX_PROMPT_TOKENS:  # a token has at least one byte
+            return ()
+        tokens = len(self._model.hf_tokenizer.encode(f" {prompt.strip()}", add_special_tokens=False).ids)
+        return prompt_notes(tokens, self._model.max_length // 2 - 1)
 
 
 def _segments(segments: Iterator[Any]) -> Iterator[Segment]:

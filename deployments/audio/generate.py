@@ -20,7 +20,8 @@ from deployments.audio.encoding import (
     media_type,
     sample_bytes,
 )
-from deployments.audio.speech_engine import SpeechEngine, SynthesisParams
+from deployments.audio.speech_engine import SpeechEngine, Spoken, SynthesisParams
+from deployments.audio.speech_text import is_speakable, spoken_text
 from deployments.engine_choice import choose_engine
 from deployments.request_fields import Seed
 from rbee_serve.config import WorkerConfig
@@ -44,6 +45,10 @@ ENGINES = {"hibari": "deployments.audio.hibari_engine", "transformers": "deploym
 """Modules by `engine.name`; the first one is the default."""
 
 
+MAX_CLIPPED = 0.001
+"""Part of the samples that may exceed full scale without a note: single peaks are not heard."""
+
+
 class SpeechRequest(InferenceRequest):
     """A text, how it should sound, and the format of the audio."""
 
@@ -65,7 +70,7 @@ class SpeechRequest(InferenceRequest):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
-        if not any(map(str.isalnum, self.prompt)):
+        if not is_speakable(self.prompt):
             raise violated("prompt", "speakable", "has no letter and no digit, so there is nothing to speak")
         if self.stream and self.as_file:
             raise violated("format", "stream: false", f"{self.format} is a file, which needs stream to be false")
@@ -112,9 +117,10 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
         seed = secrets.randbits(32) if request.seed is None else request.seed
         signal = Signal(self._engine.sample_rate, rate, request.duration)
         cancelled = threading.Event()
-        count = 0
+        count, spoken = 0, Spoken()
         try:
-            async with aclosing(self._thread.iterate(self._synthesize(request, signal, seed, cancelled))) as parts:
+            work = self._synthesize(request, signal, seed, spoken, cancelled)
+            async with aclosing(self._thread.iterate(work)) as parts:
                 async for part in parts:
                     for event in part:
                         if isinstance(event, Output):
@@ -126,6 +132,14 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
         if not count:
             raise InvalidRequest.of_field("prompt", "speakable", "holds nothing that this voice can speak")
         seconds, audio_s = clock.seconds, signal.samples / rate
+        notes = [*spoken.notes(signal.left_out / rate)]
+        if signal.clipped > MAX_CLIPPED * signal.samples:
+            notes.append(f"{signal.clipped} samples were louder than full scale and are clipped")
+        max_s = self._engine.max_s
+        if max_s is not None and "duration" in request.model_fields_set and request.duration > max_s:
+            notes.append(f"This model generates at most {max_s:g} seconds")
+        for note in notes:
+            yield narrate(request, "audio-worker", "note", note)
         metrics = {
             "audio_seconds": round(audio_s, 3),
             "real_time_factor": round(seconds / audio_s, 4),
@@ -138,11 +152,11 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
             yield event
 
     def _synthesize(
-        self, request: SpeechRequest, signal: Signal, seed: int, cancelled: threading.Event
+        self, request: SpeechRequest, signal: Signal, seed: int, spoken: Spoken, cancelled: threading.Event
     ) -> Generator[list[Event[AudioChunkOutput]], None, None]:
         """Runs in the engine's thread. Yields the events of one piece of audio at a time."""
         params = SynthesisParams(
-            prompt=request.prompt,
+            prompt=spoken_text(request.prompt),
             voice=request.voice,
             speed=request.speed,
             seed=seed,
@@ -155,12 +169,10 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
         def outputs(chunks: Iterable[Samples]) -> list[Event[AudioChunkOutput]]:
             return [Output(audio_chunk(chunk, signal.rate, request.samples_as, next(index))) for chunk in chunks]
 
-        done = 0
         for piece in self._engine.synthesize(params):
             events = outputs(signal.feed(piece.samples))
-            if piece.done > done:
-                done = piece.done
-                events.append(Progress(step=done, total=piece.total))
+            if spoken.add(piece):
+                events.append(Progress(step=piece.done, total=piece.total))
             yield events
             if signal.full:
                 return

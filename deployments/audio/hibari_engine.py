@@ -44,6 +44,9 @@ LEAD_S, TRAIL_S = 0.15, 0.2
 """Silence removed before and after a piece that was split inside a sentence. The rest is the pause of a comma."""
 
 _SPACED_MARK = re.compile(r"\s+([,.;:!?])")
+_ACCENTS = re.compile("[\u0300-\u036f]+")
+"""Accents that form no character with their letter; hibari would split the word."""
+_MIXED_NUMBER = re.compile(r"(?<=\d) (?=\d{1,2}/\d{1,2}(?![/\d]))")
 _UPPER = "A-ZÀ-ÖØ-Þ"
 _PART = re.compile(rf"[{_UPPER}]+|[^\W\d_{_UPPER}]+|\d+|\S")
 
@@ -107,6 +110,7 @@ class HibariEngine:
     """
 
     has_speed = True
+    max_s: float | None = None
 
     def __init__(self, voices: dict[str, Any], watchdog: Watchdog) -> None:
         from hibari import dsp
@@ -124,7 +128,7 @@ class HibariEngine:
 
         voice = self._voices[params.voice or self.voices[0]]
         random = np.random.default_rng(params.seed)
-        sentences = voice.split_sentences(params.prompt)
+        sentences = [text for text in voice.split_sentences(params.prompt) if any(map(str.isalnum, text))]
         parts = self._parts(voice, sentences, params)
         next_part = self._network_thread.submit(next, parts, None)
         alone = params.low_latency  # the first piece is urgent, so the network does not run beside it
@@ -150,12 +154,12 @@ class HibariEngine:
             for t, text in enumerate(texts, 1):
                 if params.cancelled():
                     return
-                parts = list(_split_phonemes(voice.g2p(text), max_first, max_phonemes))
+                parts = list(_split_phonemes(voice.g2p(text), max_first, max_phonemes)) or [""]
                 max_first = max_phonemes
                 self._watchdog.step()
                 for p, phonemes in enumerate(parts, 1):
                     ids = np.asarray([voice.ids(phonemes)], np.int64)
-                    silent = ids.size <= 2  # only the padding at both ends
+                    silent = ids.size <= 2 or not any(map(str.isalpha, phonemes))  # padding and punctuation only
                     spectra = () if silent else voice.sess.run(None, {"ids": ids, "speed": speed})
                     last = t == len(texts) and p == len(parts)
                     yield _Part([batch[0] for batch in spectra], t == p == 1, last, done + last)
@@ -169,7 +173,8 @@ class HibariEngine:
 
 def _readable(sentence: str) -> str:
     """The sentence with words of too many parts split by spaces. Punctuation is joined to the word before it, as hibari
-    expects."""
+    expects. `2 1/2` is read as "two and one half"."""
+    sentence = _MIXED_NUMBER.sub(" and ", _ACCENTS.sub("", sentence))
     words = _SPACED_MARK.sub(r"\1", sentence).split(" ")
     if all(len(word) <= MAX_WORD_LETTERS and len(_PART.findall(word)) <= MAX_WORD_PARTS for word in words):
         return sentence

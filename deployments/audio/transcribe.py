@@ -9,10 +9,9 @@ import threading
 import wave
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-from pydantic import Field, field_validator
-
+from deployments.audio.segment_times import is_silent, within
 from deployments.audio.transcription_engine import (
     Segment,
     Transcription,
@@ -20,16 +19,14 @@ from deployments.audio.transcription_engine import (
     TranscriptionParams,
     WindowProgress,
 )
+from deployments.audio.transcription_request import TranscribeRequest
 from deployments.engine_choice import choose_engine
 from deployments.media.audio_decoder import AudioDecoder
 from deployments.media.audio_files import SAMPLE_RATE
-from deployments.request_fields import MAX_FILE_BYTES
 from rbee_serve.config import WorkerConfig
-from rbee_serve.content import FileField
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.events import Event, Output, Progress
 from rbee_serve.outputs import RecordingOutput, SegmentOutput, TimedWord
-from rbee_serve.request import InferenceRequest
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.engine_thread import EngineThread
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
@@ -46,32 +43,6 @@ ENGINES = {
     "transformers": "deployments.audio.transformers_whisper_engine",
 }
 """Modules by `engine.name`; the first one is the default."""
-
-
-class TranscribeRequest(InferenceRequest):
-    """A recording, and how to transcribe it."""
-
-    audio: Annotated[bytes, Field(min_length=1, max_length=MAX_FILE_BYTES, repr=False), FileField("audio")]
-    """The file: WAV, FLAC, OGG (Vorbis, Opus) or MP3, of any usual rate and up to 8 channels."""
-    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")] | None = None
-    """The spoken language as an ISO 639-1 code. Detected if left out."""
-    translate: bool = False
-    """Whether to translate the text into English."""
-    prompt: Annotated[str | None, Field(min_length=1, max_length=4096, repr=False)] = None
-    """Text that could precede the recording: names and words to expect, and the style."""
-    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    """0 selects the likeliest text. If left out, a window with a repetitive text is retried at higher temperatures."""
-    timestamps: Literal["segment", "word"] = "segment"
-    """Whether each word has a timestamp too."""
-    vad_filter: bool = False
-    """Whether parts without speech are cut out first."""
-
-    @field_validator("prompt")
-    @classmethod
-    def _check_prompt(cls, prompt: str | None) -> str | None:
-        if prompt is not None and "<|" in prompt:  # `<|endoftext|>` and other control tokens
-            raise ValueError("must not hold control tokens, which begin with <|")
-        return prompt
 
 
 class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | RecordingOutput]):
@@ -96,9 +67,13 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
         a file that cannot be decoded, and for a language or timestamps that the model does not support."""
         self._check_supported(request)
         clock = RequestClock()
-        samples = await asyncio.to_thread(self._decoder.decode, request.audio)
+        samples, notes = await asyncio.to_thread(self._decoder.read, request.audio)
         duration_s, decoding_s = len(samples) / SAMPLE_RATE, clock.seconds
         yield narrate(request, "audio-worker", "transcribe", f"Transcribing {duration_s:.1f} s of sound")
+        if is_silent(samples):
+            notes = [*notes, "The recording is digital silence, so it has no text"]
+        for note in notes:
+            yield narrate(request, "audio-worker", "note", note)
         cancelled = threading.Event()
         count = 0
         try:
@@ -106,6 +81,8 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
                 async for result in results:
                     if isinstance(result, Transcription):
                         yield Output(_recording(result, duration_s))
+                        for note in result.notes:
+                            yield narrate(request, "audio-worker", "note", note)
                         continue
                     clock.mark_output()
                     yield Output(_segment(result, count))
@@ -135,7 +112,9 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
         transcription = self._engine.transcribe(samples, _params(request))
         yield transcription
         self._windows.cancelled = cancelled
-        for segment in transcription.segments:
+        if is_silent(samples):
+            return
+        for segment in within(transcription.segments, samples):
             yield segment
             self._windows.cancelled = cancelled
 
@@ -225,8 +204,8 @@ def wav_file(samples: bytes) -> bytes:
 
 
 def warm_up() -> TranscribeRequest:
-    """A second of silence."""
-    return TranscribeRequest(audio=wav_file(bytes(2 * SAMPLE_RATE)))
+    """A second of a very quiet tone: the model is not used on digital silence."""
+    return TranscribeRequest(audio=wav_file(b"\x10\0\xf0\xff" * (SAMPLE_RATE // 2)))
 
 
 def long_request() -> TranscribeRequest:

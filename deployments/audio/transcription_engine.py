@@ -58,11 +58,19 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Transcription:
-    """The language of a recording and its segments. A window is processed when its first segment is requested."""
+    """The language of a recording and its segments. A window is processed when its first segment is requested.
+    `notes` are sentences about what of the request was left out."""
 
     language: str
     language_probability: float
     segments: Iterator[Segment]
+    notes: tuple[str, ...] = ()
+
+
+def prompt_notes(tokens: int, max_tokens: int) -> tuple[str, ...]:
+    """A note about a prompt that is longer than what the model reads of it: its end."""
+    cut = f"The prompt has {tokens} tokens; only the last {max_tokens} are read"
+    return (cut,) if tokens > max_tokens else ()
 
 
 class TranscriptionEngine(Protocol):
@@ -80,7 +88,7 @@ class TranscriptionEngine(Protocol):
 
     def transcribe(self, samples: Samples, params: TranscriptionParams) -> Transcription:
         """Start a transcription of `samples`: float32 in [-1, 1], mono, 16 kHz. Calls `WindowProgress.begin` before
-        each window of 30 seconds."""
+        each window of 30 seconds. The times of its segments may exceed the recording a little, see `segment_times`."""
         ...
 
 

@@ -118,20 +118,24 @@ class TransformersSpeechEngine:
         self.voices = tuple(self._voices)
         self.sample_rate = int(pipeline.sampling_rate)
         self.has_speed = "speaking_rate" in inspect.signature(self._model.forward).parameters
+        self.max_s = self._max_s() if self._model.config.model_type in DESCRIBED else None
         for module in self._model.modules():
             if isinstance(module, PreTrainedModel):
                 module.register_forward_pre_hook(self._before_forward)
 
     def synthesize(self, params: SynthesisParams) -> Iterator[AudioPiece]:
         """A piece for each sentence; for described audio, a piece every few seconds if the codec supports it."""
+        import numpy as np
+
         described = self._model.config.model_type in DESCRIBED
         if described and can_stream(self._model):
             yield from self._streamed(params)
             return
         texts = [params.prompt] if described else sentences(params.prompt)
         for done, text in enumerate(texts, 1):
-            if not self._pipeline.tokenizer(text)["input_ids"]:
-                continue  # all of its characters are unknown to the model
+            if not self._pipeline.tokenizer(text)["input_ids"]:  # all of its characters are unknown to the model
+                yield AudioPiece(np.zeros(0, np.float32), done, len(texts))
+                continue
             self._prepare(params, done)
             yield AudioPiece(faded(self._whole(text, params), self.sample_rate), done, len(texts))
 
@@ -178,6 +182,11 @@ class TransformersSpeechEngine:
         tokens: int = math.ceil(seconds * config.audio_encoder.frame_rate) + config.decoder.num_codebooks
         max_tokens: int = self._model.generation_config.max_length
         return min(tokens, max_tokens)
+
+    def _max_s(self) -> float:
+        config = self._model.config
+        tokens: int = self._model.generation_config.max_length - config.decoder.num_codebooks
+        return round(tokens / float(config.audio_encoder.frame_rate), 1)
 
     def _before_forward(self, *arguments: Any) -> None:
         """Runs before each forward pass of each submodel."""

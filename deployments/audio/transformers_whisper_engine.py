@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from deployments.audio.segment_times import leading_silence
 from deployments.audio.transcription_engine import (
     Segment,
     Transcription,
@@ -14,6 +15,7 @@ from deployments.audio.transcription_engine import (
     TranscriptionParams,
     WindowProgress,
     Word,
+    prompt_notes,
 )
 from deployments.media.audio_files import SAMPLE_RATE
 from deployments.torch_runtime.device import torch_device
@@ -94,9 +96,9 @@ class TransformersWhisperEngine:
         """See `TranscriptionEngine.transcribe`."""
         speech, to_original = _only_speech(samples) if params.vad_filter else (samples, _unchanged)
         language, probability = self._detect(speech) if params.language is None else (params.language, 1.0)
-        segments = self._segments(speech, params, language, self._options_for(params, language))
-        duration_s = len(samples) / SAMPLE_RATE
-        return Transcription(language, probability, _on_recording(segments, to_original, duration_s))
+        options, notes = self._options_for(params, language)
+        segments = _on_recording(self._segments(speech, params, language, options), to_original)
+        return Transcription(language, probability, segments, notes)
 
     def _detect(self, samples: Samples) -> tuple[str, float]:
         """The likeliest language, and its probability."""
@@ -113,17 +115,20 @@ class TransformersWhisperEngine:
         probability, index = logits[tokens].float().softmax(-1).max(-1)
         return self._languages[tokens[int(index)]], float(probability)
 
-    def _options_for(self, params: TranscriptionParams, language: str) -> dict[str, Any]:
+    def _options_for(self, params: TranscriptionParams, language: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Arguments of `generate`, and notes about what they leave out."""
         import torch
 
+        notes: tuple[str, ...] = ()
         options = dict(self._generate_options)
         options |= TEMPERATURE_FALLBACK if params.temperature is None else {"temperature": params.temperature}
         if self._languages:
             options |= {"language": language, "task": "translate" if params.translate else "transcribe"}
         if params.prompt is not None:
             marker, *tokens = self._tokenizer.get_prompt_ids(params.prompt).tolist()
+            notes = prompt_notes(len(tokens), MAX_PROMPT_TOKENS)
             options["prompt_ids"] = torch.tensor([marker, *tokens[-MAX_PROMPT_TOKENS:]], device=self._model.device)
-        return options
+        return options, notes
 
     def _features(self, samples: Samples) -> dict[str, Any]:
         features = self._extractor(
@@ -144,6 +149,9 @@ class TransformersWhisperEngine:
         position = 0
         while position < len(samples):
             self._progress.begin()
+            if (silent := leading_silence(samples[position : position + WINDOW_SAMPLES])) > 0:
+                position += silent
+                continue
             with torch.inference_mode():
                 found = self._model.generate(
                     **self._features(samples[position : position + WINDOW_SAMPLES]),
@@ -185,17 +193,13 @@ class TransformersWhisperEngine:
         )
 
 
-def _on_recording(
-    segments: Iterator[Segment], to_original: Callable[[float], float], duration_s: float
-) -> Iterator[Segment]:
+def _on_recording(segments: Iterator[Segment], to_original: Callable[[float], float]) -> Iterator[Segment]:
     """Segments with times in seconds of the whole recording."""
-
-    def time(seconds: float) -> float:
-        return min(to_original(seconds), duration_s)
-
     for segment in segments:
-        words = tuple(Word(word.text, time(word.start), time(word.end), word.probability) for word in segment.words)
-        yield Segment(segment.text, time(segment.start), time(segment.end), words)
+        words = tuple(
+            Word(word.text, to_original(word.start), to_original(word.end), word.probability) for word in segment.words
+        )
+        yield Segment(segment.text, to_original(segment.start), to_original(segment.end), words)
 
 
 def _unchanged(seconds: float) -> float:

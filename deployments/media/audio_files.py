@@ -1,15 +1,25 @@
 """Decode an audio file to samples, within limits.
 
-WAV, FLAC, OGG (Vorbis, Opus) and MP3 of any usual rate, detected by their first bytes, are decoded with FFmpeg (PyAV).
-The files are untrusted: workers decode them in a separate process, see `audio_decoder`.
+The containers of `audio_containers`, of any usual rate, are decoded with FFmpeg (PyAV). The files are untrusted:
+workers decode them in a separate process, see `audio_decoder`.
 """
 
 from __future__ import annotations
 
 import io
-import re
 from typing import TYPE_CHECKING, Any
 
+from deployments.media.audio_containers import (
+    CONTAINERS,
+    extent,
+    id3_size,
+    is_chunk,
+    kind_of,
+    ogg_is_truncated,
+    with_sizes,
+    xing_is_trusted,
+)
+from deployments.media.downmix import mixed
 from rbee_serve.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -30,28 +40,20 @@ RATES = range(1_000, 384_001)
 MAX_CHANNELS = 8
 MAX_MISSING_S = 0.2
 """Seconds by which a file may be shorter than its header claims: encoders pad, and round."""
-
-# Only these codecs are allowed: FFmpeg has hundreds, and a WAV may contain nearly any of them.
-_CODECS = {
-    "wav": frozenset(
-        "pcm_u8 pcm_s16le pcm_s24le pcm_s32le pcm_f32le pcm_f64le pcm_alaw pcm_mulaw".split()
-    ),
-    "flac": frozenset({"flac"}),
-    "ogg": frozenset({"vorbis", "opus"}),
-    "mp3": frozenset({"mp3", "mp3float"}),
-}  # fmt: skip
-_MAGIC = {
-    "wav": re.compile(rb"RIFF....WAVE", re.DOTALL),
-    "flac": re.compile(rb"fLaC"),
-    "ogg": re.compile(rb"OggS"),
-    "mp3": re.compile(rb"ID3|\xff[\xe2-\xe7\xf2-\xf7\xfa-\xff]"),
-}
-_UNKNOWN_SIZES = frozenset({0, 0xFFFFFFFF})
-"""The size field of a WAV that was written to a pipe."""
+PLACEHOLDER_S = 86_400.0
+"""A compressed file that declares a day or more has a placeholder for its length."""
+MAX_OVER_SCALE = 0.01
+"""Part of the samples that may exceed full scale, as the peaks of a loud recording do. More of them have another
+scale, such as 16-bit integers that were stored as floats."""
 
 
 def decode(data: bytes, max_s: float) -> Pcm:
-    """The file's samples: 16-bit integers, mono, 16 kHz, the same as faster-whisper's decoder gives.
+    """`read` without its notes."""
+    return read(data, max_s)[0]
+
+
+def read(data: bytes, max_s: float) -> tuple[Pcm, list[str]]:
+    """The file's samples: 16-bit integers, mono, 16 kHz; and sentences about what was changed or left out.
 
     Decoding stops after `max_s` seconds, whatever the header claims. Raises `InvalidRequest` that names the fault.
     """
@@ -59,19 +61,13 @@ def decode(data: bytes, max_s: float) -> Pcm:
 
     kind = kind_of(data)
     try:
-        return _Decoding(kind, data, max_s).samples()
+        decoding = _Decoding(kind, data[0 if kind == "mp3" else id3_size(data) :], max_s)
+        return decoding.samples(), decoding.notes
     except av.FFmpegError as exc:
-        raise refused("readable", f"is not a whole {kind.upper()} file: it cannot be decoded") from exc
+        name = CONTAINERS[kind].name.partition(" ")[2]
+        raise refused("readable", f"is not a whole {name} file: it cannot be decoded") from exc
     except (ValueError, ArithmeticError) as exc:  # PyAV's errors for contradictory headers
-        raise refused("readable", f"is a {kind.upper()} file that contradicts itself") from exc
-
-
-def kind_of(data: bytes, field: str = "audio") -> str:
-    """`wav`, `flac`, `ogg` or `mp3`, by the first bytes. Raises `InvalidRequest` about `field` for other files."""
-    for kind, magic in _MAGIC.items():
-        if magic.match(data):
-            return kind
-    raise InvalidRequest.of_field(field, "format", "is not a WAV, FLAC, OGG or MP3 file; send one of these")
+        raise refused("readable", f"is {CONTAINERS[kind].name} file that contradicts itself") from exc
 
 
 def refused(constraint: str, message: str) -> InvalidRequest:
@@ -89,29 +85,36 @@ class _Decoding:
         self._av = av
         self._np: Any = numpy
         self._kind, self._data, self._max_s = kind, data, max_s
-        self._blocks: list[Pcm] = []
-        self._count = 0
+        self._container = CONTAINERS[kind]
+        self._extent = extent(kind, data)
+        if self._extent is not None:
+            self._data = with_sizes(kind, data, self._extent)
+        self._blocks: list[Any] = []
+        self._count = self._over_scale = 0
+        self._peak = 1.0
+        self.notes: list[str] = []
 
     def samples(self) -> Pcm:
         """All samples of the file."""
         source = io.BytesIO(self._data)
-        with self._av.open(source, format=self._kind, metadata_errors="ignore") as container:
-            if not container.streams.audio:
+        with self._av.open(source, format=self._container.demuxer, metadata_errors="ignore") as file:
+            if not file.streams.audio:
                 raise refused("sound", "holds no sound")
-            stream = container.streams.audio[0]
+            stream = file.streams.audio[0]
             declared_s = self._declared_s(stream)
             self._check_header(stream, declared_s)
             stream.codec_context.thread_count = 1
-            self._decode(container, stream)
-            self._check_complete(declared_s)
+            bytes_per_s = (stream.codec_context.bit_rate or 0) / 8
+            self._decode(file, stream)
+            self._check_complete(declared_s, bytes_per_s)
         if not self._count:
             raise refused("sound", "holds no sound")
-        return self._np.concatenate(self._blocks)  # type: ignore[no-any-return]
+        return self._joined()
 
     def _check_header(self, stream: Any, declared_s: float | None) -> None:
         codec = stream.codec_context
-        if codec is None or codec.name not in _CODECS[self._kind]:
-            raise refused("codec", f"is a {self._kind.upper()} file with an unsupported codec")
+        if codec is None or codec.name not in self._container.codecs:
+            raise refused("codec", f"is {self._container.name} file with an unsupported codec")
         if codec.sample_rate not in RATES:
             raise refused("sample rate", f"must have {RATES[0]} to {RATES[-1]} samples per second")
         if not 1 <= codec.layout.nb_channels <= MAX_CHANNELS:
@@ -120,15 +123,19 @@ class _Decoding:
             raise self._too_long()
 
     def _declared_s(self, stream: Any) -> float | None:
-        """The duration in the file's header; None where it has none, and FFmpeg would estimate it from the bit rate."""
-        if stream.duration is None or (self._kind == "mp3" and not re.search(rb"Xing|Info", self._data[: 1 << 16])):
+        """The duration in the file's header; None where it has none, and FFmpeg would estimate it from the bit rate.
+        Uncompressed files are measured in bytes instead."""
+        if stream.duration is None or self._extent is not None:
             return None
-        return float(stream.duration * stream.time_base)
+        if self._kind == "mp3" and not xing_is_trusted(self._data):
+            return None
+        declared_s = float(stream.duration * stream.time_base)
+        return declared_s if declared_s < PLACEHOLDER_S else None
 
-    def _decode(self, container: Any, stream: Any) -> None:
-        resampler = self._av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+    def _decode(self, file: Any, stream: Any) -> None:
+        resampler = self._av.AudioResampler(format="flt", rate=SAMPLE_RATE)
         pending = self._av.AudioFifo()
-        for packet in container.demux(stream):
+        for packet in file.demux(stream):
             try:
                 frames = packet.decode()
             except self._av.InvalidDataError:
@@ -143,37 +150,61 @@ class _Decoding:
             self._append(resampler.resample(None))
 
     def _append(self, frames: Any) -> None:
+        np = self._np
         for frame in frames:
-            block = frame.to_ndarray()[0]
-            if not self._np.isfinite(block).all():
+            block = mixed(frame.to_ndarray().reshape(-1, frame.layout.nb_channels))
+            if not np.isfinite(block).all():
                 raise refused("finite", "holds samples that are not finite numbers")
             self._count += len(block)
             if self._count > self._max_s * SAMPLE_RATE:
                 raise self._too_long()
-            block = self._np.clip(self._np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
-            self._blocks.append(block.astype(self._np.int16))
+            if over := int(np.count_nonzero(np.abs(block) > 1)):
+                self._over_scale += over
+                self._peak = max(self._peak, float(np.abs(block).max()))
+                self._blocks.append(block)
+            else:
+                self._blocks.append(self._integers(block))
+
+    def _integers(self, block: Any) -> Any:
+        np = self._np
+        return np.clip(np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+
+    def _joined(self) -> Pcm:
+        """One array. Only a block with samples beyond full scale is still one of floats."""
+        np, scale = self._np, 1.0
+        if self._over_scale > MAX_OVER_SCALE * self._count:
+            scale = 1 / self._peak
+            self.notes.append(
+                f"The samples of the file reach {self._peak:.4g} times full scale; they were scaled down to it"
+            )
+        for i, block in enumerate(self._blocks):
+            if block.dtype != np.int16:
+                self._blocks[i] = self._integers(block * np.float32(scale))
+            elif scale != 1:
+                self._blocks[i] = np.rint(block * scale).astype(np.int16)
+        return np.concatenate(self._blocks)  # type: ignore[no-any-return]
 
     def _too_long(self) -> InvalidRequest:
         return refused(f"seconds <= {self._max_s:g}", f"must be at most {self._max_s:g} seconds long; send it in parts")
 
-    def _check_complete(self, declared_s: float | None) -> None:
+    def _check_complete(self, declared_s: float | None, bytes_per_s: float) -> None:
         decoded_s = self._count / SAMPLE_RATE
         if declared_s is not None and decoded_s < declared_s - MAX_MISSING_S:
             raise refused(
                 "whole", f"is cut short or damaged: {decoded_s:.1f} of {declared_s:.1f} seconds could be decoded"
             )
-        if (self._kind == "wav" and self._wav_is_truncated()) or (self._kind == "ogg" and self._ogg_is_truncated()):
+        if self._kind == "ogg" and ogg_is_truncated(self._data):
             raise refused("whole", f"is cut short after {decoded_s:.1f} seconds; send all of it")
-
-    def _wav_is_truncated(self) -> bool:
-        size = int.from_bytes(self._data[4:8], "little")
-        return size not in _UNKNOWN_SIZES and len(self._data) < size + 8
-
-    def _ogg_is_truncated(self) -> bool:
-        """Whether the file ends inside a page. A missing last page is allowed: live streams are recorded so."""
-        start = self._data.rfind(b"OggS")
-        header = self._data[start : start + 27]
-        if len(header) < 27:
-            return True
-        sizes = self._data[start + 27 : start + 27 + header[26]]
-        return len(self._data) < start + 27 + header[26] + sum(sizes)
+        if self._extent is None or not bytes_per_s:
+            return
+        start, declared, _ = self._extent
+        if self._extent.missing > MAX_MISSING_S * bytes_per_s:
+            whole_s = (declared or 0) / bytes_per_s
+            raise refused("whole", f"is cut short after {decoded_s:.1f} of {whole_s:.1f} seconds; send all of it")
+        end = start + (declared or 0)
+        left_s = self._extent.left_over / bytes_per_s
+        if left_s > MAX_MISSING_S and not is_chunk(self._data, end + end % 2):
+            self.notes.append(
+                f"The header of the file declares {decoded_s:.1f} seconds of sound; what follows, as long as "
+                f"{left_s:.1f} seconds, was left out"
+            )

@@ -1,7 +1,7 @@
 """A process that decodes untrusted files: a file that crashes or blocks a decoder affects that process only.
 
 Files are sent to its standard input, arrays come back on its standard output, and it ends when its input is closed. The
-decoder is a function of a file and a limit that returns an array or raises `InvalidRequest`.
+decoder is a function of a file and a limit that returns an array, or an array and notes, or raises `InvalidRequest`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PIPE_BYTES = 2**20
 _REQUEST = struct.Struct("<Q")
 """The size of the file that follows."""
 _RESPONSE = struct.Struct("<QQ")
-"""The sizes of the JSON header and the array that follow. The header has the array's type and shape, or the fault of
-the file."""
+"""The sizes of the JSON header and the array that follow. The header has the array's type, its shape and the notes, or
+the fault of the file."""
 
 
 class DecoderProcess:
@@ -51,6 +51,10 @@ class DecoderProcess:
 
     def decode(self, data: bytes, field: str) -> Any:
         """The read-only array. Raises `InvalidRequest` about `field`, also for a file that ends the process."""
+        return self.read(data, field)[0]
+
+    def read(self, data: bytes, field: str) -> tuple[Any, list[str]]:
+        """As `decode`, with the decoder's notes: sentences about what was changed or left out."""
         import numpy
 
         with self._lock:
@@ -63,7 +67,7 @@ class DecoderProcess:
                 raise InvalidRequest.of_field(field, "readable", "makes the decoder fail; encode it again") from exc
         if "constraint" in header:
             raise InvalidRequest.of_field(field, header["constraint"], header["message"])
-        return numpy.frombuffer(array, header["dtype"]).reshape(header["shape"])
+        return numpy.frombuffer(array, header["dtype"]).reshape(header["shape"]), header["notes"]
 
     @property
     def pid(self) -> int | None:
@@ -119,8 +123,9 @@ def serve(decode: Callable[[bytes], Any], timeout_s: int, requests: IO[bytes], r
         data = _read_exactly(requests, *_REQUEST.unpack(size))
         signal.alarm(timeout_s)  # without a handler, so it ends a decoder that does not return
         try:
-            array = decode(data)
-            header, body = {"dtype": array.dtype.str, "shape": array.shape}, memoryview(array).cast("B")
+            decoded = decode(data)
+            array, notes = decoded if isinstance(decoded, tuple) else (decoded, [])
+            header, body = {"dtype": array.dtype.str, "shape": array.shape, "notes": notes}, memoryview(array).cast("B")
         except InvalidRequest as exc:
             violation = exc.violations[0]
             header, body = {"constraint": violation.constraint, "message": violation.message}, memoryview(b"")

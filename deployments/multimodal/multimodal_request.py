@@ -37,7 +37,7 @@ class ImagePart(_Object):
 
 
 class AudioPart(_Object):
-    """A part of a message that is a recording: WAV, FLAC, OGG or MP3."""
+    """A part of a message that is a recording: WAV, FLAC, OGG, MP3, AIFF or AU."""
 
     type: Literal["audio"]
     audio: Annotated[bytes, FILE, FileField("audio")]
@@ -80,7 +80,7 @@ class MultimodalRequest(GenerationRequest):
     image: Annotated[bytes | None, FILE, FileField("image")] = None
     """An image before `prompt`: PNG, JPEG or WebP."""
     audio: Annotated[bytes | None, FILE, FileField("audio")] = None
-    """A recording before `prompt`: WAV, FLAC, OGG or MP3."""
+    """A recording before `prompt`: WAV, FLAC, OGG, MP3, AIFF or AU."""
     messages: Annotated[list[MediaMessage] | None, Field(min_length=1, max_length=1024, repr=False)] = None
     """The chat to answer. Exactly one of `prompt` and `messages` is given."""
     modalities: Annotated[list[Modality], Field(min_length=1, max_length=3)] = Field(default=["text"])

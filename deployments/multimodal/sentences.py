@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 MIN_CHARACTERS = 12
 """Shorter sentences are joined with the next one, as in `1. …` or `Dr. …`."""
 
-_END = re.compile(r"(?:[.!?…]+[\"')\]”]*\s+)|\n+")
-"""A full stop ends a sentence only if white space follows it: it may be a decimal point."""
+_END = re.compile(r"""(?:[.!?…]+["')\]”]*\s+)|\n[^\S\n]*\n\s*|\u2029\s*|\n[^\S\n]*(?=(?:[-*•]|\d{1,3}[.)])\s)""")
+"""A full stop ends a sentence only if white space follows it: it may be a decimal point. So does a blank line, and a
+line break before an item of a list; other line breaks are white space."""
 
 
 async def sentences(pieces: AsyncIterator[str]) -> AsyncIterator[str]:

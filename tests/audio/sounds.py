@@ -11,6 +11,8 @@ import numpy as np
 
 CODECS = {
     "wav": ("wav", "pcm_s16le", "mono", 16_000),
+    "aiff": ("aiff", "pcm_s24be", "stereo", 44_100),
+    "au": ("au", "pcm_f32be", "stereo", 22_050),
     "flac": ("flac", "flac", "stereo", 44_100),
     "vorbis": ("ogg", "vorbis", "stereo", 44_100),
     "opus": ("ogg", "libopus", "mono", 48_000),

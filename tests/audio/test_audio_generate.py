@@ -6,6 +6,7 @@ import asyncio
 import io
 import threading
 import time
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -131,6 +132,69 @@ async def test_duration_limits_the_audio_exactly_and_without_a_click(backend: Sp
     assert library_voice(backend)(TEXT, seed=7)[: round(duration * RATE) - 200] == pytest.approx(joined(events)[:-200])
 
 
+def notes(events: list[Any]) -> list[str]:
+    return [event.human for event in events if isinstance(event, Narration) and event.action == "note"]
+
+
+CUT = "The audio has its maximum length, so the rest of the text is left out"
+
+
+@pytest.mark.parametrize(("duration", "told"), [(0.5, [CUT]), (3.0, [CUT]), (60.0, [])])
+async def test_a_text_that_is_cut_is_told_in_a_note(backend: SpeechBackend, duration: float, told: list[str]) -> None:
+    assert notes(await events_of(backend, prompt=TEXT, duration=duration)) == told
+
+
+async def test_a_sentence_that_the_voice_cannot_speak_is_told_in_a_note(backend: SpeechBackend) -> None:
+    assert notes(await events_of(backend, prompt="Hello there. 你好 你好.\n\nAnd again.")) == [
+        "1 of 3 sentences hold nothing that this voice can speak"
+    ]
+    assert notes(await events_of(backend, prompt="Hello there. 你好 你好")) == [
+        "1 of 2 sentences hold nothing that this voice can speak"
+    ]
+    assert notes(await events_of(backend, prompt="Hello there. *** — And again.")) == []
+
+
+class LoudEngine:
+    """One sentence, three times as loud as full scale."""
+
+    sample_rate = RATE
+    voices: Sequence[str] = ()
+    has_speed = False
+    max_s: float | None = None
+
+    def synthesize(self, params: SynthesisParams) -> Iterator[AudioPiece]:
+        yield AudioPiece(np.linspace(-3, 3, 2400, dtype=np.float32), 1, 1)
+
+
+async def test_samples_that_are_clipped_are_told_in_a_note() -> None:
+    backend = SpeechBackend(LoudEngine(), EngineThread(Watchdog(20)), MemoryGauge(lambda: 1))
+    events = await events_of(backend, prompt="a")
+    assert notes(events) == ["1600 samples were louder than full scale and are clipped"]
+    assert np.abs(joined(events)).max() == 1
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("typed", "plain"),
+    [
+        ("The pia\u00adnist played a so\u200bna\u2060ta.", "The pianist played a sonata."),
+        (unicodedata.normalize("NFD", "The café has a jalapeño soufflé."), "The café has a jalapeño soufflé."),
+        ("A green\ntractor crosses\r\nthe ﬁeld.", "A green tractor crosses the field."),
+        ("It was 2½ miles.", "It was 2 1/2 miles."),
+    ],
+)
+async def test_texts_that_look_the_same_give_the_same_audio(backend: SpeechBackend, typed: str, plain: str) -> None:
+    assert np.array_equal(
+        joined(await events_of(backend, prompt=typed)), joined(await events_of(backend, prompt=plain))
+    )
+
+
+async def test_a_blank_line_is_a_pause_and_a_line_break_is_none(backend: SpeechBackend) -> None:
+    words = ["the quick brown fox", "jumps over the lazy dog"]
+    lengths = [len(joined(await events_of(backend, prompt=gap.join(words)))) for gap in (" ", "\n", "\n\n")]
+    assert lengths[0] == lengths[1] < 0.9 * lengths[2]
+
+
 async def test_speed_changes_the_length(backend: SpeechBackend) -> None:
     lengths = [len(joined(await events_of(backend, prompt=TEXT, speed=speed))) for speed in (0.5, 1.0, 2.0)]
     assert lengths[0] > 1.5 * lengths[1] > 2.2 * lengths[2]
@@ -192,6 +256,7 @@ class SlowEngine:
     sample_rate = RATE
     voices: Sequence[str] = ("one", "two")
     has_speed = False
+    max_s: float | None = None
 
     def __init__(self) -> None:
         self.started = 0

@@ -19,7 +19,7 @@ from deployments.audio.transformers_speech_engine import MAX_CHARACTERS, sentenc
 from deployments.engine_choice import choose_engine
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
-from rbee_serve.events import End, Output, Progress
+from rbee_serve.events import End, Narration, Output, Progress
 from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 from tests import devices
@@ -58,6 +58,10 @@ def load(context: LoadContext) -> transformers_speech.TransformersSpeechEngine:
     return transformers_speech.load(context, options)
 
 
+def notes(events: list[Any]) -> list[str]:
+    return [event.human for event in events if isinstance(event, Narration) and event.action == "note"]
+
+
 async def generated(backend: SpeechBackend, **fields: Any) -> tuple[Any, list[Any]]:
     request = SpeechRequest(**{"prompt": "hello there. and again!", "format": "f32le", "seed": 5, **fields})
     events = [event async for event in backend.execute(request)]
@@ -93,7 +97,9 @@ async def test_every_speaker_is_a_voice_and_an_unknown_one_is_refused(backend: S
 async def test_a_text_of_unknown_characters_is_refused(backend: SpeechBackend) -> None:
     with pytest.raises(InvalidRequest, match="nothing that this voice can speak"):
         await generated(backend, prompt="你好。")
-    assert len((await generated(backend, prompt="你好。hello."))[0])
+    samples, events = await generated(backend, prompt="你好。hello.")
+    assert len(samples)
+    assert notes(events) == ["1 of 2 sentences hold nothing that this voice can speak"]
 
 
 def test_voices_can_be_named_in_the_configuration(vits: Path, tmp_path: Path) -> None:
@@ -208,6 +214,12 @@ def test_closing_the_generator_after_a_piece_stops_generate(musicgen: Path) -> N
 async def test_music_is_one_signal_with_progress_by_pieces(musicgen: Path) -> None:
     backend = audio_generate.load(context(musicgen))
     samples, events = await generated(backend, prompt="a slow song", duration=3.5)
+    assert notes(events) == []
+    max_s = backend._engine.max_s
+    assert max_s is not None
+    longer, told = await generated(backend, prompt="a slow song", duration=max_s + 9)
+    assert len(longer) / RATE == pytest.approx(max_s, abs=0.1)
+    assert notes(told) == [f"This model generates at most {max_s:g} seconds"]
     backend.close()
     assert len(samples) == 3.5 * RATE
     assert samples[0] == samples[-1] == 0

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deployments.audio.transcribe import TranscribeBackend, TranscribeRequest, check, load
+from deployments.audio import TranscribeRequest
+from deployments.audio.transcribe import TranscribeBackend, check, load
 from deployments.media.audio_files import SAMPLE_RATE
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
-from rbee_serve.events import End, Output
+from rbee_serve.events import End, Narration, Output
 from rbee_serve.outputs import RecordingOutput
 from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
@@ -64,7 +65,7 @@ async def test_no_words_are_lost_between_the_windows_of_a_long_file(english: Tra
     events = await events_of(english, long_speech(40), temperature=0.0)
     found = segments(events)
     assert [segment.i for segment in found] == list(range(len(found)))
-    assert all(one.end <= other.start + 0.5 for one, other in pairwise(found))
+    assert all(one.end <= other.start for one, other in pairwise(found))
     expected = 40 / (len(speech()) / SAMPLE_RATE + 0.5) * len(WORDS)
     assert abs(len(text(events)) - expected) < 6
 
@@ -78,8 +79,30 @@ async def test_the_vad_filter_keeps_timestamps_of_the_whole_recording(english: T
     assert (text(silent), type(silent[-1])) == ([], End)
 
 
-async def test_a_long_prompt_is_truncated(english: TranscribeBackend) -> None:
-    assert WORDS[-1] in text(await events_of(english, speech_file(), prompt="river " * 600, temperature=0.0))
+@pytest.mark.parametrize("seconds", [0.9, 3.1])
+@pytest.mark.parametrize("fields", [{}, {"vad_filter": True}, {"timestamps": "word"}])
+async def test_no_time_exceeds_a_recording_that_ends_within_a_sentence(
+    english: TranscribeBackend, seconds: float, fields: Any
+) -> None:
+    sound = as_wav(speech()[: int(seconds * SAMPLE_RATE)])
+    found = segments(await events_of(english, sound, temperature=0.0, **fields))
+    assert all(0 <= segment.start <= segment.end <= seconds for segment in found)
+    assert all(word.end <= seconds for segment in found for word in segment.words)
+
+
+async def test_digital_silence_around_speech_adds_no_text_and_keeps_the_times(english: TranscribeBackend) -> None:
+    assert text(await events_of(english, as_wav(np.zeros(SAMPLE_RATE * 31, np.float32)))) == []
+    quiet = np.zeros(SAMPLE_RATE * 65, np.float32)
+    found = segments(await events_of(english, as_wav(np.concatenate([quiet, speech(), quiet])), temperature=0.0))
+    assert words_of("".join(segment.t for segment in found)) == WORDS
+    assert 64 <= found[0].start < 66.5
+
+
+async def test_a_long_prompt_is_truncated_with_a_note(english: TranscribeBackend) -> None:
+    events = await events_of(english, speech_file(), prompt="river " * 600, temperature=0.0)
+    assert WORDS[-1] in text(events)
+    (note,) = (event.human for event in events if isinstance(event, Narration) and event.action == "note")
+    assert note == "The prompt has 600 tokens; only the last 223 are read"
 
 
 async def test_the_language_is_detected_or_given(multilingual: TranscribeBackend) -> None:

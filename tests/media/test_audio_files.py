@@ -59,18 +59,11 @@ def test_wav_may_have_any_sample_width(bits: int, form: int) -> None:
     assert len(decode(wav(bytes(SAMPLE_RATE * bits // 8), bits=bits, form=form), MAX_S)) == SAMPLE_RATE
 
 
-@pytest.mark.parametrize("claimed", [0, 0xFFFFFFFF])
-def test_a_wav_that_was_written_to_a_pipe_has_no_size(claimed: int) -> None:
-    data = bytearray(wav(SILENCE, size=claimed))
-    data[4:8] = claimed.to_bytes(4, "little")
-    assert len(decode(bytes(data), MAX_S)) == SAMPLE_RATE
-
-
 @pytest.mark.parametrize(
     "data", [b"\0", b"RIFF", b"<html>", b"\x1aE\xdf\xa3webm", b"....ftypM4A ", b"RIFF\0\0\0\0AVI "]
 )
 def test_other_formats_are_refused_by_their_first_bytes(data: bytes) -> None:
-    assert refusal(data) == ("format", "is not a WAV, FLAC, OGG or MP3 file; send one of these")
+    assert refusal(data) == ("format", "is not a WAV, FLAC, OGG, MP3, AIFF or AU file; send one of these")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -81,15 +74,13 @@ def test_non_finite_samples_are_refused(bad: float, rate: int) -> None:
     assert refusal(wav(sound.tobytes(), rate, bits=32, form=3))[0] == "finite"
 
 
-def test_loud_samples_are_clipped() -> None:
-    sound = np.full(SAMPLE_RATE, 1e30, np.float32).tobytes()
-    assert decode(wav(sound, bits=32, form=3), MAX_S).max() == 32_767
-
-
 @pytest.mark.parametrize(
     ("data", "constraint"),
     [
         (wav(b""), "sound"),
+        (b".snd" + bytes(20), "readable"),
+        (b"FORM\0\0\0\4AIFF", "readable"),
+        (b"RF64\xff\xff\xff\xffWAVEds64\0\0\0\x1c" + bytes(28), "readable"),
         (wav(SILENCE, rate=0), "readable"),
         (wav(SILENCE, rate=999), "sample rate"),
         (wav(SILENCE, rate=384_001), "sample rate"),

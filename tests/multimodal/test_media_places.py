@@ -217,7 +217,7 @@ async def test_a_bad_recording_is_refused_by_its_path(made: Made, data: bytes) -
     backend, bad = made(audio=2), AudioPart(type="audio", audio=data)
     field, message = await refusal(backend, user(AUDIO, TEXT), user(TEXT, bad))
     assert field == "messages[1].content[1].audio"
-    assert re.search("is not a WAV, FLAC, OGG or MP3 file|is cut short", message)
+    assert re.search("is not a WAV, FLAC, OGG, MP3, AIFF or AU file|is cut short", message)
     assert (await refusal(backend, user(bad, TEXT), field="prompt"))[0] == "audio"
 
 
