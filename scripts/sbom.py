@@ -3,7 +3,7 @@
     python -m scripts.sbom dist
 
 It depends on the pins and `pyproject.toml` only, so the same commit gives the same bytes everywhere. Therefore it has
-no time, no path, no address of a package index, and no licences: those are in the packages, which need not be installed.
+no time, no path, no address of a package index, and no licences: those are in the packages, which it does not need.
 """
 
 import argparse
