@@ -202,7 +202,7 @@ def test_a_refusal_is_one_line_with_the_file_to_look_at_however_many_workers_and
         ]
         assert hive.refused == ["INVALID_API_KEY"] * 20
         assert hive.messages == []
-        token_file.write_text("also wrong")
+        token_file.write_text("also-wrong")
         post_with(client, f"{url}/v1/workers/error", LOAD_FAILURE)
         token_file.write_text("still-wrong")
         post_with(client, f"{url}/v1/workers/error", LOAD_FAILURE)
@@ -211,6 +211,19 @@ def test_a_refusal_is_one_line_with_the_file_to_look_at_however_many_workers_and
     texts = [record.getMessage() for record in caplog.records if record.name.startswith("rbee_serve")]
     assert sum("refuses this server" in text for text in texts) == 3
     assert texts[-1] == f"{url}/v1/workers/error accepts this server again"
+
+
+def test_a_refusal_of_a_token_that_has_been_replaced_meanwhile_is_not_logged(
+    token_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def talk(connection: Any) -> None:
+        token_file.write_text("new-token")
+        connection.sendall(REFUSED)
+        connection.close()
+
+    with listening(talk) as receiver:
+        assert post(configured(receiver.url, token_file=token_file), receiver.url).refused
+    assert "refuses" not in caplog.text
 
 
 def test_a_receiver_that_refuses_one_worker_and_accepts_another_floods_no_log(

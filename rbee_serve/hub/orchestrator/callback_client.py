@@ -60,16 +60,20 @@ class CallbackClient:
 
     async def post(self, url: str, message: Message) -> CallbackResult:
         """POST `message` as JSON. Every network or receiver fault is a `CallbackResult`; nothing is raised."""
-        result = await self._post(url, message)
-        self._credentials.log_refusal(url, redacted(url), worker_id_of(message), result.status)
-        return result
-
-    async def _post(self, url: str, message: Message) -> CallbackResult:
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._exchange(url, message.model_dump_json())
+            credentials, tls = self._credentials.headers(url), self._credentials.tls()
         except ConfigurationError as exc:
             return CallbackResult(failure="not sent", detail=str(exc))
+        result = await self._post(url, message, credentials, tls)
+        self._credentials.log_response(url, redacted(url), worker_id_of(message), credentials, result.status)
+        return result
+
+    async def _post(
+        self, url: str, message: Message, credentials: Mapping[str, str], tls: ssl.SSLContext
+    ) -> CallbackResult:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await self._exchange(url, message.model_dump_json(), {**_HEADERS, **credentials}, tls)
         except (TimeoutError, httpx.TimeoutException):
             return CallbackResult(failure="timeout")
         except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError):
@@ -79,10 +83,8 @@ class CallbackClient:
                 return CallbackResult(failure="untrusted certificate", detail=untrusted.verify_message)
             return CallbackResult(failure="unreachable")
 
-    async def _exchange(self, url: str, body: str) -> CallbackResult:
+    async def _exchange(self, url: str, body: str, headers: Mapping[str, str], tls: ssl.SSLContext) -> CallbackResult:
         streams: list[Any] = []
-        headers = {**_HEADERS, **self._credentials.headers(url)}
-        tls = self._credentials.tls()
 
         async def trace(event: str, info: Mapping[str, Any]) -> None:
             if event == "connection.connect_tcp.complete":

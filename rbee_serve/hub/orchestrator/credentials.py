@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -35,14 +36,17 @@ class Credentials:
         `ConfigurationError` where the file has never been readable."""
         return _context(self._certificates.current() if self._certificates else None)
 
-    def log_refusal(self, url: str, redacted_url: str, worker_id: str, status: int | None) -> None:
-        """Log a 401 or 403 with the file to look at: once for all workers, until the status or the file changes.
-        `redacted_url` is the URL for the log."""
+    def log_response(
+        self, url: str, redacted_url: str, worker_id: str, sent: Mapping[str, str], status: int | None
+    ) -> None:
+        """Log a 401 or 403 with the file to look at: once for all workers, until the status or the token changes.
+        `redacted_url` is the URL for the log, `sent` what `headers` returned for the call."""
         refusal = self._refused.get(url)
         if status in (401, 403):
-            version = self._token.version() if self._token else ()
-            if refusal is None or (refusal.status, refusal.token_version) != (status, version):
-                self._refused[url] = refusal = _Refusal(status, version)
+            if sent != self.headers(url):
+                return  # the token has been replaced meanwhile
+            if refusal is None or (refusal.status, refusal.sent) != (status, sent):
+                self._refused[url] = refusal = _Refusal(status, sent)
                 logger.warning(
                     "%s refuses this server with status %d; %s; calls are repeated, and this line is not",
                     redacted_url,
@@ -69,7 +73,7 @@ class _Refusal:
     """What a URL has refused: the `workers` whose last call it did."""
 
     status: int
-    token_version: tuple[int, ...]
+    sent: Mapping[str, str]
     workers: set[str] = field(default_factory=set)
 
 
