@@ -8,6 +8,8 @@
 # make bench     all benchmarks, some hours; PEERS names the programs to compare with (benchmarks/README.md)
 # make bench-quick  the quick ones, about 8 minutes
 # make pin       rewrite requirements/constraints*.txt
+# make sbom      the software bills of materials (CycloneDX), from the pins, into dist/
+# make audit     looks the pins up in a database of known vulnerabilities; fails where it reaches none
 # make clean     remove .venv and the caches
 
 PYTHON ?= python3
@@ -20,7 +22,7 @@ STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 TOO_OLD := install: $(PYTHON) is older than 3.11. Install Python 3.11 or newer and name it: make install PYTHON=python3.11
 
-.PHONY: install serve test test-all test-fast bench bench-quick check format pin clean
+.PHONY: install serve test test-all test-fast bench bench-quick check format pin sbom audit clean
 
 install: $(STAMP)
 
@@ -39,7 +41,7 @@ test-all: $(STAMP)
 	$(BIN)/pytest --no-unlisted-skips
 
 test-fast: $(STAMP)
-	$(BIN)/pytest -m 'not ray and not vllm and not model and not gpu'
+	$(BIN)/pytest -m 'not ray and not vllm and not model and not gpu and not full'
 
 check: $(STAMP)
 	$(BIN)/ruff check
@@ -64,6 +66,12 @@ pin: $(STAMP)
 	UV_FIND_LINKS="$${UV_FIND_LINKS:-$$PIP_FIND_LINKS}" \
 	  $(PIN) --extra cpu --override requirements/overrides.txt | sed 's/+cpu$$//' > requirements/constraints.txt
 	$(PIN) --extra gpu --override requirements/overrides-gpu.txt > requirements/constraints-gpu.txt
+
+sbom: $(STAMP)
+	$(BIN)/python -m scripts.sbom dist
+
+audit: $(STAMP)
+	@$(BIN)/python -m scripts.audit
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

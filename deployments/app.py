@@ -6,6 +6,7 @@ ingress ──→ one deployment per worker, named by its id
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import fields
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ray.serve.config import HTTPOptions
 
     from rbee_serve.ingress.listener import Address
+
+logger = logging.getLogger(__name__)
 
 
 def check(args: Any, host: str) -> ApplicationConfig:
@@ -49,6 +52,8 @@ def check(args: Any, host: str) -> ApplicationConfig:
 
 def _configuration(args: Any, host: str) -> ApplicationConfig:
     config = parse_application(args)
+    if config.orchestrator is not None:
+        config.orchestrator.check()
     if not config.auth.required and host not in LOCAL_HOSTS:
         raise ConfigurationError(
             f"http_options.host is {host} but no auth.token_file is set: without a token the server answers on "
@@ -135,6 +140,8 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
 
     host, port = str(http.host), http.port
     config = _configuration(args, host)
+    for warning in config.warnings():
+        logger.warning("%s", warning)
     base_url = config.public_url or f"http://{'127.0.0.1' if host in LOCAL_HOSTS else host}:{port}"
     spec_paths = {worker.id: import_path(worker.type, worker.task, WORKER_TYPES) for worker in config.workers}
     implementations = {worker_id: load_spec(path).name for worker_id, path in spec_paths.items()}

@@ -18,6 +18,8 @@ KEEP_ALIVE = b": keep-alive\n\n"
 MAX_EVENT_BYTES = 64 * 1024 * 1024
 """An image of 2048 x 2048 pixels as PNG in base64 takes at most 17 MB; this is four times as much."""
 
+_UNICODE_LINE_END = re.compile(b"\xe2\x80[\xa8\xa9]|\xc2\x85")
+"""U+2028, U+2029 and U+0085, which JSON leaves as they are within strings."""
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -27,8 +29,19 @@ class EventTooLarge(ValueError):
 
 
 def frame(json: bytes) -> bytes:
-    """One event. `json` is on one line, as `events.to_json` returns it: JSON escapes line ends within strings."""
+    """One event. `json` is on one line, as `events.to_json` returns it: JSON escapes CR, LF and every other control
+    character within strings.
+
+    The line ends of Unicode are escaped here. They end no line of SSE, but they do for readers that split text as
+    Python's `str.splitlines` does, such as `iter_lines` of httpx.
+    """
+    if not json.isascii() and (0xE2 in json or 0xC2 in json) and _UNICODE_LINE_END.search(json):
+        json = _UNICODE_LINE_END.sub(_escaped, json)
     return b"data: " + json + b"\n\n"
+
+
+def _escaped(match: re.Match[bytes]) -> bytes:
+    return b"\\u%04x" % ord(match[0].decode())
 
 
 class Decoder:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,6 +39,36 @@ def test_no_text_of_a_model_breaks_a_frame(text: str, boundaries: list[int]) -> 
     body = frame(to_json(event)) + DONE
     data, marker = decode(*cut(body, boundaries))
     assert (from_json(data), marker) == (event, MARKER)
+
+
+SPLITTERS = [chr(code) for code in range(sys.maxunicode + 1) if len(f"a{chr(code)}b".splitlines()) > 1]
+
+
+@pytest.mark.parametrize(
+    "text", ["one\u2028two", "\u2029", "\x85\x85", "\\\u2028", "“quoted” — é\u2028\x85", *SPLITTERS]
+)
+def test_a_reader_that_splits_lines_as_python_does_gets_each_event_whole(text: str) -> None:
+    event = Output(TokenOutput(t=text, i=0))
+    body = frame(to_json(event)) + DONE
+    lines = [line for line in httpx.Response(200, content=body).iter_lines() if line]
+    assert lines == body.decode().splitlines()[::2]
+    assert [line.removeprefix("data: ") for line in lines][1:] == ["[DONE]"]
+    assert from_json(lines[0].removeprefix("data: ").encode()) == event
+
+
+def test_every_character_that_python_splits_at_is_covered() -> None:
+    assert [hex(ord(character)) for character in SPLITTERS] == [
+        "0xa", "0xb", "0xc", "0xd", "0x1c", "0x1d", "0x1e", "0x85", "0x2028", "0x2029",
+    ]  # fmt: skip
+
+
+@given(st.text(st.sampled_from('aé“”\xa0\x85\u2027\u2028\u2029\u202a你\\"\n\U0001f41d')))
+def test_only_line_ends_are_escaped(text: str) -> None:
+    json = to_json(Output(TokenOutput(t=text, i=0)))
+    expected = json.decode()
+    for character in "\x85\u2028\u2029":
+        expected = expected.replace(character, f"\\u{ord(character):04x}")
+    assert frame(json) == f"data: {expected}\n\n".encode()
 
 
 @given(

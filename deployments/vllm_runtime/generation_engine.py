@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from deployments.vllm_runtime.engine_options import check_names, engine_options, vllm_options
 from deployments.vllm_runtime.mapping import fold_seed, split_text
+from deployments.vllm_runtime.stop_hold_back import patch_stop_hold_back
 from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
 from rbee_serve.errors import WorkerLost
 from rbee_serve.request import new_id
@@ -144,6 +145,7 @@ def load_engine(context: LoadContext, model: Path, **defaults: Any) -> Generatio
         options.setdefault("enable_lora", True)
     statistics = EngineStatistics(context.watchdog)
     llm = start_engine(context, options, statistics)
+    patch_stop_hold_back()
     from vllm.lora.request import LoRARequest
 
     loras = {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)}

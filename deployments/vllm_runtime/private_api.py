@@ -31,6 +31,7 @@ class PrivateName(NamedTuple):
 
 
 _ASYNC_LLM = "vllm.v1.engine.async_llm"
+_DETOKENIZER = "vllm.v1.engine.detokenizer"
 _LOADER = "vllm.model_executor.model_loader"
 _SHM = "vllm.distributed.device_communicators.shm_broadcast"
 _PROCESSOR = "vllm.multimodal.processing.processor"
@@ -130,8 +131,19 @@ TEXT_SEARCH = Feature(
     ),
     "requests with media and control tokens in their texts are refused",
 )  # fmt: skip
+STOP_HOLD_BACK = Feature(
+    "streaming of text that begins no stop sequence",
+    (
+        PrivateName(_DETOKENIZER, "BaseIncrementalDetokenizer.get_next_output_text", "replaced", ("finished", "delta")),
+        PrivateName(_DETOKENIZER, "BaseIncrementalDetokenizer.stop_buffer_length", "what is kept back"),
+        PrivateName(_DETOKENIZER, "BaseIncrementalDetokenizer.output_text", "the text so far"),
+        PrivateName(_DETOKENIZER, "BaseIncrementalDetokenizer.stop", "the stop sequences"),
+        PrivateName(_DETOKENIZER, "BaseIncrementalDetokenizer.include_stop_str_in_output", "nothing is kept back"),
+    ),
+    "as many characters are kept back as the longest stop sequence has, less one",
+)
 
-FEATURES = (PROGRESS_LOADER, SHM_WAKEUP, CPU_WORKER, TEXT_SEARCH)
+FEATURES = (PROGRESS_LOADER, SHM_WAKEUP, CPU_WORKER, TEXT_SEARCH, STOP_HOLD_BACK)
 ALL_NAMES = (*ENGINE, *MEDIA, *(name for feature in FEATURES for name in feature.names))
 
 

@@ -12,6 +12,7 @@ import httpx
 from rbee_serve.client import calls
 from rbee_serve.client.base import BaseClient, translated
 from rbee_serve.client.calls import Call, Fields, ReadinessWait, StreamReader
+from rbee_serve.client.request_body import has_files
 from rbee_serve.client.results import Health, Readiness, WorkerDescription, WorkerInfo
 from rbee_serve.errors import InferenceTimeout, WorkerLost
 from rbee_serve.events import Event
@@ -44,17 +45,17 @@ class AsyncClient(BaseClient):
         self, worker: str | None, request: Fields = None, /, **fields: Any
     ) -> AsyncGenerator[AsyncIterator[Event[Any]], None]:
         """See `Client.stream`."""
-        call = calls.inference(worker, request, fields, stream=True)
+        call = await _inference(worker, request, fields, stream=True)
         async with aclosing(self._read(call, calls.event_reader(self._outputs))) as events:
             yield events
 
     async def infer(self, worker: str | None, request: Fields = None, /, **fields: Any) -> dict[str, Any]:
         """See `Client.infer`."""
-        return await self._request(calls.inference(worker, request, fields, stream=False))
+        return await self._request(await _inference(worker, request, fields, stream=False))
 
     async def infer_file(self, worker: str | None, request: Fields = None, /, **fields: Any) -> EncodedResult:
         """See `Client.infer_file`."""
-        call = calls.inference(worker, request, fields, stream=False)
+        call = await _inference(worker, request, fields, stream=False)
         response = await self._send(call)
         return call.encoded_result(response.status_code, response.content, response.headers.get("content-type", ""))
 
@@ -112,3 +113,10 @@ class AsyncClient(BaseClient):
                     if reader.done:
                         return
                 reader.end()
+
+
+async def _inference(worker: str | None, request: Fields, fields: dict[str, Any], *, stream: bool) -> Call[Any]:
+    """`calls.inference`, which reads files in a thread."""
+    if has_files(fields) or has_files(request):
+        return await asyncio.to_thread(calls.inference, worker, request, fields, stream=stream)
+    return calls.inference(worker, request, fields, stream=stream)

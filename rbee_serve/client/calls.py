@@ -13,9 +13,11 @@ from urllib.parse import quote
 
 import msgspec
 
+from rbee_serve.client.request_body import json_body
 from rbee_serve.client.results import Health, Readiness, WorkerInfo, WorkerList
 from rbee_serve.errors import (
     InternalError,
+    InvalidRequest,
     WorkerError,
     WorkerLoading,
     WorkerLost,
@@ -74,10 +76,13 @@ class Call(Generic[T]):
 
 
 def inference(worker: str | None, request: Fields, fields: Mapping[str, Any], *, stream: bool) -> Call[dict[str, Any]]:
-    """`POST /v1/inference` of the worker or, where that is None, of the root, with a body that names one."""
+    """`POST /v1/inference` of the worker or, where that is None, of the root, with a body that names one.
+
+    Reads the files among the fields. Raises `InvalidRequest` by field as `json_body` does.
+    """
     if isinstance(request, InferenceRequest):
         request = request.model_dump(mode="json", exclude_unset=True)
-    body = msgspec.json.encode({**(request or {}), **fields, "stream": stream})
+    body = json_body({**(request or {}), **fields, "stream": stream})
     return Call("POST", _base(worker) + "/v1/inference", dict[str, Any], body, no_read_timeout=not stream)
 
 
@@ -107,7 +112,10 @@ def loading_progress(worker: str) -> Call[LoadProgress]:
 
 
 def _base(worker: str | None) -> str:
-    return "" if worker is None else "/workers/" + quote(worker, safe="")
+    try:
+        return "" if worker is None else "/workers/" + quote(worker, safe="")
+    except UnicodeEncodeError as exc:
+        raise InvalidRequest.of_field("worker", "unicode", "must be valid Unicode without lone surrogates") from exc
 
 
 def error_of(status: int, body: bytes) -> Exception:

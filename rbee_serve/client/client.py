@@ -44,7 +44,8 @@ class Client(BaseClient):
         """The events of one inference, as they arrive. Leaving the `with` closes the connection, which cancels it.
 
         An error within the stream is an `Error` event; a refusal before it is raised. With None for `worker` the
-        server selects one by the field `model` or `worker`.
+        server selects one by the field `model` or `worker`. A field that is a file takes its bytes, a `Path`, or an
+        open binary file. A field that cannot be sent raises `InvalidRequest`, before anything is sent.
         """
         call = calls.inference(worker, request, fields, stream=True)
         with closing(self._read(call, calls.event_reader(self._outputs))) as events:

@@ -62,3 +62,7 @@ class ApplicationConfig(ConfigModel):
     def worker(self, worker_id: str) -> WorkerConfig | None:
         """The worker of that id."""
         return next((worker for worker in self.workers if worker.id == worker_id), None)
+
+    def warnings(self) -> list[str]:
+        """What an operator should know although it is allowed, a sentence each."""
+        return self.orchestrator.warnings() if self.orchestrator else []

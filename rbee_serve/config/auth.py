@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from rbee_serve.config.base import ConfigModel
+from rbee_serve.config.secret_file import read_token
 from rbee_serve.config.worker import WorkerId
 from rbee_serve.errors import ConfigurationError
 
@@ -17,10 +18,6 @@ SINGLE_KEY = "token_file"
 """The name of the key in `auth.token_file`, in logs and metrics."""
 SUPERVISOR_KEY = "supervisor"
 """The name of the supervisor's own key, in logs and metrics."""
-MAX_LINE_BYTES = 65_536
-"""The longest line that is read from a token file."""
-
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class KeyConfig(ConfigModel):
@@ -92,20 +89,3 @@ class AuthConfig(ConfigModel):
             for position, worker_id in enumerate(key.workers or ()):
                 if worker_id not in worker_ids:
                     yield f"auth.keys[{index}].workers[{position}]: no worker has the id {worker_id}"
-
-
-def read_token(file: Path) -> bytes:
-    """The token in the first line of a file. Raises `ConfigurationError` if it cannot be read, is empty or too long."""
-    try:
-        with file.expanduser().open("rb") as opened:
-            line = opened.readline(MAX_LINE_BYTES + 1)
-    except OSError as exc:
-        raise ConfigurationError(f"{file} cannot be read: {exc.strerror}") from exc
-    except (RuntimeError, ValueError):  # a home directory that is unknown, a NUL
-        raise ConfigurationError(f"{str(file)!r} is not the path of a file") from None
-    token = line.removeprefix(_BYTE_ORDER_MARK).strip()
-    if not token:
-        raise ConfigurationError(f"the first line of {file} is empty; write a token there")
-    if len(line) > MAX_LINE_BYTES:
-        raise ConfigurationError(f"the first line of {file} is longer than {MAX_LINE_BYTES} bytes; write a token there")
-    return token

@@ -53,7 +53,7 @@ class Announcer:
         from rbee_serve.hub.orchestrator.callback_client import CallbackClient
         from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier, WorkerIdentity
 
-        client = CallbackClient(config.orchestrator.timeout_s)
+        client = CallbackClient(config.orchestrator)
         for worker in config.workers:
             identity = WorkerIdentity(worker, implementations[worker.id], base_url, port)
             self._notifiers[worker.id] = OrchestratorNotifier(identity, config.orchestrator, client.post)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rbee_serve.config import AuthConfig
-from rbee_serve.config.auth import SINGLE_KEY, SUPERVISOR_KEY, read_token
+from rbee_serve.config.auth import SINGLE_KEY, SUPERVISOR_KEY
+from rbee_serve.config.secret_file import read_token
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.ingress.rate_limit import RequestLimit
 

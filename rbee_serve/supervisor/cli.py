@@ -23,6 +23,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_next_steps(new_worker(arguments.name, Path.cwd())))
             return 0
         checked = check_file(arguments.config)
+        for warning in checked.config.warnings():
+            print(f"rbee-serve: warning: {warning}", file=sys.stderr)
         if arguments.command == "check":
             print(_verdict(checked))
             return 0

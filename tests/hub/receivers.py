@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -30,15 +31,22 @@ def quiet_hive(**misbehaviour: Any) -> FakeHive:
 
 
 @contextmanager
-def running(hive: FakeHive) -> Iterator[str]:
-    """The URL of a fake hive that runs while the block does."""
-    config = uvicorn.Config(build_hive(hive), host="127.0.0.1", port=0, log_level="error", timeout_graceful_shutdown=1)
+def running(hive: FakeHive, certificate: Path | None = None) -> Iterator[str]:
+    """The URL of a fake hive that runs while the block does, over TLS if it has a `certificate` with its key."""
+    config = uvicorn.Config(
+        build_hive(hive),
+        host="127.0.0.1",
+        port=0,
+        log_level="critical",
+        timeout_graceful_shutdown=1,
+        ssl_certfile=certificate,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     eventually(lambda: server.started)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"{'https' if certificate else 'http'}://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(5)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,8 @@ from rbee_serve.hub.orchestrator import callback_loop
 from rbee_serve.hub.orchestrator.fake_hive import FakeHive
 from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier
 from rbee_serve.hub.replica_registry import ReplicaRegistry
+from rbee_serve.supervisor.worker_output import worth_showing
+from tests.certificates import Authority
 from tests.hub.examples import application, replica
 from tests.hub.lookups import Lookups, lookup_threads
 from tests.hub.receivers import (
@@ -108,6 +112,47 @@ def test_ready_is_retried_until_an_orchestrator_that_starts_late_acknowledges_it
         hive.status = None
         eventually(lambda: received(hive, BEAT))
     assert hive.messages[-1].status == 200
+
+
+@pytest.mark.parametrize("protocol", ["hive", "queen"])
+def test_a_hive_that_wants_a_token_gets_it_with_every_message_over_tls(protocol: str, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    (tmp_path / "token").write_text("s3cret")
+    hive = quiet_hive(token=lambda: "s3cret")
+    with running(hive, authority.issue()) as url:
+        files: dict[str, Any] = {"token_file": tmp_path / "token", "ca_file": authority.file}
+        config = application(f"{url}{READY}", protocol=protocol, on_error_url=f"{url}/v1/workers/error", **files)
+        with announcing(config) as registry:
+            registry.push(replica("b", "boot-b", phase="error"))
+            eventually(lambda: hive.messages)
+            registry.push(replica())
+            eventually(lambda: len(hive.messages) >= 4)
+    assert {message.status for message in hive.messages} == {200}
+    assert len(set(kinds(hive))) == 3
+    assert hive.refused == []
+
+
+def test_a_wrong_token_is_one_line_and_the_right_one_counts_without_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (token_file := tmp_path / "token").write_text("yesterday")
+    hive, names = quiet_hive(token=lambda: "today"), ("llm-1", "llm-2", "llm-3")
+    with running(hive) as url, announcing(application(f"{url}{READY}", names, token_file=token_file)) as registry:
+        for name in names:
+            registry.push(replica(worker_id=name))
+        eventually(lambda: len(hive.refused) >= 9)
+        assert hive.messages == []
+        token_file.write_text("today")
+        eventually(lambda: {message["worker_id"] for message in received(hive, BEAT)} == set(names))
+    texts = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [text.partition(";")[0] for text in texts] == [
+        f"{url}{READY} refuses this server with status 401",
+        f"{url}{READY} accepts this server again",
+    ]
+    assert str(token_file) in texts[0]
+    assert "yesterday" not in caplog.text
+    line = f"2026-11-30 12:00:00,000 WARNING {caplog.records[0].name} [-] {texts[0]}"
+    assert list(worth_showing("ServeReplica:rbee:hub", [line], verbose=False)) == [f"hub: {texts[0]}"]
 
 
 def test_ready_is_sent_for_a_new_boot_and_heartbeats_before_it_are_degraded() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rbee_serve.config import OrchestratorConfig
 from rbee_serve.hub.orchestrator.callback_client import CallbackClient, CallbackResult, redacted
 from rbee_serve.hub.orchestrator.callback_loop import CallbackLoop
 from rbee_serve.hub.orchestrator.message_schemas import Heartbeat
@@ -18,6 +19,7 @@ from tests.hub.lookups import Lookups
 from tests.hub.receivers import OK, answering, closed_port, hang, listening, trickling
 
 TIMEOUT_S = 0.4
+HIVE = "http://hive:9200/v1/workers/ready"
 MESSAGE = Heartbeat(worker_id="llm-1", timestamp="2026-01-31T12:00:00Z", health_status="healthy")
 
 
@@ -25,7 +27,7 @@ def post(url: str, times: int = 1) -> tuple[CallbackResult, float]:
     """The last result, and the seconds of all calls."""
 
     async def calls() -> CallbackResult:
-        client = CallbackClient(TIMEOUT_S)
+        client = CallbackClient(OrchestratorConfig(callback_url=HIVE, timeout_s=TIMEOUT_S))
         for _ in range(times - 1):
             await client.post(url, MESSAGE)
         return await client.post(url, MESSAGE)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from rbee_serve.hub.orchestrator.fake_hive import FakeHive
+from rbee_serve.hub.orchestrator.fake_hive import FakeHive, main
+from tests.certificates import Authority
 from tests.hub.examples import Clock
 from tests.hub.receivers import closed_port, eventually, quiet_hive, running
 
@@ -159,6 +162,56 @@ def test_over_http_a_response_is_delayed_and_lists_the_faults() -> None:
         assert answer.elapsed.total_seconds() >= 0.2
         assert client.get("/v1/heartbeat").status_code == 405
         assert client.post("/v2").status_code == 404
+
+
+def test_with_a_token_a_call_without_it_is_a_401_with_the_codes_of_the_protocol() -> None:
+    hive = quiet_hive(token=lambda: "a-token")
+    with running(hive) as url, httpx.Client(base_url=url) as client:
+
+        def refused(*headers: tuple[str, str]) -> tuple[int, str | None]:
+            answer = client.post("/v1/workers/ready", json=READY, headers=list(headers))
+            return answer.status_code, answer.json().get("error", {}).get("code")
+
+        assert refused() == (401, "MISSING_API_KEY")
+        assert refused(("authorization", "Bearer another")) == (401, "INVALID_API_KEY")
+        assert refused(("authorization", "Basic a-token")) == (401, "INVALID_API_KEY")
+        assert refused(("authorization", "Bearer a-token"), ("authorization", "Bearer a-token")) == (
+            401,
+            "INVALID_API_KEY",
+        )
+        assert hive.messages == []
+        assert refused(("authorization", "bearer a-token")) == (200, None)
+
+
+def test_with_a_token_file_and_a_certificate_it_runs_from_the_command_line(tmp_path: Path) -> None:
+    authority, port = Authority(tmp_path), closed_port()
+    (tmp_path / "token").write_text("a-token\n")
+    flags = ["--token-file", str(tmp_path / "token"), "--tls-cert", str(authority.issue())]
+    command = [sys.executable, "-m", "rbee_serve.hub.orchestrator.fake_hive", "--port", str(port), *flags]
+    trusted = ssl.create_default_context(cafile=authority.file)
+
+    def refuses() -> bool:
+        try:
+            return httpx.post(f"https://127.0.0.1:{port}/v1/heartbeat", json=BEAT, verify=trusted).status_code == 401
+        except httpx.TransportError:
+            return False
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            eventually(refuses, 30)
+        finally:
+            process.terminate()
+        output, _ = process.communicate()
+    first, second = output.splitlines()[:2]
+    assert first.endswith(f"callback_url: https://127.0.0.1:{port}/v1/workers/ready")
+    assert second.endswith("REFUSED  /v1/heartbeat  MISSING_API_KEY")
+
+
+def test_an_empty_token_file_ends_it_with_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "token").touch()
+    with pytest.raises(SystemExit):
+        main(["--token-file", str(tmp_path / "token")])
+    assert "error: --token-file: the first line of " in capsys.readouterr().err
 
 
 def test_it_runs_from_the_command_line() -> None:

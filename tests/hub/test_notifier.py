@@ -224,3 +224,17 @@ def test_a_failure_is_one_warning_with_the_next_step(caplog: pytest.LogCaptureFi
         f"{BEAT} did not accept the heartbeat: status 404; it does not know this worker; sending ready again",
     ]
     assert not any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal_is_retried_with_backoff_and_left_to_the_client_to_log(
+    status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    exchange = Exchange()
+    exchange.results[READY] = CallbackResult(status=status)
+    assert exchange.run(SERVING, 8) == [(when, READY) for when in (0, 0.5, 1.5, 3.5, 7.5)]
+    exchange.results[READY] = OK
+    exchange.results[BEAT] = CallbackResult(status=status)
+    caplog.clear()
+    assert exchange.run(SERVING, 70)[-3:] == [(11.5, BEAT), (41.5, BEAT), (71.5, BEAT)]
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

@@ -618,3 +618,37 @@ def test_values_that_ray_serve_refuses_are_refused_by_the_check(tmp_path: Path) 
             )
             with pytest.raises(ConfigurationError, match=r"serve_config.yaml:8: applications\[0\]\.deployments\[0\]"):
                 checks.check_file(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ("token_file: FOLDER/none", "token_file: FOLDER/none cannot be read: No such file or directory"),
+        ("token_file: FOLDER/empty", "token_file: the first line of FOLDER/empty is empty; write a token there"),
+        (
+            "ca_file: FOLDER/empty",
+            ("ca_file: FOLDER/empty has no certificate in PEM form that can be read; it begins with BEGIN CERTIFICATE"),
+        ),
+    ],
+)
+def test_a_file_for_the_orchestrator_that_cannot_be_used_is_refused_by_line_and_key(
+    options: str, fault: str, check: Check, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").touch()
+    text = f"orchestrator: {{callback_url: 'https://hive', {options}}}\n      workers:".replace("FOLDER", str(tmp_path))
+    assert check(changed(tmp_path, "workers:", text)) == [
+        f"rbee-serve: serve_config.yaml:9: applications[0].args.orchestrator.{fault}".replace("FOLDER/", "")
+    ]
+
+
+def test_a_token_that_would_go_over_plain_http_is_warned_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    orchestrator = f"orchestrator: {{callback_url: 'http://hive:9200/x', token_file: {tmp_path}/token}}"
+    assert main(["check", str(changed(tmp_path, "workers:", f"{orchestrator}\n      workers:"))]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "rbee-serve: warning: orchestrator.token_file: the token is sent to hive over plain http, where others on the "
+        "network can read it; use https in orchestrator.callback_url"
+    )

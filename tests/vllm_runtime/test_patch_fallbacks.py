@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from deployments.vllm_runtime import cpu_shm_wakeup, cpu_worker, private_api, progress_loader
+from deployments.vllm_runtime import cpu_shm_wakeup, cpu_worker, private_api, progress_loader, stop_hold_back
 from deployments.vllm_runtime.private_api import (
     CPU_WORKER,
     FEATURES,
     PROGRESS_LOADER,
     SHM_WAKEUP,
+    STOP_HOLD_BACK,
     TEXT_SEARCH,
     Feature,
     fits,
@@ -130,6 +131,18 @@ def test_another_processor_keeps_its_search(
     assert not renderer.text_search_off
     assert processor._apply_prompt_updates_via_text is search
     one_warning(caplog, TEXT_SEARCH, "there is no vllm.multimodal.processing.processor.BaseMultiModalProcessor._apply")
+
+
+def test_another_detokenizer_keeps_its_rule(fake: Fake, caplog: pytest.LogCaptureFixture) -> None:
+    class OtherDetokenizer:
+        def get_next_output_text(self, finished: bool) -> str:
+            return ""
+
+    rule = OtherDetokenizer.get_next_output_text
+    fake("vllm.v1.engine.detokenizer", BaseIncrementalDetokenizer=OtherDetokenizer)
+    stop_hold_back.patch_stop_hold_back()
+    assert OtherDetokenizer.get_next_output_text is rule
+    one_warning(caplog, STOP_HOLD_BACK, "get_next_output_text does not take finished, delta")
 
 
 @pytest.mark.parametrize("version", [(0, 31, 9), (0, 34, 0, "dev1"), (1, 0, 0), ()])

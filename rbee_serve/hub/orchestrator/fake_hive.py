@@ -7,17 +7,20 @@ It receives the messages of rbee-serve, validates every field and prints a line 
     14:02:11  llm-1  ready on cuda:0 with 3.1 GB at http://box:8000/workers/llm-1
     14:02:41  llm-1  healthy, 30.0 s after the last message
 
-Flags make it misbehave: `--forget-after`, `--delay`, `--status`.
+Flags make it misbehave: `--forget-after`, `--delay`, `--status`. With `--token-file` it refuses calls without that
+bearer token, and with `--tls-cert` and `--tls-key` it serves https.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import hmac
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -27,6 +30,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from rbee_serve.config.secret_file import WatchedFile, read_token
+from rbee_serve.errors import ConfigurationError
 from rbee_serve.hub.orchestrator.message_schemas import (
     Heartbeat,
     LoadFailure,
@@ -75,16 +80,33 @@ def _print(line: str) -> None:
 @dataclass
 class FakeHive:
     """The state of the fake and how it misbehaves: it forgets a worker after `forget_after` heartbeats, responds
-    after `delay_s` seconds, and with `status` to every message."""
+    after `delay_s` seconds, and with `status` to every message. With a `token` it refuses calls without it."""
 
     forget_after: int | None = None
     delay_s: float = 0.0
     status: int | None = None
+    token: Callable[[], bytes] | None = None
     log: Callable[[str], None] = _print
     clock: Callable[[], float] = time.monotonic
     messages: list[Received] = field(default_factory=list)
     """All messages, in order."""
     known: dict[str, _Known] = field(default_factory=dict)
+    refused: list[str] = field(default_factory=list)
+    """The error codes of the calls that had no valid token, in order."""
+
+    def authenticate(self, path: str, authorization: list[str]) -> str | None:
+        """The error code for a call with these `Authorization` headers; None where it may pass."""
+        if self.token is None:
+            return None
+        code = None
+        if not authorization:
+            code = "MISSING_API_KEY"
+        elif len(authorization) > 1 or not _is_bearer(authorization[0], self.token()):
+            code = "INVALID_API_KEY"
+        if code is not None:
+            self.refused.append(code)
+            self.log(f"REFUSED  {path}  {code}")
+        return code
 
     def receive(self, path: str, body: bytes) -> Received:
         """Validate a message, record and log it, and choose the status of the response."""
@@ -136,10 +158,18 @@ class FakeHive:
         return 200
 
 
+def _is_bearer(authorization: str, token: bytes) -> bool:
+    scheme, _, sent = authorization.partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(sent.strip().encode(), token)
+
+
 def build_hive(hive: FakeHive) -> Starlette:
     """The fake as an ASGI application. Its messages are in `hive.messages`."""
 
     async def receive(request: Request) -> Response:
+        if code := hive.authenticate(request.url.path, request.headers.getlist("authorization")):
+            error = {"code": code, "message": "send the header Authorization: Bearer TOKEN with the hive's token"}
+            return JSONResponse({"error": error}, 401, headers={"WWW-Authenticate": "Bearer"})
         received = hive.receive(request.url.path, await request.body())
         await asyncio.sleep(hive.delay_s)
         return JSONResponse({"errors": received.wrong} if received.wrong else {}, received.status)
@@ -171,10 +201,31 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--forget-after", type=int, metavar="N", help="forget a worker after N of its heartbeats")
     parser.add_argument("--delay", type=float, default=0.0, metavar="S", help="respond S seconds late")
     parser.add_argument("--status", type=int, metavar="N", help="respond to everything with this status, such as 503")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="refuse calls without the token in its first line"
+    )
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
+    parser.add_argument(
+        "--tls-key", type=Path, metavar="FILE", help="the certificate's key, if it is in a file of its own"
+    )
     options: Any = parser.parse_args(arguments)
-    hive = FakeHive(options.forget_after, options.delay, options.status)
-    _print(f"callback_url: http://{options.host}:{options.port}/v1/workers/ready")
-    uvicorn.run(build_hive(hive), host=options.host, port=options.port, log_level="warning")
+    try:
+        token = WatchedFile(options.token_file, read_token) if options.token_file else None
+        if token is not None:
+            token.current()
+    except ConfigurationError as exc:
+        parser.error(str(exc))
+    hive = FakeHive(options.forget_after, options.delay, options.status, token.current if token else None)
+    scheme = "https" if options.tls_cert else "http"
+    _print(f"callback_url: {scheme}://{options.host}:{options.port}/v1/workers/ready")
+    uvicorn.run(
+        build_hive(hive),
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        ssl_certfile=options.tls_cert,
+        ssl_keyfile=options.tls_key,
+    )
 
 
 if __name__ == "__main__":

@@ -104,6 +104,11 @@ class LoadFailure(_Message):
 Message = Ready | Heartbeat | WorkerHeartbeat | LoadFailure
 
 
+def worker_id_of(message: Message) -> str:
+    """The id of the worker that a message is about."""
+    return message.worker.id if isinstance(message, WorkerHeartbeat) else message.worker_id
+
+
 def faults(error: ValidationError) -> list[str]:
     """One sentence for each fault, such as `vram_bytes: Input should be a valid integer`."""
     return [

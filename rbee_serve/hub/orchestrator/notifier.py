@@ -148,6 +148,8 @@ class OrchestratorNotifier:
             self._warn("report of the failed load", url, result, f"next attempt in {pause_s:.1f} s")
 
     def _warn(self, message: str, url: str, result: CallbackResult, what_next: str) -> None:
+        if result.refused:
+            return  # the client logs it once for all workers
         worker_id = self._identity.worker.id
         logger.warning(
             "worker %s: %s did not accept the %s: %s; %s", worker_id, redacted(url), message, result, what_next
