@@ -66,16 +66,16 @@ class WatchedFile(Generic[ValueT]):
         self._load = load
         self._seen: tuple[int, ...] | None = None
         self._value: ValueT | None = None
-        self._fault: ConfigurationError | None = None
+        self._fault = ""
 
     def current(self) -> ValueT:
         """The value now. It costs one call of `stat`. Raises `ConfigurationError` where there has never been one."""
         found = self.version()
-        if found != self._seen or (self._value is None and self._fault is None):
+        if found != self._seen:
             self._seen = found
             self._reload()
         if self._value is None:
-            raise self._fault or ConfigurationError(f"{self.path} cannot be read")
+            raise ConfigurationError(self._fault)
         return self._value
 
     def version(self) -> tuple[int, ...]:
@@ -88,9 +88,9 @@ class WatchedFile(Generic[ValueT]):
 
     def _reload(self) -> None:
         try:
-            self._value, self._fault = self._load(self.path), None
+            self._value = self._load(self.path)
         except ConfigurationError as exc:
-            self._fault = exc
+            self._fault = str(exc)
             if self._value is not None:
                 logger.warning("%s; what it held before stays in use", exc)
 
