@@ -118,7 +118,7 @@ def test_ready_is_retried_until_an_orchestrator_that_starts_late_acknowledges_it
 def test_a_hive_that_wants_a_token_gets_it_with_every_message_over_tls(protocol: str, tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     (tmp_path / "token").write_text("s3cret")
-    hive = quiet_hive(token=lambda: "s3cret")
+    hive = quiet_hive(token=lambda: b"s3cret")
     with running(hive, authority.issue()) as url:
         files: dict[str, Any] = {"token_file": tmp_path / "token", "ca_file": authority.file}
         config = application(f"{url}{READY}", protocol=protocol, on_error_url=f"{url}/v1/workers/error", **files)
@@ -136,7 +136,7 @@ def test_a_wrong_token_is_one_line_and_the_right_one_counts_without_a_restart(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (token_file := tmp_path / "token").write_text("yesterday")
-    hive, names = quiet_hive(token=lambda: "today"), ("llm-1", "llm-2", "llm-3")
+    hive, names = quiet_hive(token=lambda: b"today"), ("llm-1", "llm-2", "llm-3")
     with running(hive) as url, announcing(application(f"{url}{READY}", names, token_file=token_file)) as registry:
         for name in names:
             registry.push(replica(worker_id=name))

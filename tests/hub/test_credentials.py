@@ -187,7 +187,7 @@ def test_the_token_is_in_no_argument_of_the_application(token_file: Path) -> Non
 def test_a_refusal_is_one_line_with_the_file_to_look_at_however_many_workers_and_calls(
     token_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    token = "another"
+    token = b"another"
     hive = quiet_hive(token=lambda: token)
     with running(hive) as url:
         client = CallbackClient(configured(url, token_file=token_file))
@@ -206,7 +206,7 @@ def test_a_refusal_is_one_line_with_the_file_to_look_at_however_many_workers_and
         post_with(client, f"{url}/v1/workers/error", LOAD_FAILURE)
         token_file.write_text("still-wrong")
         post_with(client, f"{url}/v1/workers/error", LOAD_FAILURE)
-        token = "still-wrong"
+        token = b"still-wrong"
         assert post_with(client, f"{url}/v1/workers/error", LOAD_FAILURE, LOAD_FAILURE).acknowledged
     texts = [record.getMessage() for record in caplog.records if record.name.startswith("rbee_serve")]
     assert sum("refuses this server" in text for text in texts) == 3
@@ -257,7 +257,7 @@ def test_a_refusal_at_another_origin_is_explained(token_file: Path, caplog: pyte
         (b"", "the first line of {} is empty; write a token there"),
         (b"  \nsecond", "the first line of {} is empty; write a token there"),
         (b"two words", "the first line of {} has blanks or characters other than ASCII; a header cannot carry them"),
-        (b"\xef\xbb\xbftoken", "the first line of {} has blanks or characters other than ASCII; a header cannot"),
+        (b"\xef\xbb\xbf", "the first line of {} is empty; write a token there"),
         (b"a\rb", "the first line of {} has blanks or characters other than ASCII; a header cannot carry them"),
         (b"x" * (MAX_TOKEN_BYTES + 1), f"the first line of {{}} is longer than {MAX_TOKEN_BYTES} bytes"),
     ],

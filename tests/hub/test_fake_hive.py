@@ -165,7 +165,7 @@ def test_over_http_a_response_is_delayed_and_lists_the_faults() -> None:
 
 
 def test_with_a_token_a_call_without_it_is_a_401_with_the_codes_of_the_protocol() -> None:
-    hive = quiet_hive(token=lambda: "a-token")
+    hive = quiet_hive(token=lambda: b"a-token")
     with running(hive) as url, httpx.Client(base_url=url) as client:
 
         def refused(*headers: tuple[str, str]) -> tuple[int, str | None]:

@@ -343,8 +343,8 @@ FAULTS = {
         "      workers:",
         "      auth: {keys: [{name: a, token_file: /dev/null, workers: [llm-0]}]}\n      workers:",
         (
-            "rbee-serve: serve_config.yaml:9: applications[0].args.auth.keys[0].token_file: the first line of "
-            "/dev/null is empty; write a token there\n"
+            "rbee-serve: serve_config.yaml:9: applications[0].args.auth.keys[0].token_file: /dev/null is not a "
+            "regular file; name one\n"
             "rbee-serve: serve_config.yaml:9: applications[0].args.auth.keys[0].workers[0]: no worker has the id llm-0"
         ),
     ),

@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
         if token is not None:
             token.current()
     except ConfigurationError as exc:
-        parser.error(str(exc))
+        parser.error(f"--token-file: {exc}")
     hive = FakeHive(options.forget_after, options.delay, options.status, token.current if token else None)
     scheme = "https" if options.tls_cert else "http"
     _print(f"callback_url: {scheme}://{options.host}:{options.port}/v1/workers/ready")
