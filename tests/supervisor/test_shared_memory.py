@@ -57,6 +57,18 @@ def test_what_a_dead_process_had_mapped_is_removed_while_others_run(segments: li
     assert list(tmp_path.iterdir()) == [model]
 
 
+def test_a_semaphore_that_was_renamed_after_it_was_mapped_is_removed(tmp_path: Path) -> None:
+    made = tmp_path / "sem.Ab3dEf"
+    made.write_bytes(b"content")
+    memory = SharedMemory(tmp_path)
+    with mapping(made) as process:
+        made.rename(tmp_path / "sem.loky-1-a")
+        memory.update({process.pid})
+        process.kill()
+    memory.update(set())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_segments_of_other_programs_stay(segments: list[Path], tmp_path: Path) -> None:
     memory = SharedMemory(tmp_path)
     with mapping() as process:
