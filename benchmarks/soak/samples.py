@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import base64
 import io
 import json
 import math
 import random
-import struct
 import wave
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,18 +61,15 @@ def png(rng: random.Random, side: int) -> bytes:
 
 
 def wav(rng: random.Random, seconds: float) -> bytes:
-    """A tone in noise."""
-    rate, pitch = rng.choice([8000, 16_000, 44_100]), rng.uniform(100, 800)
-    samples = (
-        int(8000 * math.sin(2 * math.pi * pitch * i / rate) + rng.randint(-500, 500))
-        for i in range(round(rate * seconds))
-    )
+    """A tone."""
+    rate, period = rng.choice([8000, 16_000, 44_100]), rng.randint(20, 100)
+    wave_form = array.array("h", (int(8000 * math.sin(2 * math.pi * i / period)) for i in range(period)))
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes(b"".join(struct.pack("<h", sample) for sample in samples))
+        file.writeframes(wave_form.tobytes() * max(1, round(rate * seconds / period)))
     return buffer.getvalue()
 
 
