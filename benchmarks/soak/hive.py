@@ -84,11 +84,11 @@ class Hive:
                 host="127.0.0.1",
                 port=self.port,
                 log_level="critical",
+                lifespan="off",
                 timeout_graceful_shutdown=0,
             )
             server = uvicorn.Server(config)
-            server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-            serving = asyncio.create_task(server._serve())
+            serving = asyncio.create_task(server._serve())  # `serve` would take the signals of this process
             try:
                 while self.mode != "down" and not (await asyncio.wait([serving], timeout=0.2))[0]:
                     pass

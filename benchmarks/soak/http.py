@@ -68,19 +68,26 @@ async def exchange(port: int, request: bytes, timeout_s: float, conduct: Conduct
     began = time.monotonic()
     try:
         async with asyncio.timeout(timeout_s):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
-            try:
-                await _send(writer, request, conduct)
-                if conduct.send_bytes is None and conduct.leave_after_bytes != 0:
-                    await _receive(reader, response, conduct)
-            finally:
-                writer.transport.abort()
+            await _exchange(port, request, response, conduct)
     except TimeoutError:
         response.timed_out = True
     except (OSError, EOFError, ValueError) as exc:
         response.error = type(exc).__name__
     response.seconds = time.monotonic() - began
     return response
+
+
+async def _exchange(port: int, request: bytes, response: Response, conduct: Conduct) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+    sending = asyncio.create_task(_send(writer, request, conduct))
+    try:
+        if conduct.send_bytes is not None or conduct.leave_after_bytes == 0:
+            await sending
+        else:  # a refusal may come before all is sent
+            await _receive(reader, response, conduct)
+    finally:
+        sending.cancel()
+        writer.transport.abort()
 
 
 async def _send(writer: asyncio.StreamWriter, request: bytes, conduct: Conduct) -> None:

@@ -20,6 +20,8 @@ PAUSE_S = (0.0, 1.5)
 """Between two requests of a user."""
 UNANSWERED_S = 10.0
 """How long after its deadline a request may still be answered."""
+SLOW_READ_S = 60.0
+"""How long a slow reader takes for the longest stream."""
 MAX_SHOWN = 40
 """Faults that are kept with their text."""
 SLOW_WORKERS = frozenset({"vision/generate", "audio/generate", "audio/transcribe", "multimodal"})
@@ -72,7 +74,8 @@ async def use(server: Server, faults: Faults, record: Record, seed: str, stop: a
         [worker] = rng.choices(server.workers, weights)
         sample, conduct = _sample(rng, server.port, worker), _conduct(rng)
         sent_at = time.monotonic()
-        response = await exchange(server.port, sample.request, sample.deadline_s + UNANSWERED_S, conduct)
+        timeout_s = sample.deadline_s + UNANSWERED_S + (SLOW_READ_S if conduct.slow_reader else 0)
+        response = await exchange(server.port, sample.request, timeout_s, conduct)
         ended_at = time.monotonic()
         await asyncio.sleep(rng.uniform(*PAUSE_S))  # a fault may be noted after the first answer that it causes
         disturbed = faults.disturbs(worker, sent_at, ended_at)

@@ -88,7 +88,7 @@ def _llm(rng: random.Random) -> dict[str, Any]:
 
 
 def _embedding(rng: random.Random) -> dict[str, Any]:
-    many, words = rng.choice([(1, 3), (1, 300), (8, 20), (40, 20)])
+    many, words = rng.choice([(1, 3), (1, 150), (8, 20), (40, 20)])
     return {"input": [text(rng, words) for _ in range(many)], "encoding": rng.choice(["float", "base64"])}
 
 
