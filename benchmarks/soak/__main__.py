@@ -69,14 +69,14 @@ async def _soak(server: Server, hive: Hive, options: argparse.Namespace) -> Resu
         async def injure() -> None:
             """All kinds of faults until shortly before the first window; after that only of the echo workers and one
             other, so that the memory of the rest can be compared."""
-            spared = {rng.choice([worker.id for worker in server.workers if worker.kind != "echo"])}
-            spared |= {worker.id for worker in server.workers if worker.kind == "echo"}
+            late = {rng.choice([worker.id for worker in server.workers if worker.kind != "echo"])}
+            late |= {worker.id for worker in server.workers if worker.kind == "echo"}
             while (minute := (time.monotonic() - began) / 60) < options.minutes - min(
                 LAST_FAULT_S / 60, options.minutes / 3
             ):
                 await asyncio.sleep(rng.uniform(*PAUSE_S))
                 early = minute < windows.early[0] - CALM_MINUTES
-                targets = [worker for worker in server.workers if early or worker.id in spared]
+                targets = [worker for worker in server.workers if early or worker.id in late]
                 await faults.inject(targets, with_core=early)
                 print(
                     f"minute {minute:.1f}: {faults.all[-1].kind}, {record.requests} requests, "

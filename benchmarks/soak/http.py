@@ -71,7 +71,7 @@ async def exchange(port: int, request: bytes, timeout_s: float, conduct: Conduct
             await _exchange(port, request, response, conduct)
     except TimeoutError:
         response.timed_out = True
-    except (OSError, EOFError, ValueError) as exc:
+    except (OSError, EOFError, ValueError, LookupError, asyncio.LimitOverrunError) as exc:
         response.error = type(exc).__name__
     response.seconds = time.monotonic() - began
     return response
