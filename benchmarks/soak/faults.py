@@ -28,6 +28,8 @@ PAUSE_S = (5.0, 15.0)
 GONE_S = 30.0
 """How long a killed replica's processes may take to end."""
 INGRESS, HUB = "ingress", "hub"
+CORE_PART = 0.15
+"""The part of the faults that hits one of those."""
 
 
 @dataclass(slots=True)
@@ -72,12 +74,11 @@ class Faults:
     async def inject(self, targets: Iterable[Worker], with_core: bool) -> None:
         """One random fault, of a worker of `targets`, or of the hub or the ingress, until it is mended."""
         workers = list(targets)
-        choices = [(kind, worker) for worker in workers for kind in self._kinds(worker)]
-        kind, worker = self._rng.choice(choices)
-        name = worker.id
-        if with_core and self._rng.random() < 0.15:
+        worker_kind = self._rng.choice(sorted({worker.kind for worker in workers}))
+        worker = self._rng.choice([worker for worker in workers if worker.kind == worker_kind])
+        kind, name = self._rng.choice(self._kinds(worker)), worker.id
+        if with_core and self._rng.random() < CORE_PART:
             kind, name = "kill", self._rng.choice([INGRESS, HUB])
-            worker = self._rng.choice(workers)
         victims = self._victims(kind, name)
         if not victims:
             return

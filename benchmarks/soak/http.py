@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 READ_BYTES = 64 * 1024
-SLOW_READ_BYTES = 2048
-SLOW_READ_PAUSE_S = 0.05
+SLOW_READ_BYTES_PER_S = 40_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,7 @@ async def _receive(reader: asyncio.StreamReader, response: Response, conduct: Co
 async def _read(reader: asyncio.StreamReader, size: int, response: Response, conduct: Conduct) -> bool:
     """Read `size` bytes of the body; whether the client left meanwhile."""
     while size:
-        data = await reader.read(min(size, SLOW_READ_BYTES if conduct.slow_reader else READ_BYTES))
+        data = await reader.read(min(size, SLOW_READ_BYTES_PER_S // 20 if conduct.slow_reader else READ_BYTES))
         if not data:
             raise EOFError
         response.body += data
@@ -135,5 +134,5 @@ async def _read(reader: asyncio.StreamReader, size: int, response: Response, con
         if conduct.leave_after_bytes is not None and len(response.body) >= conduct.leave_after_bytes:
             return True
         if conduct.slow_reader:
-            await asyncio.sleep(SLOW_READ_PAUSE_S)
+            await asyncio.sleep(len(data) / SLOW_READ_BYTES_PER_S)
     return False
