@@ -2,7 +2,8 @@
 
 It registers our loader (`progress_loader`), applies the patch of the message queue (`cpu_shm_wakeup`), and ends the
 process with its replica. vLLM watches its child processes but not its parent: without this, the engine of a killed
-replica would hold its memory and its GPU for ever. So each engine process checks its parent once a second.
+replica would hold its memory and its GPU for ever. So each engine process checks its parent once a second. The sockets
+of a killed replica's engine are removed then.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 
 from deployments.vllm_runtime.cpu_shm_wakeup import patch_shm_wait
 from deployments.vllm_runtime.progress_loader import register_loader
+from deployments.vllm_runtime.socket_folder import remove_socket_folder
 from deployments.vllm_runtime.vllm_engine import OWNER_PID
 
 CHECK_S = 1.0
@@ -34,4 +36,6 @@ def register() -> None:
 def _exit_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(CHECK_S)
+    if str(parent) == os.environ[OWNER_PID]:  # not that of a process between them, while the replica lives
+        remove_socket_folder()
     os._exit(1)

@@ -9,6 +9,7 @@ from typing import Any
 from deployments.vllm_runtime.cpu_worker import use_all_cores, without_unfit_worker
 from deployments.vllm_runtime.engine_options import GPU_SHARE, check_names
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT, load_format, progress_socket
+from deployments.vllm_runtime.socket_folder import make_socket_folder
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.state import LoadProgress
@@ -55,6 +56,7 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     _require_memory(context.device, options)
     context.report(LoadProgress(stage="starting_engine"))
     os.environ[OWNER_PID] = str(os.getpid())
+    make_socket_folder()
     # vLLM would report usage to its authors.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     check_names(options, worker_id)

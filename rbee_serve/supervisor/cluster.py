@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from rbee_serve.supervisor.log_folder import LogReader
 from rbee_serve.supervisor.ray_start import patched_ray_start
 from rbee_serve.supervisor.reaper import start_reaper
 from rbee_serve.supervisor.resources import shortage
+from rbee_serve.supervisor.temp_folder import make_temp_folder
 from rbee_serve.supervisor.worker_output import show_worker_output
 
 SERVE_SHUTDOWN_S = 6.0
@@ -28,6 +30,8 @@ RAY_SHUTDOWN_S = 6.0
 """How long Ray may take to stop. The kernel ends what is left together with the supervisor."""
 RECORD_S = 0.5
 """The time in which the reaper lists the processes."""
+REAP_S = 5.0
+"""How long the reaper may take to end what is left and to remove temporary files."""
 
 
 class Cluster:
@@ -36,7 +40,7 @@ class Cluster:
     def __init__(self, checked: CheckedConfig) -> None:
         self._checked = checked
         self._client: Any = None
-        self._reaper: Any = None
+        self._reaper: subprocess.Popen[bytes] | None = None
         self._output: LogReader | None = None
 
     def load(self) -> None:
@@ -50,11 +54,12 @@ class Cluster:
     def start_ray(self, output: Callable[[str], None], verbose: bool) -> None:
         """Start Ray's processes. `output` receives lines of the workers: warnings of rbee-serve, or with `verbose` all.
 
-        Replaces the handler of SIGTERM with Ray's. Raises `RuntimeError` if Ray did not start.
+        Replaces the handler of SIGTERM with Ray's, and `TMPDIR` with a folder that is removed at the end. Raises
+        `RuntimeError` if Ray did not start.
         """
         import ray
 
-        self._reaper = start_reaper()
+        self._reaper = start_reaper(make_temp_folder(os.environ))
         try:
             with patched_ray_start():
                 ray.init(
@@ -134,6 +139,7 @@ class Cluster:
             self._output.close()
         with suppress(TimeoutError):
             call_with_timeout(RAY_SHUTDOWN_S, ray.shutdown)
+        self._reap()
 
     def exit_while_starting(self) -> NoReturn:
         """End this process at once, with exit code 0; the kernel and the reaper end the processes of Ray. For a signal
@@ -145,9 +151,15 @@ class Cluster:
 
     def _record_descendants(self) -> None:
         """Have the reaper list the processes now: some will be orphans in a moment."""
-        if self._reaper is not None:
+        if self._reaper is not None and self._reaper.stdin is not None:
             with suppress(OSError):
                 self._reaper.stdin.write(b".")
+
+    def _reap(self) -> None:
+        """Have the reaper end what is left and remove temporary files, and wait for that."""
+        if self._reaper is not None:
+            with suppress(OSError, subprocess.TimeoutExpired):
+                self._reaper.communicate(timeout=REAP_S)
 
 
 def _node() -> Any:

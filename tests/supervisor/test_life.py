@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from rbee_serve.supervisor.checks import check_port_is_free
 from tests.conftest import ECHO
+from tests.served.models import LLM
 from tests.supervised import START_S, supervisor
 
 pytestmark = pytest.mark.ray
@@ -94,3 +96,24 @@ def test_a_signal_during_the_start_stops_it(tmp_path: Path, step: str, later_s: 
         # Where Serve starts faster than that, the workers are loading already.
         assert running.output().splitlines()[-1].startswith(("stopped before anything was served", "stopped after"))
         assert psutil.wait_procs(started, timeout=15)[1] == []
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_the_language_model_leaves_nothing_behind(end: signal.Signals, tmp_path: Path) -> None:
+    shared = set(Path("/dev/shm").iterdir())
+    with (
+        tempfile.TemporaryDirectory() as folder,  # short enough for sockets
+        supervisor(tmp_path, [LLM], {"TMPDIR": folder}) as running,
+    ):
+        running.until("Ctrl+C stops it")
+        [temp] = Path(folder).glob("rbee-serve-*")
+        assert any(file.is_socket() for file in temp.rglob("*"))
+        started = running.started()
+        made = {file for file in set(Path("/dev/shm").iterdir()) - shared if file.name.startswith("psm_")}
+        assert made
+        running.process.send_signal(end)
+        running.process.wait(30)
+        assert psutil.wait_procs(started, timeout=15)[1] == []
+        assert [entry.name for entry in Path(folder).iterdir()] == ["ray"]
+        assert made.isdisjoint(Path("/dev/shm").iterdir())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -78,34 +81,59 @@ signal.raise_signal(signal.SIGTERM)
     assert (done.returncode, done.stderr) == (STOPPED_AT_ONCE, "stopped at once\n")
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
-def test_no_child_process_outlives_the_supervisor(end: signal.Signals | None) -> None:
-    program = """
-import subprocess, sys, time
+ENGINE = """
+import multiprocessing.resource_tracker, os, signal, socket, subprocess, tempfile, time
+from multiprocessing.shared_memory import SharedMemory
+folder = tempfile.mkdtemp()
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(folder + "/socket")
+segment = SharedMemory(create=True, size=1 << 20)
+os.kill(multiprocessing.resource_tracker._resource_tracker._pid, signal.SIGKILL)  # it would remove the segment
+print(subprocess.Popen(["sleep", "100"]).pid, folder, segment.name, flush=True)
+time.sleep(100)
+"""
+"""What an engine makes, as far as it would leave it."""
+
+SUPERVISOR = f"""
+import os, subprocess, sys, time
 from rbee_serve.supervisor.reaper import start_reaper
-reaper = start_reaper()
-sleeper = "import subprocess, time; print(subprocess.Popen(['sleep', '100']).pid, flush=True); time.sleep(100)"
-subprocess.Popen([sys.executable, "-c", sleeper], start_new_session=True)
-time.sleep(1)
+from rbee_serve.supervisor.temp_folder import make_temp_folder
+reaper = start_reaper(make_temp_folder(os.environ))
+subprocess.Popen([sys.executable, "-c", {ENGINE!r}], start_new_session=True)
+time.sleep(1.5)
 reaper.stdin.write(b".")
 sys.stdin.read()
 """
-    supervisor = subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert supervisor.stdout is not None
-    assert supervisor.stdin is not None
-    grandchild = psutil.Process(int(supervisor.stdout.readline()))
-    started = [*psutil.Process(supervisor.pid).children(recursive=True), grandchild]
-    time.sleep(1.5)  # the reaper records the descendants
-    if end is None:
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, None])
+def test_nothing_outlives_the_supervisor(end: signal.Signals | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # short enough for a socket
+        supervisor = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISOR],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"TMPDIR": folder},
+        )
+        assert supervisor.stdout is not None
+        assert supervisor.stdin is not None
+        grandchild, made, segment = supervisor.stdout.readline().split()
+        started = [*psutil.Process(supervisor.pid).children(recursive=True), psutil.Process(int(grandchild))]
+        assert Path(made, "socket").is_socket()
+        assert Path(made).is_relative_to(folder)
+        assert Path("/dev/shm", segment).exists()
+        time.sleep(1.5)  # the reaper records the descendants
+        if end is None:
+            supervisor.stdin.close()
+        else:
+            supervisor.send_signal(end)
+        supervisor.wait()
+        supervisor.stdout.close()
         supervisor.stdin.close()
-    else:
-        supervisor.send_signal(end)
-    supervisor.wait()
-    supervisor.stdout.close()
-    supervisor.stdin.close()
-    assert psutil.wait_procs(started, timeout=10)[1] == []
+        assert psutil.wait_procs(started, timeout=10)[1] == []
+        assert list(Path(folder).iterdir()) == []
+        assert not Path("/dev/shm", segment).exists()
 
 
 def test_a_call_that_hangs_is_abandoned_after_its_timeout() -> None:

@@ -1,0 +1,1 @@
+"""A soak: mixed load, bad requests, disconnects, killed processes and an orchestrator that misbehaves, all at once."""

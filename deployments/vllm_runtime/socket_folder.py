@@ -1,0 +1,30 @@
+"""A folder for the sockets between a replica and its vLLM processes, which vLLM itself never removes: a dozen for each
+engine, in the system's temporary folder."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import shutil
+import tempfile
+
+FOLDER = "VLLM_RPC_BASE_PATH"
+"""vLLM's environment variable with the folder of its sockets, inherited by the engine's processes."""
+OURS = "RBEE_SERVE_ENGINE_SOCKETS"
+"""The folder if we made it: one that the operator chose is not removed."""
+
+
+@functools.cache
+def make_socket_folder() -> None:
+    """Have vLLM make the sockets of this process's engines in a folder that is removed when the process exits. If it is
+    killed, its engine's process calls `remove_socket_folder` (`plugin`)."""
+    if os.environ.get(FOLDER) == os.environ.get(OURS):  # neither is set, or a process above this one has set both
+        os.environ[FOLDER] = os.environ[OURS] = tempfile.mkdtemp(prefix="rbee-")
+        atexit.register(remove_socket_folder)
+
+
+def remove_socket_folder() -> None:
+    """Remove the folder that `make_socket_folder` has made, in that process or in one above this one."""
+    if folder := os.environ.get(OURS):
+        shutil.rmtree(folder, ignore_errors=True)
