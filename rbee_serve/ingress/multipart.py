@@ -50,10 +50,10 @@ def parts_of(content_type: str, body: bytes) -> list[FormPart]:
     decoded.
     """
     parts: list[FormPart] = []
-    for block in _blocks(_boundary(content_type), body):
+    for start, end in _blocks(_boundary(content_type), body):
         if len(parts) == MAX_PARTS:
             raise _bad_form(f"has more than {MAX_PARTS} parts")
-        parts.append(_part(block))
+        parts.append(_part(body, start, end))
     return parts
 
 
@@ -65,8 +65,8 @@ def _boundary(content_type: str) -> bytes:
     return boundary
 
 
-def _blocks(boundary: bytes, body: bytes) -> Iterator[bytes]:
-    """Each part's headers and content. Content is copied once."""
+def _blocks(boundary: bytes, body: bytes) -> Iterator[tuple[int, int]]:
+    """The positions of each part's headers and content. Nothing is copied."""
     delimiter = b"--" + boundary
     start = 0 if body.startswith(delimiter) else body.find(b"\n" + delimiter) + 1
     if start == 0 and not body.startswith(delimiter):
@@ -81,7 +81,7 @@ def _blocks(boundary: bytes, body: bytes) -> Iterator[bytes]:
         # The line end before the first boundary of a part without content is that of the boundary's own line.
         begin = line.end() - len(line[1])
         end = _next(body, separator, begin)
-        yield body[line.end() : max(end, line.end())]
+        yield line.end(), max(end, line.end())
         after = end + len(separator)
 
 
@@ -95,8 +95,8 @@ def _next(body: bytes, separator: bytes, begin: int) -> int:
     raise _bad_form("is an incomplete form: its closing boundary is missing")
 
 
-def _part(block: bytes) -> FormPart:
-    head, content = _split(block)
+def _part(body: bytes, start: int, end: int) -> FormPart:
+    head, content = _split(body, start, end)
     headers = {}
     for line in _FOLDED.sub(b" ", head).splitlines():
         header, _, value = line.partition(b":")
@@ -115,15 +115,16 @@ def _part(block: bytes) -> FormPart:
     )
 
 
-def _split(block: bytes) -> tuple[bytes, bytes]:
+def _split(body: bytes, start: int, end: int) -> tuple[bytes, bytes]:
     """The headers and the content of a part, which an empty line separates."""
-    if block.startswith((b"\r\n", b"\n")):  # no header at all
-        return b"", block
-    ends = [(at, len(mark)) for mark in (b"\r\n\r\n", b"\n\n") if (at := block.find(mark, 0, MAX_HEADER_BYTES)) >= 0]
+    last = min(end, start + MAX_HEADER_BYTES)
+    if body.startswith((b"\r\n", b"\n"), start, last):  # no header at all
+        return b"", b""
+    ends = [(at, len(mark)) for mark in (b"\r\n\r\n", b"\n\n") if (at := body.find(mark, start, last)) >= 0]
     if not ends:
         raise _bad_form("has a part whose headers do not end")
     at, length = min(ends)
-    return block[:at], block[at + length :]
+    return body[start:at], body[at + length : end]
 
 
 def _parameters(header: bytes) -> dict[bytes, bytes]:
