@@ -36,7 +36,7 @@ MAKE_TEST = (
     r"llm/test_chat_template\.py::",
     r"test_reranker\.py::",
     r"torch_runtime/",
-    r"vision/test_(classify|vision_generate)\.py::",
+    r"vision/test_(classify|inpainting|vision_generate)\.py::",
 )
 """Patterns of node ids below `tests/`. With another frontend than our own listener a test is `full` all the same."""
 

@@ -59,7 +59,7 @@ class GenerationRequest(InferenceRequest):
     stop: list[Annotated[str, Field(min_length=1, max_length=100)]] = Field(default_factory=list, max_length=4)
     """Texts that end the generation. They are not part of the output."""
     seed: Seed = None
-    """The same seed and request give the same tokens."""
+    """The same seed and request give the same tokens. -1 is as good as left out."""
     ignore_eos: bool = False
     """Whether to generate past the model's end token, for benchmarks."""
     lora: Annotated[str, Field(min_length=1, max_length=256)] | None = None

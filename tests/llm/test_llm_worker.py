@@ -55,7 +55,7 @@ def test_rules_across_fields_are_reported_as_rules(body: bytes) -> None:
     [
         ("max_tokens", 0), ("max_tokens", 2049), ("temperature", 2.1), ("temperature", -0.1), ("top_p", 0),
         ("top_p", 1.1), ("top_k", -1), ("min_p", 1.1), ("repetition_penalty", 0), ("repetition_penalty", 2.1),
-        ("seed", 2**64), ("seed", -1), ("stop", ["a"] * 5), ("stop", [""]), ("stop", ["a" * 101]), ("prompt", ""),
+        ("seed", 2**64), ("seed", -2), ("stop", ["a"] * 5), ("stop", [""]), ("stop", ["a" * 101]), ("prompt", ""),
         ("prompt", "a" * 32769),
     ],
 )  # fmt: skip
