@@ -11,6 +11,7 @@ from rbee_serve.config.auth import AuthConfig
 from rbee_serve.config.limits import LimitsConfig
 from rbee_serve.config.orchestrator import OrchestratorConfig
 from rbee_serve.config.parse import parse_application, parse_engine, unknown_key
+from rbee_serve.config.tls import TlsConfig
 from rbee_serve.config.worker import Backend, WorkerConfig, WorkerId
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Backend",
     "LimitsConfig",
     "OrchestratorConfig",
+    "TlsConfig",
     "WorkerConfig",
     "WorkerId",
     "parse_application",

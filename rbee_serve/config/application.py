@@ -10,6 +10,7 @@ from rbee_serve.config.auth import AuthConfig
 from rbee_serve.config.base import ConfigModel
 from rbee_serve.config.limits import LimitsConfig
 from rbee_serve.config.orchestrator import OrchestratorConfig
+from rbee_serve.config.tls import TlsConfig
 from rbee_serve.config.worker import WorkerConfig
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -25,7 +26,9 @@ class ApplicationConfig(ConfigModel):
     auth: AuthConfig = AuthConfig()
     """Who may send requests."""
     limits: LimitsConfig = LimitsConfig()
-    """Limits of the ingress for one request."""
+    """Limits of the ingress for one request and for its connections."""
+    tls: TlsConfig | None = None
+    """The certificate of the ingress's own listener; plain HTTP if left out."""
     public_url: Annotated[str, Field(pattern=r"^https?://[^\s/]+$")] | None = None
     """How others reach this server, such as `http://box:8000`. From `http_options` if left out."""
     ingress_replicas: Annotated[int, Field(ge=1, le=64)] = 1
