@@ -75,9 +75,10 @@ class Listener:
         self._acceptor.close()
         for connection in list(state.connections):
             connection.shutdown()
-        await _until(lambda: not state.connections, timeout_s)
+        await self._acceptor.wait_until_none(timeout_s)
         self._acceptor.abort()
-        await _until(lambda: not state.tasks, 1)
+        if tasks := set(state.tasks):
+            await asyncio.wait(tasks, timeout=1)
         self._sweeping.cancel()
 
     async def _sweep(self) -> None:
@@ -107,12 +108,6 @@ def _connection(
     config: uvicorn.Config, shared: Shared, surplus: bool, release: Callable[[Connection], None]
 ) -> Connection:
     return Connection(config, shared, surplus, release)
-
-
-async def _until(done: Callable[[], bool], timeout_s: float) -> None:
-    deadline = monotonic() + timeout_s
-    while not done() and monotonic() < deadline:
-        await asyncio.sleep(0.02)
 
 
 def _bound(address: Address) -> socket.socket:

@@ -45,6 +45,8 @@ class Acceptor:
         self._open: dict[Connection, asyncio.Task[None]] = {}
         self._surplus: deque[Connection] = deque()
         self._retry: asyncio.TimerHandle | None = None
+        self._none_open = asyncio.Event()
+        self._none_open.set()
         self._loop.add_reader(listening, self._accept)
 
     def close(self) -> None:
@@ -53,6 +55,12 @@ class Acceptor:
             self._retry.cancel()
         self._loop.remove_reader(self._listening)
         self._listening.close()
+
+    async def wait_until_none(self, timeout_s: float) -> None:
+        """Return when no connection is open, after `timeout_s` seconds at the latest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._none_open.wait()
 
     def abort(self) -> None:
         """Close all connections at once."""
@@ -77,6 +85,7 @@ class Acceptor:
     def _admit(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
         is_surplus = len(self._open) - len(self._surplus) >= self._max
+        self._none_open.clear()
         connection = self._make(is_surplus, self._release)
         self._open[connection] = self._loop.create_task(self._serve(connection, accepted))
         if is_surplus:
@@ -106,5 +115,7 @@ class Acceptor:
 
     def _release(self, connection: Connection) -> None:
         self._open.pop(connection, None)
+        if not self._open:
+            self._none_open.set()
         with suppress(ValueError):
             self._surplus.remove(connection)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,7 +66,7 @@ class ServedCertificate:
 
     def _read_stamp(self) -> Stamp:
         try:
-            stats = [os.stat(file) for file in self._files]
+            stats = [file.stat() for file in self._files]
         except OSError:
             return []
         return [(stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats]

@@ -46,11 +46,10 @@ class Http10Exchange(RequestResponseCycle):
             self.expected_content_length = len(message.get("body", b""))  # the content is as long as it is
         await super().send(message)
 
-    def _framed(self, start: Any) -> ASGISendEvent:
+    def _framed(self, start: Any) -> Any:
         headers = list(start.get("headers", ()))
         if not any(name.lower() == b"content-length" for name, _ in headers):
             self._until_close, self.chunked_encoding, self.keep_alive = True, False, False
         elif self.keep_alive:
             headers.append((b"connection", b"keep-alive"))
-        framed: ASGISendEvent = {**start, "headers": headers}
-        return framed
+        return {**start, "headers": headers}

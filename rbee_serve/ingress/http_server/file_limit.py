@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 from contextlib import suppress
+from pathlib import Path
 
 from rbee_serve.ingress.http_server.acceptor import MAX_SURPLUS
 
@@ -22,7 +22,7 @@ def allowed_connections(configured: int | None) -> int:
     The soft limit is raised as far as needed and allowed.
     """
     wanted = configured or DEFAULT_MAX_CONNECTIONS
-    other = len(os.listdir("/dev/fd")) + RESERVE + MAX_SURPLUS
+    other = sum(1 for _ in Path("/dev/fd").iterdir()) + RESERVE + MAX_SURPLUS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + other
     if soft != resource.RLIM_INFINITY and soft < needed:

@@ -57,7 +57,7 @@ class Pace:
         return self._clock.now - self._since > LINGER_S
 
     def stalled(self, unsent_bytes: int, only_idle: bool) -> bool:
-        """Whether the client takes its output too slowly. `only_idle`: more output may be added, and there is little."""
+        """Whether the client takes its output too slowly. `only_idle`: there is little, and more may be added."""
         if not unsent_bytes or only_idle:
             self._stalled_since = None
             return False

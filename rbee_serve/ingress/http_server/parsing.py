@@ -11,7 +11,7 @@ from rbee_serve.errors import HttpVersionNotSupported, InvalidRequest, WorkerErr
 
 _VERSION = "this server speaks HTTP/1.1 and HTTP/1.0"
 _INVALID = "the request is not valid HTTP/1.1"
-_PREFACE = ("Invalid HTTP version", "Expected HTTP/2 Connection Preface")
+_VERSION_FAULTS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
 
 
 class Refused(Exception):
@@ -24,7 +24,7 @@ class Refused(Exception):
 
 def error_of(exc: Exception | None) -> WorkerError:
     """The error for a fault that the parser found; None stands for a version of HTTP that it knows and we do not."""
-    if exc is None or str(exc).startswith(_PREFACE):
+    if exc is None or str(exc).startswith(_VERSION_FAULTS):
         return HttpVersionNotSupported(_VERSION)
     if isinstance(exc.__context__, Refused):
         return exc.__context__.error
