@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from rbee_serve.config.base import ConfigModel
 from rbee_serve.errors import ConfigurationError
@@ -51,12 +52,40 @@ def server_context() -> ssl.SSLContext:
     return context
 
 
-def client_context(cert_file: str | Path) -> ssl.SSLContext:
-    """A context of a client that accepts this very certificate, whatever name it is for."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.load_verify_locations(Path(cert_file).expanduser())
+class PinnedContext(ssl.SSLContext):
+    """A context of a client that accepts the certificate in a file, whatever name it is for, and no other. To be made
+    by `client_context`."""
+
+    cert_file: Path
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        """As ever, with the certificate that is in the file now."""
+        self.load_verify_locations(self.cert_file)
+        return super().wrap_socket(*args, **kwargs)
+
+
+def client_context(cert_file: str | Path) -> PinnedContext:
+    """A context that accepts the certificate in that file. Raises `OSError` if it cannot be read."""
+    context = PinnedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.cert_file = Path(cert_file).expanduser()
+    context.load_verify_locations(context.cert_file)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.check_hostname = False
+    return context
+
+
+def context_of_files(cert: str, key: str | None, password: str | None, ca: str | None) -> ssl.SSLContext:
+    """A server's context with the certificate of Ray Serve's `http_options`. Raises `ConfigurationError`."""
+    context = server_context()
+    try:
+        context.load_cert_chain(cert, key, password)
+        if ca is not None:
+            context.load_verify_locations(ca)
+    except OSError as exc:
+        reason = f": {exc.strerror}" if not isinstance(exc, ssl.SSLError) and exc.strerror else ""
+        raise ConfigurationError(
+            f"http_options.ssl_certfile: {cert} and ssl_keyfile are not a PEM certificate and its key{reason}"
+        ) from None
     return context
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import cast
 
@@ -15,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from rbee_serve.config import LimitsConfig, TlsConfig
+from rbee_serve.config.tls import context_of_files
 from rbee_serve.ingress.http_server.acceptor import Acceptor
 from rbee_serve.ingress.http_server.certificate import ServedCertificate
 from rbee_serve.ingress.http_server.connection import Connection
@@ -96,12 +98,17 @@ class Listener:
 
 def _certificate(address: Address, tls: TlsConfig | None) -> ServedCertificate | None:
     if tls is not None:
-        return ServedCertificate.of_config(tls)
+        return ServedCertificate([tls.cert_file.expanduser(), tls.key_file.expanduser()], tls.context)
     if address.ssl_certfile is None:
         return None
-    return ServedCertificate.of_files(
-        address.ssl_certfile, address.ssl_keyfile, address.ssl_keyfile_password, address.ssl_ca_certs
+    cert, key, password, ca = (
+        address.ssl_certfile,
+        address.ssl_keyfile,
+        address.ssl_keyfile_password,
+        address.ssl_ca_certs,
     )
+    files = [Path(file) for file in (cert, key) if file is not None]
+    return ServedCertificate(files, partial(context_of_files, cert, key, password, ca))
 
 
 def _connection(

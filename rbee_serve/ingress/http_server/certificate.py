@@ -7,8 +7,6 @@ import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rbee_serve.config import TlsConfig
-from rbee_serve.config.tls import server_context
 from rbee_serve.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -25,27 +23,6 @@ class ServedCertificate:
         self._load = load
         self._stamp = self._read_stamp()
         self._context = load()
-
-    @classmethod
-    def of_config(cls, config: TlsConfig) -> ServedCertificate:
-        """That of the configuration."""
-        return cls([config.cert_file.expanduser(), config.key_file.expanduser()], config.context)
-
-    @classmethod
-    def of_files(cls, cert: str, key: str | None, password: str | None, ca: str | None) -> ServedCertificate:
-        """That of Ray Serve's `http_options`. Raises `ConfigurationError` if the files cannot be used."""
-
-        def load() -> ssl.SSLContext:
-            context = server_context()
-            try:
-                context.load_cert_chain(cert, key, password)
-                if ca is not None:
-                    context.load_verify_locations(ca)
-            except OSError as exc:
-                raise ConfigurationError(f"http_options.ssl_certfile: {cert} cannot be used with its key") from exc
-            return context
-
-        return cls([Path(file) for file in (cert, key) if file is not None], load)
 
     def context(self) -> ssl.SSLContext:
         """For the next connection."""
