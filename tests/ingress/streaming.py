@@ -1,0 +1,48 @@
+"""Responses for clients that do not read: a stream without end, and a body that fits into no buffer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rbee_serve.ingress.event_response import EventResponse
+
+LARGE_BYTES = 20 * 1024 * 1024
+
+
+def with_streams(app: ASGIApp) -> ASGIApp:
+    """`app`, and the paths /stream (a kilobyte each millisecond), /three (events), /large, /late and /echo."""
+
+    async def routed(scope: Scope, receive: Receive, send: Send) -> None:
+        responses = {
+            "/stream": lambda: EventResponse(_endless()),
+            "/three": lambda: EventResponse(_three()),
+            "/large": lambda: Response(b"x" * LARGE_BYTES),
+        }
+        if make := responses.get(scope["path"]):
+            await make()(scope, receive, send)
+        elif scope["path"] == "/late":
+            await asyncio.sleep(1.0)
+            await Response("late")(scope, receive, send)
+        elif scope["path"] == "/echo":
+            await Response(await Request(scope, receive).body())(scope, receive, send)
+        else:
+            await app(scope, receive, send)
+
+    return routed
+
+
+async def _endless() -> AsyncGenerator[bytes, None]:
+    while True:
+        yield b"data: " + b"x" * 1024 + b"\n\n"
+        await asyncio.sleep(0.001)
+
+
+async def _three() -> AsyncGenerator[bytes, None]:
+    for n in range(3):
+        yield b"data: %d\n\n" % n
+        await asyncio.sleep(0.01)
