@@ -40,16 +40,18 @@ def ready_states(worker_id: str) -> WorkerStateCache:
     return states
 
 
-def services_of(workers: Mapping[str, Worker], ready_worker_id: str) -> IngressServices:
+def services_of(
+    workers: Mapping[str, Worker], ready_worker_id: str, limits: LimitsConfig | None = None
+) -> IngressServices:
     """The services over these workers, one of which is ready."""
     states = ready_states(ready_worker_id)
-    return IngressServices(dict(workers), LimitsConfig(), states, Router({}, 1.0), "http://localhost", 80)
+    return IngressServices(dict(workers), limits or LimitsConfig(), states, Router({}, 1.0), "http://localhost", 80)
 
 
-def application(token: bytes | None) -> Starlette:
+def application(token: bytes | None, limits: LimitsConfig | None = None) -> Starlette:
     """The real routes over one worker that is ready."""
     worker = Worker(WorkerConfig(id="echo-0", type="echo"), SPEC, EchoRequest)
-    app = build_ingress(services_of({"echo-0": worker}, "echo-0"), token)
+    app = build_ingress(services_of({"echo-0": worker}, "echo-0", limits), token)
     assert isinstance(app, Starlette)
     return app
 

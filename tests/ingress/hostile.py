@@ -1,6 +1,6 @@
 """A server to attack: the ingress application behind its own listener, in a process of its own, and raw clients.
 
-    python -m tests.ingress.hostile PORT LIMITS TLS      both as JSON
+python -m tests.ingress.hostile PORT LIMITS TLS PATIENCE_S      limits and TLS as JSON
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import psutil
 import uvloop
 
 from rbee_serve.config import LimitsConfig, TlsConfig
+from rbee_serve.ingress.http_server import pace
 from rbee_serve.ingress.listener import Address, Listener
 from tests.conftest import free_port
 from tests.ingress.application import application
@@ -39,17 +40,30 @@ class Attacked:
     port: int
     process: psutil.Process
 
-    def connect(self) -> socket.socket:
-        """A new connection."""
-        return socket.create_connection(("127.0.0.1", self.port), 10)
+    def connect(self, receive_buffer: int | None = None) -> socket.socket:
+        """A new connection. `receive_buffer`: bytes that the system takes before anybody reads them."""
+        connection = socket.socket()
+        connection.settimeout(10)
+        if receive_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.connect(("127.0.0.1", self.port))
+        return connection
 
-    def connections(self, count: int, sent: bytes, stack: ExitStack) -> list[socket.socket]:
+    def connections(
+        self, count: int, sent: bytes, stack: ExitStack, receive_buffer: int | None = None
+    ) -> list[socket.socket]:
         """Connections that have sent something; `stack` closes them."""
-        opened = [stack.enter_context(self.connect()) for _ in range(count)]
+        opened = [stack.enter_context(self.connect(receive_buffer)) for _ in range(count)]
         for connection in opened:
             connection.sendall(sent)
             connection.setblocking(False)
         return opened
+
+    def wait_until_idle(self) -> None:
+        """Return when the server has nothing to do."""
+        self.process.cpu_percent()
+        while self.process.cpu_percent(0.3) > 20:
+            pass
 
     def memory(self) -> int:
         """Bytes of memory in use."""
@@ -66,11 +80,16 @@ class Attacked:
 
 @contextmanager
 def attacked(
-    limits: Mapping[str, Any] | None = None, tls: Mapping[str, str] | None = None, open_files: int | None = None
+    limits: Mapping[str, Any] | None = None,
+    tls: Mapping[str, str] | None = None,
+    open_files: int | None = None,
+    patience_s: float = pace.MAX_STALLED_READER_S,
 ) -> Iterator[Attacked]:
-    """The server, until the end of the block. `open_files`: its limit on them."""
+    """The server, until the end of the block. `open_files`: its limit on them. `patience_s`: how long it waits for a
+    reader."""
     port = free_port()
-    command = [sys.executable, "-m", "tests.ingress.hostile", str(port), json.dumps(limits or {}), json.dumps(tls)]
+    options = [str(port), json.dumps(limits or {}), json.dumps(tls), str(patience_s)]
+    command = [sys.executable, "-m", "tests.ingress.hostile", *options]
     if open_files is not None:
         command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -100,23 +119,23 @@ def closed(connections: Sequence[socket.socket], within_s: float) -> int:
             selector.register(connection, selectors.EVENT_READ)
         while selector.get_map() and (left := deadline - time.monotonic()) > 0:
             for key, _ in selector.select(left):
-                connection = key.fileobj
-                assert isinstance(connection, socket.socket)
+                assert isinstance(key.fileobj, socket.socket)
                 try:
-                    gone = not connection.recv(65536)
+                    gone = not key.fileobj.recv(65536)
                 except ConnectionError:
                     gone = True
                 if gone:
-                    selector.unregister(connection)
+                    selector.unregister(key.fileobj)
                     count += 1
     return count
 
 
-async def _serve(port: int, limits: Mapping[str, Any], tls: Mapping[str, str] | None) -> None:
+async def _serve(port: int, options: Mapping[str, Any], tls: Mapping[str, str] | None) -> None:
+    limits = LimitsConfig(**options)
     Listener(
-        with_streams(application(None)),
+        with_streams(application(None, limits)),
         Address("127.0.0.1", port, keep_alive_timeout_s=3),
-        LimitsConfig(**limits),
+        limits,
         TlsConfig.model_validate(tls) if tls else None,
     )
     print("listening", flush=True)
@@ -124,5 +143,7 @@ async def _serve(port: int, limits: Mapping[str, Any], tls: Mapping[str, str] | 
 
 
 if __name__ == "__main__":
+    pace.MAX_STALLED_READER_S = float(sys.argv[4])
+    pace.MIN_READ_BYTES_PER_S = 10 * 1024 * 1024 if float(sys.argv[4]) < 10 else pace.MIN_READ_BYTES_PER_S
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])))

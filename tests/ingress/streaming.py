@@ -15,19 +15,13 @@ LARGE_BYTES = 20 * 1024 * 1024
 
 
 def with_streams(app: ASGIApp) -> ASGIApp:
-    """`app`, and the paths /stream (a kilobyte each millisecond), /three (events), /large, /late and /echo."""
+    """`app`, and the paths /stream (a kilobyte each millisecond), /three (events), /large and /echo."""
 
     async def routed(scope: Scope, receive: Receive, send: Send) -> None:
-        responses = {
-            "/stream": lambda: EventResponse(_endless()),
-            "/three": lambda: EventResponse(_three()),
-            "/large": lambda: Response(b"x" * LARGE_BYTES),
-        }
-        if make := responses.get(scope["path"]):
-            await make()(scope, receive, send)
-        elif scope["path"] == "/late":
-            await asyncio.sleep(1.0)
-            await Response("late")(scope, receive, send)
+        if scope["path"] in ("/stream", "/three"):
+            await EventResponse(_endless() if scope["path"] == "/stream" else _three())(scope, receive, send)
+        elif scope["path"] == "/large":
+            await Response(b"x" * LARGE_BYTES)(scope, receive, send)
         elif scope["path"] == "/echo":
             await Response(await Request(scope, receive).body())(scope, receive, send)
         else:
