@@ -24,6 +24,9 @@ from rbee_serve.ingress.http_server.file_limit import allowed_connections
 from rbee_serve.ingress.http_server.shared import Shared
 
 BACKLOG = 2048
+MAX_UNSENT_BYTES = 128 * 1024
+"""Output of a connection that the kernel keeps before it is on its way; it would take megabytes for a client that does
+not read."""
 SWEEP_S = 1.0
 
 
@@ -123,6 +126,7 @@ def _bound(address: Address) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)  # of its connections
         listening.bind(address_info)
         listening.listen(BACKLOG)
     except OSError:

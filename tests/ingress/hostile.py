@@ -111,6 +111,15 @@ def response_of(connection: socket.socket, timeout_s: float = 5.0) -> bytes:
     return received
 
 
+def health_of(connection: socket.socket, request: bytes = GOOD) -> bytes:
+    """The response to a request for the health, which ends with a brace."""
+    connection.sendall(request)
+    received = b""
+    while not received.endswith(b"}"):
+        received += connection.recv(65536)
+    return received
+
+
 def closed(connections: Sequence[socket.socket], within_s: float) -> int:
     """How many of them the server closes in this time."""
     deadline, count = time.monotonic() + within_s, 0

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.ingress.hostile import GOOD, Attacked, attacked, closed, response_of
+from tests.ingress.hostile import GOOD, Attacked, attacked, closed, health_of, response_of
 
 HOST = b"Host: localhost\r\n"
 CHUNKED = b"POST /echo HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -152,8 +152,8 @@ def test_an_http_1_0_connection_stays_open_only_if_the_client_asks(server: Attac
     assert answer(server, b"GET /health HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
     with server.connect() as connection:
         for _ in range(2):
-            connection.sendall(b"GET /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-            assert b"\r\nconnection: keep-alive\r\n" in connection.recv(65536)
+            request = b"GET /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+            assert b"\r\nconnection: keep-alive\r\n" in health_of(connection, request)
 
 
 def test_few_requests_at_once_are_served_in_order_and_many_are_not_kept(server: Attacked) -> None:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from tests.ingress.hostile import GOOD, Attacked, attacked, closed, response_of
+from tests.ingress.hostile import GOOD, Attacked, attacked, closed, health_of, response_of
 from tests.ingress.streaming import LARGE_BYTES
 from tests.served.measured import measured
 
@@ -98,8 +98,7 @@ def _drip(connection: socket.socket, data: Iterator[int], pause_s: float) -> Non
 
 def test_the_next_request_of_a_connection_has_the_same_time(server: Attacked) -> None:
     with server.connect() as connection:
-        connection.sendall(GOOD)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert health_of(connection).startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"GET ")
         assert response_of(connection).startswith(b"HTTP/1.1 408 ")
 

@@ -55,12 +55,15 @@ def test_a_client_that_does_not_trust_it_refuses(server: Attacked) -> None:
 def test_plain_http_and_old_tls_are_refused(server: Attacked, tls: dict[str, str]) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         httpx.get(f"http://localhost:{server.port}/health")
-    context = trusting(tls)
-    with pytest.warns(DeprecationWarning):
-        context.minimum_version = ssl.TLSVersion.TLSv1
-        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
+        old = _only(trusting(tls), ssl.TLSVersion.TLSv1_1)
     with server.connect() as connection, pytest.raises(ssl.SSLError):
-        context.wrap_socket(connection, server_hostname="localhost")
+        old.wrap_socket(connection, server_hostname="localhost")
+
+
+def _only(context: ssl.SSLContext, version: ssl.TLSVersion) -> ssl.SSLContext:
+    context.minimum_version = context.maximum_version = version
+    return context
 
 
 def test_headers_are_bounded_and_refused_in_tls_too(server: Attacked, tls: dict[str, str]) -> None:
