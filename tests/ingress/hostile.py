@@ -153,6 +153,5 @@ async def _serve(port: int, options: Mapping[str, Any], tls: Mapping[str, str] |
 
 if __name__ == "__main__":
     pace.MAX_STALLED_READER_S = float(sys.argv[4])
-    pace.MIN_READ_BYTES_PER_S = 10 * 1024 * 1024 if float(sys.argv[4]) < 10 else pace.MIN_READ_BYTES_PER_S
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])))

@@ -10,8 +10,8 @@ SURPLUS_S = 2.0
 """Seconds for the headers on a connection over the bound."""
 MAX_STALLED_READER_S = 30.0
 MIN_READ_BYTES_PER_S = 16 * 1024
-"""As in the replica: a client that is behind has to take what is there within `MAX_STALLED_READER_S` and the time that
-it takes at this rate."""
+"""As in the replica: a client that is behind has to take something every `MAX_STALLED_READER_S`, and all that is there
+within that time and the time that it takes at this rate."""
 
 
 @dataclass(slots=True)
@@ -24,14 +24,24 @@ class Clock:
 class Pace:
     """The times of one connection."""
 
-    __slots__ = ("_clock", "_since", "_stalled_bytes", "_stalled_since", "_surplus", "ending")
+    __slots__ = (
+        "_clock",
+        "_progress_at",
+        "_since",
+        "_stalled_bytes",
+        "_stalled_since",
+        "_surplus",
+        "_unsent_bytes",
+        "ending",
+    )
 
     def __init__(self, clock: Clock, surplus: bool) -> None:
         self._clock = clock
         self._surplus = surplus
         self._since = clock.now
         self._stalled_since: float | None = None
-        self._stalled_bytes = 0
+        self._stalled_bytes = self._unsent_bytes = 0
+        self._progress_at = clock.now
         self.ending = False
         """Whether only the rest of the output is sent."""
 
@@ -61,7 +71,11 @@ class Pace:
         if not unsent_bytes or only_idle:
             self._stalled_since = None
             return False
+        now = self._clock.now
         if self._stalled_since is None:
-            self._stalled_since, self._stalled_bytes = self._clock.now, unsent_bytes
-        allowed_s = MAX_STALLED_READER_S + self._stalled_bytes / MIN_READ_BYTES_PER_S
-        return self._clock.now - self._stalled_since > allowed_s
+            self._stalled_since, self._stalled_bytes = now, unsent_bytes
+        elif unsent_bytes == self._unsent_bytes:
+            allowed_s = MAX_STALLED_READER_S + self._stalled_bytes / MIN_READ_BYTES_PER_S
+            return now - self._progress_at > MAX_STALLED_READER_S or now - self._stalled_since > allowed_s
+        self._unsent_bytes, self._progress_at = unsent_bytes, now
+        return False
