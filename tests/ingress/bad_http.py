@@ -227,7 +227,7 @@ HEADERS = [
     case("x-session-id", whole(INFER, GOOD, b"x-session-id: nobody")),
     case("Ray's own time limit", whole(INFER, GOOD, b"x-request-timeout-seconds: 1e-9")),
     case("Ray's own switch", whole(INFER, GOOD, b"x-request-disconnect-disabled: ?1")),
-    # uvicorn's parser treats the rest as another protocol, so there is no body. HAProxy removes the header, and so do we.
+    # uvicorn's parser treats the rest as another protocol, so there is no body. HAProxy removes the header; so do we.
     case("Upgrade", whole(INFER, GOOD, *UPGRADE), 400, "INVALID_REQUEST", haproxy=(200, ACCEPTED), own=(200, ACCEPTED)),
     # Ray decodes these as UTF-8 before it calls us, and would respond with 500.
     *(

@@ -61,9 +61,11 @@ class Attacked:
 
     def wait_until_idle(self) -> None:
         """Return when the server has nothing to do."""
-        self.process.cpu_percent()
-        while self.process.cpu_percent(0.3) > 20:
-            pass
+        idle = 0
+        while idle < 4:
+            before = sum(self.process.cpu_times()[:2])
+            time.sleep(0.25)
+            idle = idle + 1 if sum(self.process.cpu_times()[:2]) - before < 0.03 else 0
 
     def memory(self) -> int:
         """Bytes of memory in use."""
