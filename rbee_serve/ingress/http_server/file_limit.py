@@ -21,10 +21,10 @@ def allowed_connections(configured: int | None) -> int:
 
     The soft limit is raised as far as needed and allowed.
     """
-    wanted = configured or DEFAULT_MAX_CONNECTIONS
+    connections = configured or DEFAULT_MAX_CONNECTIONS
     other = sum(1 for _ in Path("/dev/fd").iterdir()) + RESERVE + MAX_SURPLUS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + other
+    needed = connections + other
     if soft != resource.RLIM_INFINITY and soft < needed:
         raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with suppress(OSError, ValueError):

@@ -48,12 +48,12 @@ class Input(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse a piece of input, in slices that are not larger than the head may still be."""
-        if len(data) <= _SLICE and not (self._count.in_head and len(data) > self._count.room):
+        if len(data) <= _SLICE and not (self._count.in_head and len(data) > self._count.head_bytes_left):
             self._feed(data)
             return
         view = memoryview(data)
         while view and not self._deaf:
-            size = min(_SLICE, self._count.room) if self._count.in_head else _SLICE
+            size = min(_SLICE, self._count.head_bytes_left) if self._count.in_head else _SLICE
             if not size:
                 self._refuse(HeadersTooLarge(self._shared.too_large))
                 return

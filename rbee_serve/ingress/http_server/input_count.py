@@ -18,7 +18,7 @@ class InputCount:
         """Whether what comes next belongs to a head, and not to a body."""
 
     @property
-    def room(self) -> int:
+    def head_bytes_left(self) -> int:
         """Bytes that the head may still have."""
         return self._max - self._head
 

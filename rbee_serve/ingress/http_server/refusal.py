@@ -20,14 +20,14 @@ def response(
     error: WorkerError, request_headers: Headers, default_headers: Headers, *more: tuple[bytes, bytes]
 ) -> bytes:
     """The bytes of a response with the error. It has the correlation id of the request, or a new one."""
-    wanted = correlation.HEADER.encode()
-    given = next((value for name, value in request_headers if name == wanted), b"")
+    id_header = correlation.HEADER.encode()
+    given = next((value for name, value in request_headers if name == id_header), b"")
     body = json.dumps(error.to_json(), separators=(",", ":")).encode()
     headers = [
         *default_headers,
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
-        (wanted, correlation.accept(given.decode("latin-1")).encode()),
+        (id_header, correlation.accept(given.decode("latin-1")).encode()),
         *more,
         (b"connection", b"close"),
     ]
