@@ -16,7 +16,8 @@ PUBLIC = {
     },
     "rbee_serve.errors": {
         "BodyTimeout", "ConfigurationError", "CudaError", "HeaderTimeout", "HeadersTooLarge", "HttpVersionNotSupported",
-        "InferenceTimeout", "InsufficientResources", "InsufficientVram", "InternalError", "InvalidRequest", "MethodNotAllowed",
+        "InferenceTimeout", "InsufficientResources", "InsufficientVram", "InternalError", "InvalidRequest",
+        "MethodNotAllowed",
         "MisdirectedRequest", "OriginNotAllowed", "PayloadTooLarge", "RateLimited", "RequestTooLong", "RouteNotFound",
         "UnsupportedMediaType", "Violation", "WorkerError", "WorkerLoading", "WorkerLost", "WorkerNotFound",
         "WorkerStopping", "WorkerUnhealthy",
