@@ -84,6 +84,7 @@ def _bounds(server: Server) -> Sequence[str]:
         before = sum(server.tree.memory_bytes().values())
         with socket.create_connection(("127.0.0.1", port), 5) as endless:
             with suppress(OSError):
+                endless.sendall(get)
                 for _ in range(HEADER_MB):
                     endless.sendall((b"X: " + b"x" * 1019 + b"\r\n") * 1024)
             time.sleep(1)
