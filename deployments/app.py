@@ -38,6 +38,8 @@ def check(args: Any, host: str) -> ApplicationConfig:
     """
     config = _configuration(args, host)
     faults = []
+    if config.tls is not None:
+        config.tls.context()
     for index, worker in enumerate(config.workers):
         spec = _spec(worker)
         try:
@@ -142,7 +144,12 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
     config = _configuration(args, host)
     for warning in config.warnings():
         logger.warning("%s", warning)
-    base_url = config.public_url or f"http://{'127.0.0.1' if host in LOCAL_HOSTS else host}:{port}"
+    if config.tls is not None and (address is None or http.ssl_certfile is not None):
+        raise ConfigurationError(
+            "tls: is for a server without Ray's proxies and without http_options.ssl_certfile; use either"
+        )
+    scheme = "https" if config.tls is not None or http.ssl_certfile is not None else "http"
+    base_url = config.public_url or f"{scheme}://{'127.0.0.1' if host in LOCAL_HOSTS else host}:{port}"
     spec_paths = {worker.id: import_path(worker.type, worker.task, WORKER_TYPES) for worker in config.workers}
     implementations = {worker_id: load_spec(path).name for worker_id, path in spec_paths.items()}
     quiet = {"enable_access_log": False}

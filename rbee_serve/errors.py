@@ -3,7 +3,8 @@
     WorkerError                      every error that a client may receive
     ├── CudaError                    the accelerator failed
     ├── InvalidRequest               the request breaks a rule; carries every violation
-    │   └── RequestTooLong           the input does not fit the model's context
+    │   ├── RequestTooLong           the input does not fit the model's context
+    │   └── HttpVersionNotSupported  a version of HTTP that the server does not speak
     ├── InferenceTimeout             the deadline passed before the work was done
     ├── WorkerUnhealthy              the worker cannot serve and will not recover by itself
     ├── InternalError                an internal fault; details are in the log only
@@ -118,6 +119,12 @@ class InvalidRequest(WorkerError):
 
 class RequestTooLong(InvalidRequest):
     """The input, or the input with the requested output, does not fit the model's context."""
+
+
+class HttpVersionNotSupported(InvalidRequest):
+    """A version of HTTP that the server does not speak."""
+
+    http_status = 505
 
 
 class InferenceTimeout(WorkerError):

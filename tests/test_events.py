@@ -174,6 +174,7 @@ ERRORS = {
     "MethodNotAllowed": ("METHOD_NOT_ALLOWED", 405, False, None),
     "PayloadTooLarge": ("PAYLOAD_TOO_LARGE", 413, False, None),
     "HeadersTooLarge": ("HEADERS_TOO_LARGE", 431, False, None),
+    "HttpVersionNotSupported": ("INVALID_REQUEST", 505, False, None),
     "HeaderTimeout": ("HEADER_TIMEOUT", 408, True, None),
     "BodyTimeout": ("BODY_TIMEOUT", 408, True, None),
     "MisdirectedRequest": ("MISDIRECTED_REQUEST", 421, False, None),

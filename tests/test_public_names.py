@@ -15,8 +15,9 @@ PUBLIC = {
         "WorkerInfo", "WorkerReadiness",
     },
     "rbee_serve.errors": {
-        "BodyTimeout", "ConfigurationError", "CudaError", "HeaderTimeout", "HeadersTooLarge", "InferenceTimeout",
-        "InsufficientResources", "InsufficientVram", "InternalError", "InvalidRequest", "MethodNotAllowed",
+        "BodyTimeout", "ConfigurationError", "CudaError", "HeaderTimeout", "HeadersTooLarge", "HttpVersionNotSupported",
+        "InferenceTimeout", "InsufficientResources", "InsufficientVram", "InternalError", "InvalidRequest",
+        "MethodNotAllowed",
         "MisdirectedRequest", "OriginNotAllowed", "PayloadTooLarge", "RateLimited", "RequestTooLong", "RouteNotFound",
         "UnsupportedMediaType", "Violation", "WorkerError", "WorkerLoading", "WorkerLost", "WorkerNotFound",
         "WorkerStopping", "WorkerUnhealthy",

@@ -13,6 +13,7 @@ from rbee_serve.config.cors import CorsConfig
 from rbee_serve.config.limits import LimitsConfig
 from rbee_serve.config.orchestrator import OrchestratorConfig
 from rbee_serve.config.parse import parse_application, parse_engine, parse_mapping, unknown_key
+from rbee_serve.config.tls import TlsConfig
 from rbee_serve.config.worker import Backend, WorkerConfig, WorkerId
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "KeyConfig",
     "LimitsConfig",
     "OrchestratorConfig",
+    "TlsConfig",
     "WorkerConfig",
     "WorkerId",
     "parse_application",

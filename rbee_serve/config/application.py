@@ -12,6 +12,7 @@ from rbee_serve.config.cors import CorsConfig, normal_origin
 from rbee_serve.config.limits import LimitsConfig
 from rbee_serve.config.orchestrator import OrchestratorConfig
 from rbee_serve.config.sentences import EXPECTED
+from rbee_serve.config.tls import TlsConfig
 from rbee_serve.config.worker import WorkerConfig
 
 LOCAL_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -29,7 +30,9 @@ class ApplicationConfig(ConfigModel):
     cors: CorsConfig = CorsConfig()
     """Web pages of other origins that may use the server."""
     limits: LimitsConfig = LimitsConfig()
-    """Limits of the ingress for one request."""
+    """Limits of the ingress for one request and for its connections."""
+    tls: TlsConfig | None = None
+    """The certificate of the ingress's own listener; plain HTTP if left out."""
     public_url: (
         Annotated[
             str, Field(pattern=r"^https?://[^\s/]+$", json_schema_extra={EXPECTED: "a URL such as http://box:8000"})

@@ -59,7 +59,7 @@ class Ingress:
         self._following = asyncio.get_running_loop().create_task(
             states.follow(router.fail_unacknowledged, router.abort)
         )
-        self._listener = Listener(self._app, address) if address else None
+        self._listener = Listener(self._app, address, config.limits, config.tls) if address else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray Serve once the constructor is done."""

@@ -1,13 +1,33 @@
-"""The ingress's own HTTP server, for a Serve without proxies: one hop less to a worker."""
+"""The ingress's own listener, for a Serve without proxies: one hop less to a worker."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import formatdate
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
+
+from rbee_serve.config import LimitsConfig, TlsConfig
+from rbee_serve.config.tls import context_of_files
+from rbee_serve.ingress.http_server.acceptor import Acceptor
+from rbee_serve.ingress.http_server.certificate import ServedCertificate
+from rbee_serve.ingress.http_server.connection import Connection
+from rbee_serve.ingress.http_server.file_limit import allowed_connections
+from rbee_serve.ingress.http_server.shared import Shared
+
+BACKLOG = 2048
+MAX_UNSENT_BYTES = 128 * 1024
+"""Output of a connection that the kernel keeps before it is on its way; it would take megabytes for a client that does
+not read."""
+SWEEP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,31 +51,73 @@ class Listener:
     can start before the one that it replaces has stopped.
     """
 
-    def __init__(self, app: ASGIApp, address: Address) -> None:
-        """Raises `OSError` if nothing can listen there."""
+    def __init__(
+        self, app: ASGIApp, address: Address, limits: LimitsConfig | None = None, tls: TlsConfig | None = None
+    ) -> None:
+        """Raises `OSError` if nothing can listen there, and `ConfigurationError` for a certificate that cannot be
+        served."""
+        limits = limits or LimitsConfig()
         config = uvicorn.Config(
-            app,
-            root_path=address.root_path,
-            timeout_keep_alive=address.keep_alive_timeout_s,
-            ssl_keyfile=address.ssl_keyfile,
-            ssl_certfile=address.ssl_certfile,
-            ssl_keyfile_password=address.ssl_keyfile_password,
-            ssl_ca_certs=address.ssl_ca_certs,
-            lifespan="off",
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
+            app, root_path=address.root_path, lifespan="off", ws="none", access_log=False, log_config=None
         )
-        self._server = uvicorn.Server(config)
-        self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[_bound(address)]))
+        config.load()
+        loop = asyncio.get_running_loop()
+        self._certificate = _certificate(address, tls)
+        self._shared = Shared(limits, address.keep_alive_timeout_s, allowed_connections(limits.max_connections), loop)
+        self._acceptor = Acceptor(
+            _bound(address),
+            partial(_connection, config, self._shared),
+            self._shared.max_connections,
+            limits.header_timeout_s,
+            self._certificate.context if self._certificate else lambda: None,
+        )
+        self._interval_s = min(SWEEP_S, limits.header_timeout_s / 4)
+        self._sweeping = loop.create_task(self._sweep())
 
     async def close(self, timeout_s: float) -> None:
         """Accept no more connections and wait for open requests, at most `timeout_s` seconds."""
-        self._server.should_exit = True
-        await asyncio.wait([self._serving], timeout=timeout_s)
-        self._server.force_exit = True  # uvicorn checks it ten times a second
-        await asyncio.wait([self._serving], timeout=1)
+        state, self._shared.stopping = self._shared.state, True
+        self._acceptor.close()
+        for connection in list(state.connections):
+            connection.shutdown()
+        await self._acceptor.wait_until_none(timeout_s)
+        self._acceptor.abort()
+        if tasks := set(state.tasks):
+            await asyncio.wait(tasks, timeout=1)
+        self._sweeping.cancel()
+
+    async def _sweep(self) -> None:
+        shared = self._shared
+        while True:
+            shared.clock.now = monotonic()
+            shared.state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+            for connection in list(shared.state.connections):
+                cast(Connection, connection).check()
+            shared.refusals.flush()
+            if self._certificate is not None:
+                self._certificate.refresh()
+            await asyncio.sleep(self._interval_s)
+
+
+def _certificate(address: Address, tls: TlsConfig | None) -> ServedCertificate | None:
+    if tls is not None:
+        return ServedCertificate([tls.cert_file.expanduser(), tls.key_file.expanduser()], tls.context)
+    if address.ssl_certfile is None:
+        return None
+    cert, key, password, ca = (
+        address.ssl_certfile,
+        address.ssl_keyfile,
+        address.ssl_keyfile_password,
+        address.ssl_ca_certs,
+    )
+    files = [Path(file) for file in (cert, key) if file is not None]
+    return ServedCertificate(files, partial(context_of_files, cert, key, password, ca))
+
+
+def _connection(
+    config: uvicorn.Config, shared: Shared, surplus: bool, release: Callable[[Connection], None]
+) -> Connection:
+    return Connection(config, shared, surplus, release)
 
 
 def _bound(address: Address) -> socket.socket:
@@ -64,8 +126,11 @@ def _bound(address: Address) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)  # of its connections
         listening.bind(address_info)
+        listening.listen(BACKLOG)
     except OSError:
         listening.close()
         raise
+    listening.setblocking(False)
     return listening

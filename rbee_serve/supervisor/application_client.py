@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from rbee_serve.client import Client
 from rbee_serve.config import LOCAL_HOSTS
+from rbee_serve.config.tls import client_context
 from rbee_serve.supervisor.checks import CheckedConfig
 
 TIMEOUT_S = 5.0
@@ -29,12 +30,10 @@ def _verification(checked: CheckedConfig) -> ssl.SSLContext | bool:
     It is not verified on the loopback interface, where no other machine can receive the token. At any other address
     the server must have the very certificate of the configuration.
     """
-    certificate = checked.document.get("http_options", {}).get("ssl_certfile")
+    tls = checked.config.tls
+    certificate = tls.cert_file if tls else checked.document.get("http_options", {}).get("ssl_certfile")
     if certificate is None:
         return True
     if urlsplit(checked.base_url).hostname in LOCAL_HOSTS:
         return False
-    context = ssl.create_default_context(cafile=certificate)
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.check_hostname = False
-    return context
+    return client_context(certificate)

@@ -23,10 +23,14 @@ from types import ModuleType
 from typing import Any
 
 from rbee_serve.config import ApplicationConfig, parse_mapping
+from rbee_serve.config.tls import context_of_files
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.serve_schema import HttpOptions, ServeFile
 from rbee_serve.supervisor.yaml_file import YamlFile, read_yaml
 
+TLS_NEEDS_OWN_LISTENER = (
+    "Ray's proxy listens here, and not the ingress; use http_options.ssl_certfile and ssl_keyfile instead"
+)
 OWN_DEPLOYMENTS = ("hub", "ingress")
 REQUEST_LIMITS = frozenset({"max_ongoing_requests", "max_queued_requests"})
 """Options of a Serve deployment that follow from the worker's own settings of these names."""
@@ -65,8 +69,9 @@ def check_file(path: Path) -> CheckedConfig:
     where, application, module = _find_application(file)
     config = _checked_arguments(file, where, application.get("args"), host, module)
     _check_overrides(file, where, application, config)
+    _check_certificate(file, where, http, config)
     document = {**file.data, "http_options": {**http, "host": host, "port": port}}
-    scheme = "https" if http.get("ssl_certfile") else "http"
+    scheme = "https" if config.tls or http.get("ssl_certfile") else "http"
     reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     address = f"[{reached}]" if ":" in reached else reached
     prefix = str(application.get("route_prefix") or "/").rstrip("/")
@@ -81,6 +86,26 @@ def check_file(path: Path) -> CheckedConfig:
         worker_types=getattr(module, "WORKER_TYPES", {}),
         needs_proxies=bool(prefix) or len(file.data["applications"]) > 1 or "grpc_options" in file.data,
     )
+
+
+def _check_certificate(file: YamlFile, where: str, http: dict[str, Any], config: ApplicationConfig) -> None:
+    """Only what listens may have a certificate: `tls` is for the ingress, `http_options` for Ray's proxy as well."""
+    cert = http.get("ssl_certfile")
+    if cert is None:
+        if key := http.get("ssl_keyfile"):
+            raise file.error("http_options.ssl_keyfile", f"{key} needs ssl_certfile, the certificate, beside it")
+    elif config.tls is not None:
+        raise file.error(
+            f"{where}.args.tls", "http_options.ssl_certfile names a certificate too; remove one of the two"
+        )
+    else:
+        try:
+            context_of_files(cert, http.get("ssl_keyfile"), http.get("ssl_keyfile_password"), http.get("ssl_ca_certs"))
+        except ConfigurationError as exc:
+            key, _, sentence = str(exc).partition(": ")
+            raise file.error(key, sentence) from None
+    if config.tls is not None and file.data.get("proxy_location", "Disabled") != "Disabled":
+        raise file.error(f"{where}.args.tls", TLS_NEEDS_OWN_LISTENER)
 
 
 def check_port_is_free(host: str, port: int) -> None:

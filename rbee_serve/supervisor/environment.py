@@ -9,13 +9,16 @@ from dataclasses import replace
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.supervisor.checks import CheckedConfig
+from rbee_serve.supervisor.checks import TLS_NEEDS_OWN_LISTENER, CheckedConfig
 
 
 def with_proxy_location(checked: CheckedConfig, environ: Mapping[str, str]) -> CheckedConfig:
     """The configuration with the location of Serve's proxies. Unless the file sets it, or proxies are needed, there are
-    none: the ingress listens itself, and a request has one hop less."""
+    none: the ingress listens itself, and a request has one hop less. Raises `ConfigurationError` if only the ingress
+    could serve what the file wants."""
     needed = checked.needs_proxies or environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1"
+    if needed and checked.config.tls is not None:
+        raise ConfigurationError(f"tls: {TLS_NEEDS_OWN_LISTENER}")
     return replace(checked, document={"proxy_location": "EveryNode" if needed else "Disabled", **checked.document})
 
 

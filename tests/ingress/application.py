@@ -48,10 +48,12 @@ def ready_states(worker_id: str) -> WorkerStateCache:
     return states
 
 
-def services_of(workers: Mapping[str, Worker], ready_worker_id: str) -> IngressServices:
+def services_of(
+    workers: Mapping[str, Worker], ready_worker_id: str, limits: LimitsConfig | None = None
+) -> IngressServices:
     """The services over these workers, one of which is ready."""
     states = ready_states(ready_worker_id)
-    return IngressServices(dict(workers), LimitsConfig(), states, Router({}, 1.0), "http://localhost", 80)
+    return IngressServices(dict(workers), limits or LimitsConfig(), states, Router({}, 1.0), "http://localhost", 80)
 
 
 def application(token: bytes | None, **args: Any) -> Starlette:
@@ -73,7 +75,7 @@ def configured(args: dict[str, Any], router: Router | None = None) -> Starlette:
     """The real routes over echo workers, as `args` configures them."""
     config = parse_application(args)
     workers = {worker.id: Worker(worker, SPEC, EchoRequest) for worker in config.workers}
-    services = services_of(workers, "echo-0")
+    services = services_of(workers, "echo-0", config.limits)
     if router is not None:
         services = replace(services, router=router)
     keys = KeyRing(config.auth) if config.auth.required else None

@@ -23,6 +23,8 @@ Expected = tuple[int, str]
 """Status and code."""
 REFUSED_BY_HAPROXY = (400, BY_SERVER)
 """HAProxy is stricter with hosts, and refuses a request line and headers of more than 15 kB."""
+TOO_LARGE = (431, "HEADERS_TOO_LARGE")
+"""Our own listener refuses a request line and headers of more than 64 KB, and more than 256 headers."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class Case:
         return self.name
 
     def expected(self, frontend: str) -> Expected:
-        """The expected response behind this frontend."""
-        return self.elsewhere.get(frontend, self.usual)
+        """The expected response behind this frontend. Our own listener refuses with a code of ours."""
+        status, code = self.usual
+        by_default = (status, "INVALID_REQUEST") if (frontend, code) == ("own", BY_SERVER) else self.usual
+        return self.elsewhere.get(frontend, by_default)
 
 
 def case(name: str, request: bytes, status: int = 200, code: str = ACCEPTED, **elsewhere: Expected) -> Case:
@@ -86,7 +90,6 @@ HOSTS = [
             ("a user", b"admin@localhost"),
             ("no closing bracket", b"[::1"),
             ("bytes over 127", b"\xff\xfe"),
-            ("64 kB", b"a" * 65536),
         ]
     ),
     case(
@@ -95,6 +98,14 @@ HOSTS = [
         421,
         "MISDIRECTED_REQUEST",
         haproxy=REFUSED_BY_HAPROXY,
+    ),
+    case(
+        "Host: 64 kB",
+        whole(INFER, GOOD, host=b"a" * 65536),
+        421,
+        "MISDIRECTED_REQUEST",
+        haproxy=REFUSED_BY_HAPROXY,
+        own=TOO_LARGE,
     ),
     case("X-Forwarded-*", whole(INFER, GOOD, b"X-Forwarded-Host: evil", b"X-Forwarded-Prefix: /health")),
 ]
@@ -140,13 +151,14 @@ TARGETS: list[tuple[str | bytes, int, str]] = [
     (f"{BASE}/v1/ready?../../health", 200, ACCEPTED),
     (b"/workers/\xff/info", 400, BY_SERVER),
     ("", 400, BY_SERVER),
-    (f"{BASE}/v1/ready?" + "x" * 70_000, 400, BY_SERVER),
 ]
+LONGEST_QUERY = head(f"{BASE}/v1/ready?{'x' * 70_000}", method=b"GET")
 ABSOLUTE = head(f"http://evil.example{BASE}/v1/ready", method=b"GET")
 LONG_ID = head(f"/workers/{'x' * 30_000}/info", method=b"GET")
 LONG_QUERY = head(f"{BASE}/v1/ready?{'x' * 30_000}", method=b"GET")
 PATHS = [
     *(case(f"path: {target[:40]!r}", head(target, method=b"GET"), status, code) for target, status, code in TARGETS),
+    case("path: a query of 70 kB", LONGEST_QUERY, 400, BY_SERVER, own=TOO_LARGE),
     case("path: '*'", head("*", method=b"GET"), 404, BY_SERVER, own=(404, "NOT_FOUND")),
     case("path: of another host", ABSOLUTE, haproxy=REFUSED_BY_HAPROXY),
     case("path: 30 kB", LONG_ID, 404, "WORKER_NOT_FOUND", haproxy=REFUSED_BY_HAPROXY),
@@ -164,7 +176,7 @@ METHODS = [
     ),
     case("a method that does not exist", head(INFER, method=b"BREW"), 400, BY_SERVER),
     case("a method in lower case", head(INFER, method=b"post"), 400, BY_SERVER),
-    case("CONNECT", head("localhost:22", method=b"CONNECT"), 400, BY_SERVER),
+    case("CONNECT", head("localhost:22", method=b"CONNECT"), 400, BY_SERVER, own=(405, "METHOD_NOT_ALLOWED")),
     case("no HTTP at all", b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, BY_SERVER),
 ]
 
@@ -225,16 +237,16 @@ UPGRADE = [b"Connection: Upgrade", b"Upgrade: h2c"]
 TOKENS = [b"Authorization: Bearer \xff", b"Authorization: x"]
 HEADERS = [
     *(
-        case(name, whole(INFER, GOOD, *lines), haproxy=REFUSED_BY_HAPROXY)
+        case(name, whole(INFER, GOOD, *lines), haproxy=REFUSED_BY_HAPROXY, own=TOO_LARGE)
         for name, lines in [
             ("a header of 1 MB", [b"X-Long: " + b"x" * MIB]),
             ("a header of 8 MB", [b"X-Long: " + b"x" * 8 * MIB]),
             ("10,000 headers", [b"X-%d: x" % n for n in range(10_000)]),
             ("serve-multiplexed-model-id of 64 kB", [b"serve-multiplexed-model-id: " + b"x" * 65536]),
-            ("x-request-id of 60 kB", [b"x-request-id: " + b"x" * 60_000]),
             ("X-Correlation-ID of 1 MB", [b"X-Correlation-ID: " + b"x" * MIB]),
         ]
     ),
+    case("60 kB", whole(INFER, GOOD, b"x-request-id: " + b"x" * 60_000), haproxy=REFUSED_BY_HAPROXY),
     case("a header name with a space", whole(INFER, GOOD, b"X Y: x"), 400, BY_SERVER),
     case("a header without a colon", whole(INFER, GOOD, b"nothing"), 400, BY_SERVER),
     case("a NUL in a header", whole(INFER, GOOD, b"X-A: \0"), 400, BY_SERVER),
@@ -244,8 +256,8 @@ HEADERS = [
     case("x-session-id", whole(INFER, GOOD, b"x-session-id: nobody")),
     case("Ray's own time limit", whole(INFER, GOOD, b"x-request-timeout-seconds: 1e-9")),
     case("Ray's own switch", whole(INFER, GOOD, b"x-request-disconnect-disabled: ?1")),
-    # uvicorn's parser treats the rest as another protocol, so there is no body. HAProxy removes the header.
-    case("Upgrade", whole(INFER, GOOD, *UPGRADE), 400, "INVALID_REQUEST", haproxy=(200, ACCEPTED)),
+    # uvicorn's parser treats the rest as another protocol, so there is no body. HAProxy removes the header; so do we.
+    case("Upgrade", whole(INFER, GOOD, *UPGRADE), 400, "INVALID_REQUEST", haproxy=(200, ACCEPTED), own=(200, ACCEPTED)),
     # Ray decodes these as UTF-8 before it calls us, and would respond with 500.
     *(
         case(f"{name.decode()} with a byte over 127", whole(INFER, GOOD, name + b": \xff"))
