@@ -50,6 +50,9 @@ MIN_PLACEHOLDER_BYTES = 2**29
 """A program that writes to a pipe cannot know the size of its sound and declares a large one, between 1 and 4 GB.
 A declared size from here on is taken for such a placeholder: it is sixteen times the largest upload."""
 
+MAX_TAGS = 16
+"""ID3 tags before a file. A hostile one could hold millions."""
+
 
 class Extent(NamedTuple):
     """Where the samples of an uncompressed file begin, how many bytes its header declares (None: unknown), and how
@@ -85,7 +88,9 @@ def kind_of(data: bytes, field: str = "audio") -> str:
 def id3_size(data: bytes) -> int:
     """The size of the ID3v2 tags at the beginning, which some programs write to files of any kind."""
     size = 0
-    while data[size : size + 3] == b"ID3" and len(data) >= size + 10:
+    for _ in range(MAX_TAGS):
+        if data[size : size + 3] != b"ID3" or len(data) < size + 10:
+            break
         seven_bits = data[size + 6 : size + 10]
         footer = 10 if data[size + 5] & 0x10 else 0
         size += 10 + footer + sum((byte & 127) << shift for byte, shift in zip(seven_bits, (21, 14, 7, 0), strict=True))
