@@ -52,6 +52,8 @@ A declared size from here on is taken for such a placeholder: it is sixteen time
 
 MAX_TAGS = 16
 """ID3 tags before a file. A hostile one could hold millions."""
+MAX_CHUNKS = 1_000
+"""Chunks of a file before that of its samples."""
 
 
 class Extent(NamedTuple):
@@ -115,7 +117,9 @@ def extent(kind: str, data: bytes) -> Extent | None:
 def _chunk(data: bytes, name: bytes, order: Literal["little", "big"]) -> Extent | None:
     """The chunk of that name in a RIFF, RF64 or AIFF file."""
     position, long_size = 12, None
-    while len(data) >= position + 8:
+    for _ in range(MAX_CHUNKS):
+        if len(data) < position + 8:
+            break
         found, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], order)
         position += 8
         if found == b"ds64":  # the sizes of RF64, in 64 bits
