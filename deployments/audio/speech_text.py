@@ -51,8 +51,8 @@ def spoken_text(text: str) -> str:
 
 
 def is_speakable(text: str) -> bool:
-    """Whether a text has a letter or a digit that can be spoken."""
-    return any(map(str.isalnum, text)) and any(map(str.isalnum, spoken_text(text)))
+    """Whether `spoken_text` of it has a letter or a digit."""
+    return any(map(str.isalnum, text if text.isascii() else spoken_text(text)))
 
 
 def _composed(text: str) -> str:

@@ -50,6 +50,11 @@ MIN_PLACEHOLDER_BYTES = 2**29
 """A program that writes to a pipe cannot know the size of its sound and declares a large one, between 1 and 4 GB.
 A declared size from here on is taken for such a placeholder: it is sixteen times the largest upload."""
 
+MAX_TAGS = 16
+"""ID3 tags before a file. A hostile one could hold millions."""
+MAX_CHUNKS = 1_000
+"""Chunks of a file before that of its samples."""
+
 
 class Extent(NamedTuple):
     """Where the samples of an uncompressed file begin, how many bytes its header declares (None: unknown), and how
@@ -85,7 +90,9 @@ def kind_of(data: bytes, field: str = "audio") -> str:
 def id3_size(data: bytes) -> int:
     """The size of the ID3v2 tags at the beginning, which some programs write to files of any kind."""
     size = 0
-    while data[size : size + 3] == b"ID3" and len(data) >= size + 10:
+    for _ in range(MAX_TAGS):
+        if data[size : size + 3] != b"ID3" or len(data) < size + 10:
+            break
         seven_bits = data[size + 6 : size + 10]
         footer = 10 if data[size + 5] & 0x10 else 0
         size += 10 + footer + sum((byte & 127) << shift for byte, shift in zip(seven_bits, (21, 14, 7, 0), strict=True))
@@ -110,7 +117,9 @@ def extent(kind: str, data: bytes) -> Extent | None:
 def _chunk(data: bytes, name: bytes, order: Literal["little", "big"]) -> Extent | None:
     """The chunk of that name in a RIFF, RF64 or AIFF file."""
     position, long_size = 12, None
-    while len(data) >= position + 8:
+    for _ in range(MAX_CHUNKS):
+        if len(data) < position + 8:
+            break
         found, size = data[position : position + 4], int.from_bytes(data[position + 4 : position + 8], order)
         position += 8
         if found == b"ds64":  # the sizes of RF64, in 64 bits

@@ -70,6 +70,7 @@ def test_any_text_keeps_its_equivalence_and_is_normalized_once(text: str) -> Non
     once = spoken_text(text)
     assert spoken_text(unicodedata.normalize("NFD", text)) == once
     assert spoken_text(once.replace("\n", "\n\n")) == once
+    assert is_speakable(text) == any(map(str.isalnum, once))
 
 
 @given(words, st.data())
