@@ -122,12 +122,13 @@ class Connection(Input):
             return
         self._deaf = True
         self._shared.refusals.count(error.code)
-        if self._running is not None and (self.pipeline or self._running.response_started or self._count.in_head):
+        running = self._running
+        if running is not None and (self.pipeline or running.response_started or not running.more_body):
             self.cycle.keep_alive = False
             return
-        if self._running is not None:  # its own body is at fault
-            self._running.disconnected = True
-            self._running.message_event.set()
+        if running is not None:  # its own body is at fault
+            running.disconnected = True
+            running.message_event.set()
         self.transport.write(response(error, self.headers or (), self.server_state.default_headers, *headers))
         self._linger()
 
