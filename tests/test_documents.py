@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from rbee_serve.config import ApplicationConfig, AuthConfig, LimitsConfig, OrchestratorConfig, WorkerConfig
+from rbee_serve.config import ApplicationConfig, AuthConfig, LimitsConfig, OrchestratorConfig, TlsConfig, WorkerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_README_LINES = 200
@@ -102,7 +102,9 @@ def test_make_targets_that_a_document_names_exist(name: str) -> None:
     assert targets <= make_targets()
 
 
-@pytest.mark.parametrize("model", [WorkerConfig, ApplicationConfig, AuthConfig, LimitsConfig, OrchestratorConfig])
+@pytest.mark.parametrize(
+    "model", [WorkerConfig, ApplicationConfig, AuthConfig, LimitsConfig, OrchestratorConfig, TlsConfig]
+)
 def test_every_configuration_key_is_documented(model: type[BaseModel]) -> None:
     documented = set(CODE.findall((ROOT / "docs" / "configuration.md").read_text()))
     keys = {part for key in documented for part in key.split(".")}
