@@ -4,7 +4,8 @@
 
 The same small ASGI application on each of them, in turns. `VENV` has the servers that are not ours; a missing one is
 skipped with a line. Servers that run no ASGI application are left out: robyn and blacksheep are frameworks with their
-own handlers, cheroot and waitress run WSGI in threads, so a stream would hold a thread.
+own handlers, cheroot and waitress run WSGI in threads, so a stream would hold a thread. socketify loses requests of 32
+clients, so nothing can be measured.
 """
 
 from __future__ import annotations

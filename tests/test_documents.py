@@ -18,6 +18,7 @@ from rbee_serve.config import (
     KeyConfig,
     LimitsConfig,
     OrchestratorConfig,
+    TlsConfig,
     WorkerConfig,
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from typing import Any
 
 from benchmarks.baselines.small_app import app
@@ -67,12 +66,6 @@ def _daphne(port: int) -> None:
     Server(app, [f"tcp:port={port}:interface=127.0.0.1"], signal_handlers=False).run()
 
 
-def _socketify(port: int) -> None:
-    from socketify import ASGI
-
-    ASGI(app, lifespan=False).listen(port, lambda config: print(json.dumps({"port": config.port}))).run()
-
-
 SERVERS = {
     "ours": _ours,
     "uvicorn-httptools": lambda port: _uvicorn(port, "httptools"),
@@ -80,7 +73,6 @@ SERVERS = {
     "granian": _granian,
     "hypercorn": _hypercorn,
     "daphne": _daphne,
-    "socketify": _socketify,
 }
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Listener:
             limits.header_timeout_s,
             self._certificate.context if self._certificate else lambda: None,
         )
-        self._interval_s = min(SWEEP_S, limits.header_timeout_s / 4)
+        self._shared.clock.interval_s = min(SWEEP_S, limits.header_timeout_s / 4)
         self._sweeping = loop.create_task(self._sweep())
 
     async def close(self, timeout_s: float) -> None:
@@ -96,7 +96,7 @@ class Listener:
             shared.refusals.flush()
             if self._certificate is not None:
                 self._certificate.refresh()
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(shared.clock.interval_s)
 
 
 def _certificate(address: Address, tls: TlsConfig | None) -> ServedCertificate | None:

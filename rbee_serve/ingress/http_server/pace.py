@@ -16,9 +16,11 @@ within that time and the time that it takes at this rate."""
 
 @dataclass(slots=True)
 class Clock:
-    """The time of the last sweep: reading it costs less than a call for each piece of input."""
+    """The time of the last sweep, and the seconds to the next: reading it costs less than a call for each piece of
+    input."""
 
     now: float
+    interval_s: float = 1.0
 
 
 class Pace:
@@ -46,8 +48,8 @@ class Pace:
         """Whether only the rest of the output is sent."""
 
     def begin(self) -> None:
-        """A new state begins."""
-        self._since = self._clock.now
+        """A new state begins, before the next sweep: no time limit ends early."""
+        self._since = self._clock.now + self._clock.interval_s
 
     def end(self) -> None:
         """The last state begins."""
