@@ -29,6 +29,7 @@ MAKE_TEST = (
     r"served/test_keys\.py::.*\[own\]",
     r"served/test_faults\.py::test_a_worker_that_is_killed_",
     r"served/test_faults\.py::test_an_out_of_memory_error_",
+    r"served/test_replacement\.py::test_every_answer_",
     # One life of the supervisor.
     r"supervisor/test_life\.py::\w+_sigterm_drains",
     # Small models in the process of the tests, where that takes a few seconds.
