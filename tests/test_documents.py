@@ -111,7 +111,16 @@ def test_make_targets_that_a_document_names_exist(name: str) -> None:
     assert targets <= make_targets()
 
 
-CONFIG_MODELS = [WorkerConfig, ApplicationConfig, AuthConfig, KeyConfig, CorsConfig, LimitsConfig, OrchestratorConfig]
+CONFIG_MODELS = [
+    WorkerConfig,
+    ApplicationConfig,
+    AuthConfig,
+    KeyConfig,
+    CorsConfig,
+    LimitsConfig,
+    OrchestratorConfig,
+    TlsConfig,
+]
 
 
 @pytest.mark.parametrize("model", CONFIG_MODELS)
