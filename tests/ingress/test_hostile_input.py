@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
@@ -165,6 +166,48 @@ def test_few_requests_at_once_are_served_in_order_and_many_are_not_kept(server: 
             received += connection.recv(65536)
     assert received.index(b"data: 2") < received.rindex(b"HTTP/1.1 200 ")
     assert 1 <= answer(server, get() * 5000).count(b"HTTP/1.1 200 ") <= 9
+
+
+def test_the_responses_before_a_flood_of_requests_reach_the_client(server: Attacked) -> None:
+    response = answer(server, b"GET /three HTTP/1.1\r\nHost: x\r\n\r\n" + get() * 200_000)
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert response.endswith(b'{"status":"healthy"}')
+
+
+def test_after_a_response_that_ends_the_connection_no_other_request_is_served(server: Attacked) -> None:
+    old = b"GET /three HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    response = answer(server, old + b"POST /echo HTTP/1.0\r\nContent-Length: 9\r\n\r\n" + b"x", timeout_s=8.0)
+    assert response.endswith(b"data: 2\n\n")
+    assert response.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("max_header_bytes", [4096, 64 * KIB])
+def test_a_head_is_counted_from_its_own_beginning(max_header_bytes: int) -> None:
+    largest = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "
+    largest += b"x" * (max_header_bytes - len(largest) - 4) + b"\r\n\r\n"
+    with attacked({"max_header_bytes": max_header_bytes}) as server:
+        with server.connect() as connection:
+            for _ in range(3):
+                assert health_of(connection, largest).startswith(b"HTTP/1.1 200 ")
+        with server.connect() as connection:
+            for size in (5, 5000, 16_000, 100_000):
+                connection.sendall(post(b"Content-Length: %d" % size, body=b"x" * (size - 1) + b"}"))
+                assert health_of(connection, b"").startswith(b"HTTP/1.1 200 ")
+        with server.connect() as connection:  # the next head begins in the piece in which a body ends
+            connection.sendall(post(b"Content-Length: 16000"))
+            connection.sendall(b"x" * 15_999 + b"}" + get()[:20])
+            assert health_of(connection, b"").startswith(b"HTTP/1.1 200 ")
+            assert health_of(connection, get()[20:]).startswith(b"HTTP/1.1 200 ")
+        server.first_byte_s()
+
+
+def test_the_framing_of_a_body_is_counted_from_its_own_beginning(server: Attacked) -> None:
+    with server.connect() as connection:
+        connection.sendall(CHUNKED + b"%x\r\n%b" % (500_000, b"x" * 490_000))
+        time.sleep(0.2)
+        connection.sendall(b"x" * 9_999 + b"}\r\n0\r\n\r\n" + post(b"Content-Length: 5", body=b"x"))
+        assert health_of(connection, b"").startswith(b"HTTP/1.1 200 ")
+        assert health_of(connection, b"xxx}").startswith(b"HTTP/1.1 200 ")
 
 
 def test_what_follows_the_last_request_of_a_connection_does_not_disturb_its_response(server: Attacked) -> None:
