@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
@@ -22,6 +24,8 @@ from rbee_serve.ingress.http_server.certificate import ServedCertificate
 from rbee_serve.ingress.http_server.connection import Connection
 from rbee_serve.ingress.http_server.file_limit import allowed_connections
 from rbee_serve.ingress.http_server.shared import Shared
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 MAX_UNSENT_BYTES = 128 * 1024
@@ -92,11 +96,22 @@ class Listener:
             shared.clock.now = monotonic()
             shared.state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
             for connection in list(shared.state.connections):
-                cast(Connection, connection).check()
+                with _logged():
+                    cast(Connection, connection).check()
             shared.refusals.flush()
             if self._certificate is not None:
-                self._certificate.refresh()
+                with _logged():
+                    self._certificate.refresh()
             await asyncio.sleep(shared.clock.interval_s)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """A fault in one thing does not end the time limits of all connections."""
+    try:
+        yield
+    except Exception:
+        logger.exception("the time limits of connections go on after a fault")
 
 
 def _certificate(address: Address, tls: TlsConfig | None) -> ServedCertificate | None:
