@@ -32,6 +32,8 @@ MAX_UNSENT_BYTES = 128 * 1024
 """Output of a connection that the kernel keeps before it is on its way; it would take megabytes for a client that does
 not read."""
 SWEEP_S = 1.0
+SETTLE_S = 0.05
+"""Before idle connections are closed: a request that is here already is read and served, instead of being reset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,7 @@ class Listener:
         """Accept no more connections and wait for open requests, at most `timeout_s` seconds."""
         state, self._shared.stopping = self._shared.state, True
         self._acceptor.close()
+        await asyncio.sleep(min(SETTLE_S, timeout_s))
         for connection in list(state.connections):
             connection.shutdown()
         await self._acceptor.wait_until_none(timeout_s)

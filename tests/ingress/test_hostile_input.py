@@ -268,6 +268,7 @@ def test_tiny_headers_take_little_memory_too() -> None:
 
 
 def test_the_rest_of_a_refused_body_is_discarded_so_that_the_client_gets_its_response(server: Attacked) -> None:
-    head = b"POST /workers/none/v1/inference HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 9000000\r\n\r\n"
+    head = b"POST /workers/none/v1/inference HTTP/1.1\r\n" + HOST + b"Connection: close\r\n"
+    head += b"Content-Length: 9000000\r\n\r\n"
     assert answer(server, head + b"x" * 9_000_000).startswith(b"HTTP/1.1 404 ")
     assert answer(server, GOOD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")).startswith(b"HTTP/1.1 200 ")

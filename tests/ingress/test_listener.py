@@ -51,6 +51,31 @@ async def test_a_second_listener_takes_over_from_the_first(address: Address) -> 
     await second.close(1)
 
 
+async def test_requests_that_were_sent_before_the_takeover_are_served(address: Address) -> None:
+    first, second = Listener(answering("here"), address), Listener(answering("here"), address)
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    open_before = []
+    for _ in range(8):
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        writer.write(request)
+        assert (await reader.readuntil(b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        open_before.append((reader, writer))
+    waiting = [socket.create_connection((address.host, address.port)) for _ in range(40)]
+    for connection in waiting:  # the event loop has not turned since: they wait in the backlog of one of the two
+        connection.sendall(request)
+    for _, writer in open_before:
+        writer.write(request)
+    await first.close(3)
+    responses = [await reader.readuntil(b"0\r\n\r\n") for reader, _ in open_before]
+    responses += [await asyncio.to_thread(connection.recv, 1000) for connection in waiting]
+    assert all(response.startswith(b"HTTP/1.1 200 ") for response in responses)
+    for connection in waiting:
+        connection.close()
+    for _, writer in open_before:
+        writer.close()
+    await second.close(1)
+
+
 async def test_closing_finishes_open_requests_and_accepts_no_new_ones(address: Address) -> None:
     listener = Listener(answering("late", delay_s=0.5), address)
     open_request = asyncio.create_task(get(address))
