@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from rbee_serve.config import LimitsConfig, TlsConfig
 from rbee_serve.config.tls import context_of_files
+from rbee_serve.ingress.cors import Cors
 from rbee_serve.ingress.http_server.acceptor import Acceptor
 from rbee_serve.ingress.http_server.certificate import ServedCertificate
 from rbee_serve.ingress.http_server.connection import Connection
@@ -58,10 +59,17 @@ class Listener:
     """
 
     def __init__(
-        self, app: ASGIApp, address: Address, limits: LimitsConfig | None = None, tls: TlsConfig | None = None
+        self,
+        app: ASGIApp,
+        address: Address,
+        limits: LimitsConfig | None = None,
+        tls: TlsConfig | None = None,
+        cors: Cors | None = None,
     ) -> None:
-        """Raises `OSError` if nothing can listen there, and `ConfigurationError` for a certificate that cannot be
-        served."""
+        """`cors`: the pages that may read the responses of the listener itself.
+
+        Raises `OSError` if nothing can listen there, and `ConfigurationError` for a certificate that cannot be served.
+        """
         limits = limits or LimitsConfig()
         config = uvicorn.Config(
             app, root_path=address.root_path, lifespan="off", ws="none", access_log=False, log_config=None
@@ -69,11 +77,12 @@ class Listener:
         config.load()
         loop = asyncio.get_running_loop()
         self._certificate = _certificate(address, tls)
-        self._shared = Shared(limits, address.keep_alive_timeout_s, allowed_connections(limits.max_connections), loop)
+        max_connections = allowed_connections(limits.max_connections)
+        self._shared = Shared(limits, address.keep_alive_timeout_s, max_connections, loop, cors or Cors())
         self._acceptor = Acceptor(
             _bound(address),
             partial(_connection, config, self._shared),
-            self._shared.max_connections,
+            max_connections,
             limits.header_timeout_s,
             self._certificate.context if self._certificate else lambda: None,
         )

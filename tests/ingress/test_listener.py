@@ -10,6 +10,8 @@ import httpx
 import pytest
 from starlette.types import ASGIApp
 
+from rbee_serve.config import LimitsConfig
+from rbee_serve.ingress.cors import Cors
 from rbee_serve.ingress.listener import Address, Listener
 from tests.conftest import free_port
 
@@ -84,6 +86,21 @@ async def test_closing_finishes_open_requests_and_accepts_no_new_ones(address: A
     assert (await open_request).text == "late"
     with pytest.raises(httpx.ConnectError):
         await get(address)
+
+
+@pytest.mark.parametrize(("origin", "readable"), [("https://app.example", True), ("https://evil.example", False)])
+async def test_an_allowed_page_can_read_what_the_listener_refuses(
+    address: Address, origin: str, readable: bool
+) -> None:
+    cors = Cors(["https://app.example"])
+    listener = Listener(answering("never"), address, LimitsConfig(max_header_bytes=4096), cors=cors)
+    async with httpx.AsyncClient() as client:
+        url = f"http://{address.host}:{address.port}/"
+        response = await client.get(url, headers={"Origin": origin, "X-Long": "x" * 4096})
+    assert response.status_code == 431
+    assert response.headers.get("access-control-allow-origin") == (origin if readable else None)
+    assert response.headers["vary"] == "Origin"
+    await listener.close(1)
 
 
 async def test_the_port_of_another_program_is_not_shared(address: Address) -> None:

@@ -129,7 +129,9 @@ class Connection(Input):
         if running is not None:  # its own body is at fault
             running.disconnected = True
             running.message_event.set()
-        self.transport.write(response(error, self.headers or (), self.server_state.default_headers, *headers))
+        given = self.headers or []
+        more = [*headers, *self._shared.cors.refusal_headers(given)]
+        self.transport.write(response(error, given, self.server_state.default_headers, *more))
         self._linger()
 
     def _close_after_response(self) -> None:
