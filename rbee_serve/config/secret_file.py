@@ -21,6 +21,7 @@ MAX_TOKEN_BYTES = 8 * 1024
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+FileVersion = tuple[int, ...]
 ValueT = TypeVar("ValueT")
 
 
@@ -54,6 +55,15 @@ def read_token(path: Path) -> bytes:
     return line
 
 
+def file_version(path: Path) -> FileVersion:
+    """Differs from before once the file has been changed or replaced. It is empty where there is no file."""
+    try:
+        status = path.expanduser().stat()
+    except OSError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode
+
+
 class WatchedFile(Generic[ValueT]):
     """The value of a file, loaded again when the file has changed.
 
@@ -64,7 +74,7 @@ class WatchedFile(Generic[ValueT]):
     def __init__(self, path: Path, load: Callable[[Path], ValueT]) -> None:
         self.path = path
         self._load = load
-        self._seen: tuple[int, ...] | None = None
+        self._seen: FileVersion | None = None
         self._value: ValueT | None = None
         self._fault = ""
 
@@ -78,13 +88,9 @@ class WatchedFile(Generic[ValueT]):
             raise ConfigurationError(self._fault)
         return self._value
 
-    def version(self) -> tuple[int, ...]:
-        """Differs from before once the file has been changed or replaced. It is empty where there is no file."""
-        try:
-            status = self.path.expanduser().stat()
-        except OSError:
-            return ()
-        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_mode
+    def version(self) -> FileVersion:
+        """That of the file now."""
+        return file_version(self.path)
 
     def _reload(self) -> None:
         try:

@@ -40,6 +40,8 @@ class TlsConfig(ConfigModel):
             else:
                 sentence = f"tls.cert_file: {self.cert_file} and {self.key_file} are not a PEM certificate and its key"
             raise ConfigurationError(sentence) from None
+        except OSError as exc:  # it was removed just now
+            raise ConfigurationError(f"tls: {self.cert_file} or {self.key_file}: {exc.strerror}") from None
         _check_validity(context, self.cert_file)
         return context
 
@@ -127,3 +129,5 @@ def _check_validity(context: ssl.SSLContext, path: Path) -> None:
         raise ConfigurationError(f"tls.cert_file: {path} is not a certificate of a server") from None
     except ssl.SSLError:
         raise ConfigurationError(f"tls.cert_file: {path} cannot be used for TLS 1.2 or later") from None
+    except OSError as exc:  # it was removed just now
+        raise ConfigurationError(f"tls.cert_file: {path} cannot be read: {exc.strerror}") from None

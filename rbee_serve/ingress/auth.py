@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 
+from starlette._utils import get_route_path  # what the routes are compared with
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,8 +24,8 @@ def fingerprint(token: bytes) -> str:
 
 
 class BearerAuth:
-    """ASGI middleware that denies by default. It reads `scope["path"]` only, never a URL made from headers. The key of
-    the request is left in the `state` of its scope, for `key_of`."""
+    """ASGI middleware that denies by default. It reads the path that is routed, never a URL made from headers. The key
+    of the request is left in the `state` of its scope, for `key_of`."""
 
     def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
@@ -32,7 +33,9 @@ class BearerAuth:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or respond with 401."""
-        if scope["type"] != "http" or (scope["method"] in ("GET", "HEAD") and _OPEN_PATH.fullmatch(scope["path"])):
+        if scope["type"] != "http" or (
+            scope["method"] in ("GET", "HEAD") and _OPEN_PATH.fullmatch(get_route_path(scope))
+        ):
             await self._app(scope, receive, send)
             return
         credentials = [value for name, value in scope["headers"] if name == b"authorization"]

@@ -46,6 +46,12 @@ class Cors:
             _VARY,
         ]
 
+    def refusal_headers(self, request_headers: RawHeaders) -> RawHeaders:
+        """Of a response to a request that may be incomplete, from the headers that have arrived."""
+        origins = [value for name, value in request_headers if name == b"origin"]
+        allowed = len(origins) == 1 and self.allows(origins[0].decode("latin-1"))
+        return self.response_headers(origins[0] if allowed else None)
+
     def preflight_headers(self, request_headers: Mapping[bytes, bytes]) -> RawHeaders:
         """Of the response to a preflight of an allowed origin, beside `response_headers`."""
         requested = request_headers.get(b"access-control-request-headers", b"").decode("latin-1")

@@ -55,11 +55,12 @@ class Ingress:
         router = Router(handles, config.limits.acknowledge_timeout_s, node_id=node_id, balanced=balanced)
         services = IngressServices(workers, config.limits, states, router, base_url, port)
         keys = KeyRing(config.auth) if config.auth.required else None
-        self._app = build_ingress(services, OriginRules.of(config), keys)
+        rules = OriginRules.of(config)
+        self._app = build_ingress(services, rules, keys)
         self._following = asyncio.get_running_loop().create_task(
             states.follow(router.fail_unacknowledged, router.abort)
         )
-        self._listener = Listener(self._app, address, config.limits, config.tls) if address else None
+        self._listener = Listener(self._app, address, config.limits, config.tls, rules.cors) if address else None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Ray Serve once the constructor is done."""

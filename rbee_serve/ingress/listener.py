@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
@@ -17,17 +19,22 @@ from starlette.types import ASGIApp
 
 from rbee_serve.config import LimitsConfig, TlsConfig
 from rbee_serve.config.tls import context_of_files
+from rbee_serve.ingress.cors import Cors
 from rbee_serve.ingress.http_server.acceptor import Acceptor
 from rbee_serve.ingress.http_server.certificate import ServedCertificate
 from rbee_serve.ingress.http_server.connection import Connection
 from rbee_serve.ingress.http_server.file_limit import allowed_connections
 from rbee_serve.ingress.http_server.shared import Shared
 
+logger = logging.getLogger(__name__)
+
 BACKLOG = 2048
 MAX_UNSENT_BYTES = 128 * 1024
 """Output of a connection that the kernel keeps before it is on its way; it would take megabytes for a client that does
 not read."""
 SWEEP_S = 1.0
+SETTLE_S = 0.05
+"""Before idle connections are closed: a request that is here already is read and served, instead of being reset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +59,17 @@ class Listener:
     """
 
     def __init__(
-        self, app: ASGIApp, address: Address, limits: LimitsConfig | None = None, tls: TlsConfig | None = None
+        self,
+        app: ASGIApp,
+        address: Address,
+        limits: LimitsConfig | None = None,
+        tls: TlsConfig | None = None,
+        cors: Cors | None = None,
     ) -> None:
-        """Raises `OSError` if nothing can listen there, and `ConfigurationError` for a certificate that cannot be
-        served."""
+        """`cors`: the pages that may read the responses of the listener itself.
+
+        Raises `OSError` if nothing can listen there, and `ConfigurationError` for a certificate that cannot be served.
+        """
         limits = limits or LimitsConfig()
         config = uvicorn.Config(
             app, root_path=address.root_path, lifespan="off", ws="none", access_log=False, log_config=None
@@ -63,11 +77,12 @@ class Listener:
         config.load()
         loop = asyncio.get_running_loop()
         self._certificate = _certificate(address, tls)
-        self._shared = Shared(limits, address.keep_alive_timeout_s, allowed_connections(limits.max_connections), loop)
+        max_connections = allowed_connections(limits.max_connections)
+        self._shared = Shared(limits, address.keep_alive_timeout_s, max_connections, loop, cors or Cors())
         self._acceptor = Acceptor(
             _bound(address),
             partial(_connection, config, self._shared),
-            self._shared.max_connections,
+            max_connections,
             limits.header_timeout_s,
             self._certificate.context if self._certificate else lambda: None,
         )
@@ -78,6 +93,7 @@ class Listener:
         """Accept no more connections and wait for open requests, at most `timeout_s` seconds."""
         state, self._shared.stopping = self._shared.state, True
         self._acceptor.close()
+        await asyncio.sleep(min(SETTLE_S, timeout_s))
         for connection in list(state.connections):
             connection.shutdown()
         await self._acceptor.wait_until_none(timeout_s)
@@ -92,11 +108,22 @@ class Listener:
             shared.clock.now = monotonic()
             shared.state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
             for connection in list(shared.state.connections):
-                cast(Connection, connection).check()
+                with _logged():
+                    cast(Connection, connection).check()
             shared.refusals.flush()
             if self._certificate is not None:
-                self._certificate.refresh()
+                with _logged():
+                    self._certificate.refresh()
             await asyncio.sleep(shared.clock.interval_s)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """A fault in one thing does not end the time limits of all connections."""
+    try:
+        yield
+    except Exception:
+        logger.exception("the time limits of connections go on after a fault")
 
 
 def _certificate(address: Address, tls: TlsConfig | None) -> ServedCertificate | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
+from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rbee_serve.config import ApplicationConfig
@@ -30,8 +31,9 @@ class OriginRules:
 
     def __init__(self, *, any_host: bool = False, public_url: str | None = None, cors: Cors | None = None) -> None:
         """`any_host`: requests need a token, which a page that was rebound to this address does not have."""
-        self._hosts = None if any_host else LocalHosts(urlsplit(public_url).hostname if public_url else None)
         self._public_origin = normal_origin(public_url) if public_url else None
+        public_host = urlsplit(self._public_origin).hostname if self._public_origin else None
+        self._hosts = None if any_host else LocalHosts(public_host)
         self.cors = cors or Cors()
 
     @classmethod
@@ -116,7 +118,7 @@ class OriginCheck:
             is_own = not origins
         if is_own and (cors.allows_any or all(site.lower() in _OWN_SITES for site in sites)):
             return None
-        if scope["method"] in _PAGE_METHODS and scope["path"].removeprefix(scope.get("root_path", "")) in PAGES:
+        if scope["method"] in _PAGE_METHODS and get_route_path(scope) in PAGES:
             return None
         raise OriginNotAllowed(
             "the request comes from a web page of another origin; list that origin in cors.allow_origins to allow it"

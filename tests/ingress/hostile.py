@@ -118,7 +118,9 @@ def health_of(connection: socket.socket, request: bytes = GOOD) -> bytes:
     connection.sendall(request)
     received = b""
     while not received.endswith(b"}"):
-        received += connection.recv(65536)
+        piece = connection.recv(65536)
+        assert piece, received
+        received += piece
     return received
 
 

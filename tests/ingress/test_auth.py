@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
-from rbee_serve.ingress.auth import fingerprint
+from rbee_serve.config import AuthConfig
+from rbee_serve.ingress.auth import BearerAuth, fingerprint
+from rbee_serve.ingress.keys import KeyRing
 from tests.ingress.application import application, serving
 from tests.raw_http import RawResponse, exchange, head, whole
 
@@ -102,6 +106,28 @@ def test_every_spelling_of_an_open_path_passes_without_the_token(url: str) -> No
     for target in ("/health?a=b", "/%68ealth", "/workers%2fecho-0%2fhealth", "/workers/echo-0/health?x"):
         assert exchange(url, head(target, method=b"GET")).status == 200
     assert exchange(url, head("/workers/nobody/health", method=b"GET")).status == 404
+
+
+@pytest.mark.parametrize("root_path", ["", "/", "/api", "/workers", "/workers/a", "/health"])
+async def test_below_a_prefix_only_the_same_paths_are_open(tmp_path: Path, root_path: str) -> None:
+    (tmp_path / "token").write_bytes(TOKEN)
+    reached: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        reached.append(scope["path"])
+
+    async def send(message: Message) -> None:
+        assert message.get("status", 401) == 401
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    auth = BearerAuth(app, KeyRing(AuthConfig(token_file=tmp_path / "token")))
+    prefix = root_path.rstrip("/")
+    for path in ("/health", "/workers/echo-0/health", "", "/", "/info", "/v1/workers", "/x/health", "health"):
+        scope = {"type": "http", "method": "GET", "headers": [], "root_path": root_path, "path": prefix + path}
+        await auth(scope, receive, send)
+    assert reached == [f"{prefix}/health", f"{prefix}/workers/echo-0/health"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tests.ingress.hostile import GOOD, Attacked, attacked, closed, response_of
 from tests.served.measured import measured, timed
 
 READY = GOOD.replace(b"/health", b"/v1/workers")
-STREAM = b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"
+STREAM = b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def refusal(server: Attacked) -> tuple[bytes, bytes]:

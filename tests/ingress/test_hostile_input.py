@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
@@ -106,7 +107,7 @@ def test_the_correlation_id_of_the_request_is_in_the_refusal(server: Attacked) -
         post(b"Content-Length: 3", b"Connection: close", b"X: " + b"x" * 60_000, body=b"abc"),
         CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + b"3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n",
         post(b"Content-Length: 3", b"Connection: close", b"Expect: something", body=b"abc"),
-        b"POST http://localhost/echo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST http://localhost/echo HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc",
     ],
     ids=["60 kB of headers", "a chunk extension and a trailer", "an unknown expectation", "an absolute target"],
 )
@@ -159,17 +160,60 @@ def test_an_http_1_0_connection_stays_open_only_if_the_client_asks(server: Attac
 def test_few_requests_at_once_are_served_in_order_and_many_are_not_kept(server: Attacked) -> None:
     paths = [b"/three", b"/health", b"/v1/ready"]
     with server.connect() as connection:
-        connection.sendall(b"".join(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path for path in paths))
+        connection.sendall(b"".join(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path for path in paths))
         received = b""
-        while received.count(b"HTTP/1.1 200 ") < 3:
+        while received.count(b"HTTP/1.1 ") < 3:
             received += connection.recv(65536)
+    assert received.count(b"HTTP/1.1 200 ") == 3
     assert received.index(b"data: 2") < received.rindex(b"HTTP/1.1 200 ")
     assert 1 <= answer(server, get() * 5000).count(b"HTTP/1.1 200 ") <= 9
 
 
+def test_the_responses_before_a_flood_of_requests_reach_the_client(server: Attacked) -> None:
+    response = answer(server, b"GET /three HTTP/1.1\r\nHost: localhost\r\n\r\n" + get() * 200_000)
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert response.endswith(b'{"status":"healthy"}')
+
+
+def test_after_a_response_that_ends_the_connection_no_other_request_is_served(server: Attacked) -> None:
+    old = b"GET /three HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
+    response = answer(server, old + b"POST /echo HTTP/1.0\r\nContent-Length: 9\r\n\r\n" + b"x", timeout_s=8.0)
+    assert response.endswith(b"data: 2\n\n")
+    assert response.count(b"HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize("max_header_bytes", [4096, 64 * KIB])
+def test_a_head_is_counted_from_its_own_beginning(max_header_bytes: int) -> None:
+    largest = b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "
+    largest += b"x" * (max_header_bytes - len(largest) - 4) + b"\r\n\r\n"
+    with attacked({"max_header_bytes": max_header_bytes}) as server:
+        with server.connect() as connection:
+            for _ in range(3):
+                assert health_of(connection, largest).startswith(b"HTTP/1.1 200 ")
+        with server.connect() as connection:
+            for size in (5, 5000, 16_000, 100_000):
+                connection.sendall(post(b"Content-Length: %d" % size, body=b"x" * (size - 1) + b"}"))
+                assert health_of(connection, b"").startswith(b"HTTP/1.1 200 ")
+        with server.connect() as connection:  # the next head begins in the piece in which a body ends
+            connection.sendall(post(b"Content-Length: 16000"))
+            connection.sendall(b"x" * 15_999 + b"}" + get()[:20])
+            assert health_of(connection, b"").startswith(b"HTTP/1.1 200 ")
+            assert health_of(connection, get()[20:]).startswith(b"HTTP/1.1 200 ")
+        server.first_byte_s()
+
+
+def test_the_framing_of_a_body_is_counted_from_its_own_beginning(server: Attacked) -> None:
+    with server.connect() as connection:
+        connection.sendall(CHUNKED + b"%x\r\n%b" % (500_000, b"x" * 490_000))
+        time.sleep(0.2)
+        connection.sendall(b"x" * 9_999 + b"}\r\n0\r\n\r\n" + post(b"Content-Length: 5", body=b"x"))
+        assert health_of(connection, b"").startswith(b"HTTP/1.1 200 ")
+        assert health_of(connection, b"xxx}").startswith(b"HTTP/1.1 200 ")
+
+
 def test_what_follows_the_last_request_of_a_connection_does_not_disturb_its_response(server: Attacked) -> None:
     for path, end in ((b"/three", b"0\r\n\r\n"), (b"/health", b"}")):
-        last = b"GET %b HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" % path
+        last = b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path
         response = answer(server, last + get())
         assert response.startswith(b"HTTP/1.1 200 ")
         assert response.count(b"HTTP/1.1 ") == 1
@@ -177,7 +221,7 @@ def test_what_follows_the_last_request_of_a_connection_does_not_disturb_its_resp
 
 
 def test_garbage_after_a_request_does_not_disturb_its_response(server: Attacked) -> None:
-    response = answer(server, b"GET /three HTTP/1.1\r\nHost: x\r\n\r\n" + b"\0garbage")
+    response = answer(server, b"GET /three HTTP/1.1\r\nHost: localhost\r\n\r\n" + b"\0garbage")
     assert response.count(b"HTTP/1.1 ") == 1
     assert response.endswith(b"0\r\n\r\n")
 
@@ -185,7 +229,7 @@ def test_garbage_after_a_request_does_not_disturb_its_response(server: Attacked)
 def test_a_body_behind_an_open_request_is_not_read_into_memory(server: Attacked) -> None:
     before = server.memory()
     with server.connect() as connection:
-        connection.sendall(b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n" + CHUNKED)
+        connection.sendall(b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n" + CHUNKED)
         connection.settimeout(1)
         flood = b"%x\r\n%b\r\n" % (KIB * KIB, b"x" * KIB * KIB) * 100
         with pytest.raises(TimeoutError):
@@ -224,8 +268,7 @@ def test_tiny_headers_take_little_memory_too() -> None:
 
 
 def test_the_rest_of_a_refused_body_is_discarded_so_that_the_client_gets_its_response(server: Attacked) -> None:
-    head = (
-        b"POST /workers/none/v1/inference HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 9000000\r\n\r\n"
-    )
+    head = b"POST /workers/none/v1/inference HTTP/1.1\r\n" + HOST + b"Connection: close\r\n"
+    head += b"Content-Length: 9000000\r\n\r\n"
     assert answer(server, head + b"x" * 9_000_000).startswith(b"HTTP/1.1 404 ")
     assert answer(server, GOOD.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")).startswith(b"HTTP/1.1 200 ")

@@ -76,6 +76,16 @@ def test_other_hosts_are_refused_before_any_work(url: str, host: str) -> None:
             assert response.headers["x-correlation-id"]
 
 
+def test_a_public_url_with_letters_beyond_ascii_is_known_as_clients_send_it() -> None:
+    with serving(application(None, public_url="http://B\u00fccher.example:8000"), "httptools") as url:
+        for host, status in (
+            (b"xn--bcher-kva.example:8000", 200),
+            (b"b\xfccher.example", 421),
+            (b"bucher.example", 421),
+        ):
+            assert exchange(url, head(READY, method=b"GET", host=host)).status == status
+
+
 def test_a_name_is_loopback_only_if_nobody_else_can_own_it() -> None:
     assert host_name(b"[::1]:8000") == "::1"
     assert host_name(b"a..b") == "a..b"

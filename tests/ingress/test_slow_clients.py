@@ -20,17 +20,20 @@ SLOW = 1000
 KIB = 1024
 BOUND_S = 0.05
 """By how much slow clients may delay the first byte of a good one."""
-BODY = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+BODY = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
 INFERENCE = BODY.replace(b"/echo", b"/v1/inference")
 
 KINDS: list[tuple[str, bytes]] = [
     ("silent connections", b""),
     ("request lines without an end", b"GET /hea"),
-    ("headers without an end", b"GET /health HTTP/1.1\r\nHost: x\r\nX: "),
+    ("headers without an end", b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: "),
     ("bodies without an end", INFERENCE + b"{"),
-    ("chunks without an end", b"POST /v1/inference HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"),
+    (
+        "chunks without an end",
+        b"POST /v1/inference HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{",
+    ),
     ("idle connections", GOOD),
-    ("readers that take nothing of a stream", b"GET /stream HTTP/1.1\r\nHost: x\r\n\r\n"),
+    ("readers that take nothing of a stream", b"GET /stream HTTP/1.1\r\nHost: localhost\r\n\r\n"),
 ]
 
 
@@ -128,7 +131,9 @@ def test_a_body_without_an_end_gets_408(server: Attacked, sent: bytes) -> None:
 
 def test_a_slow_and_steady_upload_is_not_cut() -> None:
     body = b'{"worker": "echo-0", "prompt": "' + b"x" * 200_000 + b'"}'
-    head = b"POST /v1/inference HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
+    head = b"POST /v1/inference HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(
+        body
+    )
     with attacked({"body_timeout_s": 0.5, "min_body_bytes_per_s": 40_000}) as server:
         with server.connect() as connection:
             connection.sendall(head)
@@ -148,7 +153,7 @@ def test_a_slow_and_steady_upload_is_not_cut() -> None:
 
 def test_what_follows_a_refusal_is_discarded_for_a_moment_only(server: Attacked) -> None:
     with server.connect() as connection:
-        connection.sendall(b"POST /none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        connection.sendall(b"POST /none HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         began = time.monotonic()
         with suppress(OSError):
             while time.monotonic() - began < 20:
@@ -165,7 +170,7 @@ def test_a_reader_that_takes_nothing_is_cut_and_takes_little_memory(
     before = server.memory()
     with ExitStack() as stack:
         began = time.monotonic()
-        stalled = server.connections(3, b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path, stack)
+        stalled = server.connections(3, b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path, stack)
         time.sleep(3)
         assert server.memory() - before < 3 * (LARGE_BYTES if path == b"/large" else KIB * KIB) * 1.5
         while len(_open_connections(server)) and time.monotonic() - began < 20:
@@ -188,7 +193,7 @@ def run_briefly() -> Iterator[Callable[[], Attacked]]:
 def test_a_slow_reader_that_reads_gets_everything(server: Attacked) -> None:
     with server.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * KIB)
-        connection.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        connection.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         received = 0
         while piece := connection.recv(256 * KIB):
             received += len(piece)

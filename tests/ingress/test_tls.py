@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import socket
 import ssl
@@ -13,8 +14,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rbee_serve.config import TlsConfig
+from rbee_serve.config import LimitsConfig, TlsConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.ingress.http_server.certificate import ServedCertificate
+from rbee_serve.ingress.listener import Address, Listener
+from tests.conftest import free_port
 from tests.ingress.certificates import make_certificate
 from tests.ingress.hostile import Attacked, attacked, closed
 from tests.served.measured import measured
@@ -125,6 +129,41 @@ def test_a_renewed_certificate_is_served_without_a_restart_and_a_broken_one_is_n
         while served_serial(server) == first and time.monotonic() < deadline:
             time.sleep(0.1)
         assert served_serial(server) == Path(renewed["cert_file"]).read_text()
+
+
+def test_a_file_that_is_removed_while_it_is_read_is_a_fault_of_the_configuration(
+    tls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_check_pem", "_check_validity"):
+        monkeypatch.setattr(f"rbee_serve.config.tls.{name}", lambda *args: None)
+    for key in tls:
+        assert "gone" in refused(**{**tls, key: "/gone"})
+
+
+async def test_a_fault_of_the_certificate_does_not_end_the_time_limits(
+    tls: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TlsConfig.model_validate(tls)
+    address = Address("127.0.0.1", free_port())
+    monkeypatch.setattr(ServedCertificate, "refresh", lambda self: 1 / 0)
+    listener = Listener(lambda *_: None, address, LimitsConfig(header_timeout_s=0.4), config)  # type: ignore[arg-type]
+    reader, writer = await asyncio.open_connection(
+        address.host, address.port, ssl=trusting(tls), server_hostname="localhost"
+    )
+    assert await asyncio.wait_for(reader.read(), 5) == b""
+    writer.close()
+    await listener.close(1)
+
+
+def test_a_key_file_that_becomes_readable_is_used(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch(0o000)
+    loads: list[int] = []
+    certificate = ServedCertificate([file], lambda: loads.append(1))  # type: ignore[arg-type, return-value]
+    file.chmod(0o600)
+    certificate.refresh()
+    certificate.refresh()
+    assert len(loads) == 2
 
 
 def refused(**values: str | Path) -> str:

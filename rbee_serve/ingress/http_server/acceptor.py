@@ -50,10 +50,13 @@ class Acceptor:
         self._loop.add_reader(listening, self._accept)
 
     def close(self) -> None:
-        """Accept no more connections."""
+        """Accept the connections that wait, since closing would reset them, and then no more."""
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._listening)
+        with suppress(OSError):  # when none waits, or no more can be opened
+            for _ in range(self._max):
+                self._admit(self._listening.accept()[0])
         self._listening.close()
 
     async def wait_until_none(self, timeout_s: float) -> None:

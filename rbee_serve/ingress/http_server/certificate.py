@@ -7,11 +7,10 @@ import ssl
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rbee_serve.config.secret_file import FileVersion, file_version
 from rbee_serve.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
-
-Stamp = list[tuple[int, int, int]]
 
 
 class ServedCertificate:
@@ -21,7 +20,7 @@ class ServedCertificate:
         """`load` reads `files`. Raises what it raises."""
         self._files = files
         self._load = load
-        self._stamp = self._read_stamp()
+        self._seen = self._versions()
         self._context = load()
 
     def context(self) -> ssl.SSLContext:
@@ -30,10 +29,10 @@ class ServedCertificate:
 
     def refresh(self) -> None:
         """Use the files again if they have changed. While they cannot be used, the last certificate stays in use."""
-        stamp = self._read_stamp()
-        if not stamp or stamp == self._stamp:
+        versions = self._versions()
+        if versions == self._seen or () in versions:
             return
-        self._stamp = stamp
+        self._seen = versions
         try:
             self._context = self._load()
         except ConfigurationError as exc:
@@ -41,9 +40,5 @@ class ServedCertificate:
         else:
             logger.info("the certificate in %s is in use", self._files[0])
 
-    def _read_stamp(self) -> Stamp:
-        try:
-            stats = [file.stat() for file in self._files]
-        except OSError:
-            return []
-        return [(stat.st_mtime_ns, stat.st_ino, stat.st_size) for stat in stats]
+    def _versions(self) -> list[FileVersion]:
+        return [file_version(file) for file in self._files]

@@ -30,6 +30,7 @@ class Connection(Input):
     """Serves the requests of one connection, one after another. `release` is called when it is lost."""
 
     flow: Flow
+    _output: ClosingTransport
 
     def __init__(self, config: Config, shared: Shared, surplus: bool, release: Callable[[Connection], None]) -> None:
         super().__init__(config, shared, surplus)
@@ -43,6 +44,7 @@ class Connection(Input):
         """The connection is open, the TLS handshake done."""
         super().connection_made(transport)
         self.flow = Flow(transport)
+        self._output = ClosingTransport(transport, self._close_after_response)
         self._pace.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -66,11 +68,9 @@ class Connection(Input):
 
     def _cycle(self, version: str) -> RequestResponseCycle:
         keep_alive = self.parser.should_keep_alive() and not self._surplus and not self._shared.stopping
-        last = version == "1.0" or not keep_alive
-        transport = ClosingTransport(self.transport, self._close_after_response) if last else self.transport
         return (Http10Exchange if version == "1.0" else RequestResponseCycle)(
             scope=self.scope,
-            transport=cast(asyncio.Transport, transport),
+            transport=cast(asyncio.Transport, self._output),
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -101,7 +101,7 @@ class Connection(Input):
         """Continue with the next request, if it is here already."""
         self.server_state.total_requests += 1
         self._served, self._running = True, None
-        if self.transport.is_closing() or (self._deaf and not self.pipeline):
+        if self.transport.is_closing() or self._pace.ending:
             return
         self._pace.begin()
         if self.pipeline:
@@ -129,11 +129,13 @@ class Connection(Input):
         if running is not None:  # its own body is at fault
             running.disconnected = True
             running.message_event.set()
-        self.transport.write(response(error, self.headers or (), self.server_state.default_headers, *headers))
+        given = self.headers or []
+        more = [*headers, *self._shared.cors.refusal_headers(given)]
+        self.transport.write(response(error, given, self.server_state.default_headers, *more))
         self._linger()
 
     def _close_after_response(self) -> None:
-        if self._count.in_head:
+        if self._count.in_head and not self._deaf:
             self.transport.close()
         else:
             self._linger()

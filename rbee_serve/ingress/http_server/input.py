@@ -63,8 +63,6 @@ class Input(HttpToolsProtocol):
     def _feed(self, data: bytes | memoryview) -> None:
         if self._deaf:
             return
-        count = self._count
-        in_head, content = count.in_head, count.content
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -72,9 +70,7 @@ class Input(HttpToolsProtocol):
         except httptools.HttpParserError as exc:
             self._refuse(error_of(exc))
         else:
-            if count.in_head:
-                count.add_head(len(data))
-            elif not in_head and not count.add_body(len(data), count.content - content):
+            if not self._count.add_piece(len(data)):
                 self._refuse(InvalidRequest("the body has more framing than content; send larger chunks"))
 
     def _continue_without_upgrade(self, data: bytes | memoryview, offset: int) -> None:
@@ -94,7 +90,6 @@ class Input(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._between = False
-        self._count.begin_head()
         self._pace.begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -107,7 +102,7 @@ class Input(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Begin the request. A fault is raised, which stops the parser."""
-        self._count.begin_body()
+        self._count.end_head()
         version = self.parser.get_http_version()
         if version != "1.1" and version != "1.0":
             raise Refused(error_of(None))
@@ -139,7 +134,7 @@ class Input(HttpToolsProtocol):
         """The last byte of a request."""
         if self.parser.should_upgrade():
             return
-        self._count.begin_head()
+        self._count.end_body()
         self._between = True
         if not self.cycle.response_complete:
             self.cycle.more_body = False

@@ -10,6 +10,7 @@ from uvicorn.server import ServerState
 
 from rbee_serve.config import LimitsConfig
 from rbee_serve.errors import HeaderTimeout
+from rbee_serve.ingress.cors import Cors
 from rbee_serve.ingress.http_server.pace import Clock
 from rbee_serve.ingress.http_server.refusal import RefusalLog
 
@@ -21,12 +22,13 @@ CROWDED_KEEP_ALIVE_S = 2.0
 @dataclass
 class Shared:
     """Limits, time and counts. `keep_alive_timeout_s`: how long an idle connection stays open; `max_connections`: how
-    many there may be."""
+    many there may be; `cors`: the pages that may read refusals."""
 
     limits: LimitsConfig
     keep_alive_timeout_s: float
     max_connections: int
     loop: asyncio.AbstractEventLoop
+    cors: Cors = field(default_factory=Cors)
     state: ServerState = field(default_factory=ServerState)
     clock: Clock = field(default_factory=lambda: Clock(monotonic()))
     refusals: RefusalLog = field(default_factory=RefusalLog)
