@@ -360,8 +360,8 @@ FAULTS = {
         "127.0.0.1",
         "0.0.0.0",
         (
-            "rbee-serve: serve_config.yaml: http_options.host is 0.0.0.0 but no auth.token_file is set: without a "
-            "token the server answers on 127.0.0.1 only; set the one or the other"
+            "rbee-serve: serve_config.yaml: http_options.host is 0.0.0.0, but without a token the server answers on "
+            "127.0.0.1 only; set auth.token_file or auth.keys, or that host"
         ),
     ),
     "a port that is none": (
