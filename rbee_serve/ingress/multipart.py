@@ -11,6 +11,7 @@ import binascii
 import logging
 import quopri
 import re
+import string
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -170,7 +171,7 @@ def _decoded(name: str, content: bytes, encoding: bytes) -> bytes:
         return quopri.decodestring(content)
     try:
         if encoding == b"base64":
-            return base64.b64decode(re.sub(rb"\s+", b"", content), validate=True)
+            return base64.b64decode(content.translate(None, string.whitespace.encode()), validate=True)
     except (binascii.Error, ValueError):
         pass
     message = "is not what its Content-Transfer-Encoding declares; send it as it is, without that header"
