@@ -58,8 +58,8 @@ def _configuration(args: Any, host: str) -> ApplicationConfig:
         config.orchestrator.check()
     if not config.auth.required and host not in LOCAL_HOSTS:
         raise ConfigurationError(
-            f"http_options.host is {host} but no auth.token_file is set: without a token the server answers on "
-            "127.0.0.1 only; set the one or the other"
+            f"http_options.host is {host}, but without a token the server answers on 127.0.0.1 only; set "
+            "auth.token_file or auth.keys, or that host"
         )
     faults = [
         *config.auth.faults({worker.id for worker in config.workers}),

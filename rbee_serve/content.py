@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import string
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic.fields import FieldInfo
@@ -18,7 +18,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 _MAX_DATA_URL_PREFIX = 256
 """Characters of the longest accepted prefix such as `data:image/png;base64,`."""
 
-_URL_SAFE = str.maketrans("-_", "+/")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+_ESCAPES = {"%2B": "+", "%2F": "/", "%3D": "=", "%0D": "", "%0A": "", "%20": ""}
+"""What stands in a URL for characters of base64 and line breaks. To decode any escape takes 70 times the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,8 @@ def _decoded(text: Any) -> Any:
         head, comma, text = text.partition(",")
         if not comma or len(head) > _MAX_DATA_URL_PREFIX or not head.lower().endswith(";base64"):
             raise _base64_error()
-        text = unquote(text) if "%" in text else text
+        for escape, character in _ESCAPES.items():
+            text = text.replace(escape, character).replace(escape.lower(), character)
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -55,9 +58,9 @@ def _decoded(text: Any) -> Any:
 
 def _decoded_leniently(text: str) -> bytes:
     """Base64 in the other forms that encoders write: with line breaks, in the URL-safe alphabet, without padding."""
-    standard = "".join(text.split()).translate(_URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+        standard = text.encode("ascii").translate(_URL_SAFE, string.whitespace.encode()).rstrip(b"=")
+        return base64.b64decode(standard + b"=" * (-len(standard) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise _base64_error() from None
 

@@ -72,6 +72,10 @@ class Metrics(msgspec.Struct, frozen=True):
     values: Mapping[str, float | int]
 
 
+NOTES = frozenset({"note", "adjust", "truncate", "safety"})
+"""The `action` of each narration about what was cut, changed or left out. One result without a stream has these too."""
+
+
 class Narration(_Tagged, frozen=True, kw_only=True, tag="narration"):
     """A sentence for a person who waits: `actor` does `action` to `target`; `human` is the sentence."""
 

@@ -55,4 +55,4 @@ def _plain(value: Any) -> str:
     """A bound as in JSON; a list of choices without quotes: `'a', 'b' or 'c'` is `a, b, c`."""
     if isinstance(value, str):
         return value.replace("' or '", "', '").replace("'", "")
-    return f"{value:g}" if isinstance(value, float) and value.is_integer() else str(value)
+    return str(int(value)) if isinstance(value, float) and value.is_integer() and abs(value) < 1e15 else str(value)

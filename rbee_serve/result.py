@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from rbee_serve.errors import WorkerLost
-from rbee_serve.events import End, Error, Event, Metrics, Output, Started
+from rbee_serve.events import NOTES, End, Error, Event, Metrics, Narration, Output, Started
 from rbee_serve.outputs import OutputValue
 
 JSON = "application/json"
@@ -17,7 +17,7 @@ JSON = "application/json"
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The result of a request. `output` is the outputs joined by their class (`{"text": …}` for tokens); `outputs` are
-    the outputs themselves, for Python users only."""
+    the outputs themselves, for Python users only. `notes` are sentences about what was cut, changed or left out."""
 
     job_id: str
     model: str
@@ -26,12 +26,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float | int]
     end: End
     outputs: tuple[OutputValue, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> bytes:
-        """The JSON of `"stream": false`: the job, the joined output, the fields of `end`, and the metrics."""
+        """The JSON of `"stream": false`: the job, the joined output, the fields of `end`, the notes if there are any,
+        and the metrics."""
         end = {name: value for name, value in msgspec.to_builtins(self.end).items() if name != "type"}
         head = {"job_id": self.job_id, "model": self.model, "started_at": self.started_at}
-        return msgspec.json.encode({**head, **self.output, **end, "metrics": self.metrics})
+        notes = {"notes": self.notes} if self.notes else {}
+        return msgspec.json.encode({**head, **self.output, **end, **notes, "metrics": self.metrics})
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type
     started: Started | None = None
     values: list[OutputValue] = []
     metrics: dict[str, float | int] = {}
+    notes: list[str] = []
     async for event in events:
         match event:
             case Output():
@@ -56,6 +60,8 @@ async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type
                 started = event
             case Metrics():
                 metrics.update(event.values)
+            case Narration() if event.action in NOTES:
+                notes.append(event.human)
             case Error():
                 raise event.to_exception()
             case End() if started is not None:
@@ -67,6 +73,7 @@ async def collect(events: AsyncIterator[Event[Any]], output_types: Sequence[type
                     metrics=metrics,
                     end=event,
                     outputs=tuple(values),
+                    notes=tuple(notes),
                 )
     raise WorkerLost("the worker's response ended early; try again")
 

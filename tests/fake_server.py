@@ -74,7 +74,9 @@ async def inference(request: Request) -> Response:
     if not server_state.body["stream"] and request.path_params.get("worker") == "speaks":
         return Response(FILE, media_type="audio/wav")
     if not server_state.body["stream"] and request.path_params.get("worker") == "loading":
-        return refusal(WorkerLoading("wait"))
+        error = WorkerLoading("wait")
+        error.retry_after_s = 17
+        return refusal(error)
     if not server_state.body["stream"]:
         return JSONResponse({"text": "Hello", "stop_reason": "EOS"})
     worker = request.path_params.get("worker", "good")
@@ -91,11 +93,12 @@ async def inference(request: Request) -> Response:
     if worker == "loading":
         error = WorkerLoading("wait")
         error.progress_url = "/p"
+        error.retry_after_s = 17
         return refusal(error)
     if worker == "not-up":
         return PlainTextResponse("Bad Gateway", 404)
     if worker == "proxy":
-        return PlainTextResponse("Bad Gateway", 502)
+        return PlainTextResponse("Bad Gateway", 502, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
     if worker == "strange":
         return PlainTextResponse("<html>", 418)
     if worker == "unknown-code":
@@ -124,7 +127,8 @@ async def silent() -> AsyncGenerator[bytes, None]:
 
 
 def refusal(error: WorkerError) -> Response:
-    return JSONResponse(error.to_json(), error.http_status)
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    return JSONResponse(error.to_json(), error.http_status, headers)
 
 
 async def ready(request: Request) -> Response:

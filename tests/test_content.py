@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import time
+import tracemalloc
 from urllib.parse import quote
 
 import pytest
 
 from deployments.vision import ClassifyRequest
+from rbee_serve.content import from_data_url
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.validation.parse import parse
 
@@ -29,6 +31,7 @@ def image(text: str) -> bytes:
         base64.encodebytes(DATA).decode().replace("\n", "\r\n"), f"  {TEXT}\n", f"data:image/png;base64,{TEXT}",
         f"data:;base64,{TEXT}", f"DATA:image/png;charset=utf-8;BASE64,{URL_SAFE}", f"data:image/png;base64, {TEXT}",
         f"data:image/png;base64,{quote(TEXT, safe='')}",
+        f"data:image/png;base64,{quote(base64.encodebytes(DATA).decode(), safe='')}",
     ],
 )  # fmt: skip
 def test_every_form_of_base64_is_decoded(text: str) -> None:
@@ -50,3 +53,14 @@ def test_a_large_file_with_line_breaks_is_decoded_quickly() -> None:
     started_at = time.monotonic()
     assert image(base64.encodebytes(data).decode()) == data
     assert time.monotonic() - started_at < 5
+
+
+@pytest.mark.parametrize("text", [b"ab cd\t" * 200_000, b"%41" * 400_000, b"%2B" * 400_000])
+def test_no_base64_takes_many_times_its_size_in_memory(text: bytes) -> None:
+    url = b"data:image/png;base64," + text
+    tracemalloc.start()
+    try:
+        from_data_url(url)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(url)
+    finally:
+        tracemalloc.stop()

@@ -24,8 +24,8 @@ PUBLIC = {
     },
     "rbee_serve.errors_json": {"error_from_code", "error_from_json"},
     "rbee_serve.events": {
-        "EVENT_TYPES", "End", "Error", "Event", "Metrics", "Narration", "Output", "Progress", "Started", "StopReason",
-        "from_json", "to_json",
+        "EVENT_TYPES", "End", "Error", "Event", "Metrics", "NOTES", "Narration", "Output", "Progress", "Started",
+        "StopReason", "from_json", "to_json",
     },
     "rbee_serve.grammar": {"GrammarError", "StreamGrammar", "check_stream"},
     "rbee_serve.validation.limits": {"with_limits"},

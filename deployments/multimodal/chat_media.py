@@ -27,9 +27,9 @@ class MediaDecoders:
         self._recordings = AudioDecoder(MAX_AUDIO_S)
 
     def decode(self, chat: Sequence[MediaMessage], field: str = "messages", changes: list[str] | None = None) -> Media:
-        """All media of the chat by kind, in order. A sentence about each thing that is left out of an image is appended
-        to `changes`. Raises `InvalidRequest` about the path of a file in `messages`, or about `image` or `audio` where
-        the chat comes from another `field`."""
+        """All media of the chat by kind, in order. A sentence about each thing that is left out of a file or changed is
+        appended to `changes`. Raises `InvalidRequest` about the path of a file in `messages`, or about `image` or
+        `audio` where the chat comes from another `field`."""
         media: Media = {}
         for path, image in files(chat, "image"):
             name = path if field == "messages" else "image"
@@ -38,7 +38,10 @@ class MediaDecoders:
             if changes is not None:
                 changes += decoded.changes(name)
         for path, audio in files(chat, "audio"):
-            samples = self._recordings.decode(audio, path if field == "messages" else "audio")
+            name = path if field == "messages" else "audio"
+            samples, notes = self._recordings.read(audio, name)
+            if changes is not None:
+                changes += [f"{name}: {note}" for note in notes]
             media.setdefault("audio", []).append((samples, SAMPLE_RATE))
         return media
 

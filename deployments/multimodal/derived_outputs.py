@@ -8,9 +8,11 @@ from typing import Any
 
 import msgspec
 
+from deployments.audio.speech_text import is_speakable
 from deployments.multimodal.sentences import sentences
 from deployments.request_fields import is_blank
-from rbee_serve.events import Error, Event, Narration, Output, Progress
+from rbee_serve.errors import InvalidRequest
+from rbee_serve.events import NOTES, Error, Event, Narration, Output, Progress
 from rbee_serve.worker.composition import DerivedOutput
 from rbee_serve.worker.spec import Peer
 
@@ -19,19 +21,30 @@ MAX_PROMPT_CHARACTERS = 8192
 
 
 def spoken(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
-    """Speech: `audio` events of one signal, sentence by sentence. `options` are fields of the audio worker's task
-    `generate`."""
+    """Speech: `audio` events of one signal, sentence by sentence, and the voice's notes. A sentence that the voice
+    refuses is left out, with a note. `options` are fields of the audio worker's task `generate`."""
 
     async def derive(text: AsyncIterator[str]) -> AsyncGenerator[Event[Any], None]:
-        count = 0
+        count = number = 0
+        notes: set[str] = set()
         async for sentence in sentences(text):
-            if not any(map(str.isalnum, sentence)):
+            number += 1
+            if not is_speakable(sentence):
                 continue
-            async with aclosing(_events(peer, {**options, "prompt": sentence})) as events:
-                async for event in events:
-                    if isinstance(event, Output):
-                        yield Output(msgspec.structs.replace(event.value, i=count))
-                        count += 1
+            try:
+                async with aclosing(_events(peer, {**options, "prompt": sentence})) as events:
+                    async for event in events:
+                        if isinstance(event, Output):
+                            yield Output(msgspec.structs.replace(event.value, i=count))
+                            count += 1
+                        elif isinstance(event, Narration) and event.action in NOTES and event.human not in notes:
+                            notes.add(event.human)
+                            yield event
+            except InvalidRequest as exc:
+                if (reason := _fault_of_prompt(exc)) is None:
+                    raise
+                human = f"Sentence {number} is not spoken: it {reason}"
+                yield Narration(actor="multimodal-worker", action="note", target="audio", human=human)
 
     return derive
 
@@ -54,6 +67,15 @@ def drawn(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
                 yield msgspec.structs.replace(event, kind="steps") if isinstance(event, Progress) else event
 
     return derive
+
+
+def _fault_of_prompt(error: InvalidRequest) -> str | None:
+    """The message about `prompt`; None where the error is about another field, too. An error that ends a stream has no
+    violations, and one message."""
+    if any(violation.field != "prompt" for violation in error.violations):
+        return None
+    name, separator, reason = error.message.partition(": ")
+    return reason if name == "prompt" and separator else None
 
 
 async def _events(peer: Peer, fields: dict[str, Any]) -> AsyncGenerator[Event[Any], None]:

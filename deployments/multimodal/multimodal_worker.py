@@ -80,7 +80,7 @@ class MultimodalBackend(GenerationBackend[MultimodalRequest, Output]):
         self, chat: list[MediaMessage], field: str, max_tokens: int, changes: list[str] | None = None
     ) -> EngineInput:
         """The chat as the engine's input: tokens, with those of the images and recordings at their placeholders. What
-        is left out of an image is appended to `changes`."""
+        is left out of a file or changed is appended to `changes`."""
         counts = {kind: len(list(files(chat, kind))) for kind in KINDS}
         self._check_counts(field, counts)
         media = await asyncio.to_thread(self._decoders.decode, chat, field, changes)

@@ -57,7 +57,7 @@ class AsyncClient(BaseClient):
         """See `Client.infer_file`."""
         call = await _inference(worker, request, fields, stream=False)
         response = await self._send(call)
-        return call.encoded_result(response.status_code, response.content, response.headers.get("content-type", ""))
+        return call.encoded_result(response.status_code, response.content, response.headers)
 
     async def ready(self, worker: str | None = None) -> Readiness:
         """See `Client.ready`."""
@@ -96,7 +96,7 @@ class AsyncClient(BaseClient):
 
     async def _request(self, call: Call[T]) -> T:
         response = await self._send(call)
-        return call.result(response.status_code, response.content)
+        return call.result(response.status_code, response.content, response.headers)
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
         with translated():
@@ -106,7 +106,7 @@ class AsyncClient(BaseClient):
         with translated():
             async with self._http.stream(**self._arguments(call)) as response:
                 if response.status_code != 200:
-                    raise calls.error_of(response.status_code, await response.aread())
+                    raise calls.error_of(response.status_code, await response.aread(), response.headers)
                 async for chunk in response.aiter_bytes():
                     for item in reader.feed(chunk):
                         yield item

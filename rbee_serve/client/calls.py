@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ Fields = Mapping[str, Any] | InferenceRequest | None
 _NOT_UP = frozenset({404, 502, 503, 504})
 """Statuses of a proxy in front of rbee-serve while that is not up: Ray's proxy responds with 404 then."""
 
+_SECONDS = re.compile("[0-9]{1,9}")
+"""A `Retry-After` in seconds. rbee-serve sends no date."""
+
 
 class Unauthorized(Exception):
     """The token is missing or wrong. `code` is `MISSING_API_KEY` or `INVALID_API_KEY`."""
@@ -57,22 +61,22 @@ class Call(Generic[T]):
     no_read_timeout: bool = False
     """The server sends nothing until the work is done, so a silence is no fault."""
 
-    def result(self, status: int, body: bytes) -> T:
+    def result(self, status: int, body: bytes, headers: Mapping[str, str]) -> T:
         """The result in a response. Raises its `WorkerError` or `Unauthorized`, or `InternalError` if it is another
         object than expected."""
         fields = _json_object(body)
         if fields is None or not (status == 200 or (status == 503 and self.result_key in fields)):
-            raise error_of(status, body)
+            raise error_of(status, body, headers)
         try:
             return msgspec.convert(fields, self.result_type)
         except msgspec.ValidationError as exc:
             raise InternalError(f"the response of {self.path} is not one of rbee-serve: {exc}") from exc
 
-    def encoded_result(self, status: int, body: bytes, media_type: str) -> EncodedResult:
+    def encoded_result(self, status: int, body: bytes, headers: Mapping[str, str]) -> EncodedResult:
         """The file in a response, or its JSON where the server sends no file. Raises as `result` does."""
         if status == 200:
-            return EncodedResult(body, media_type.partition(";")[0].strip())
-        raise error_of(status, body)
+            return EncodedResult(body, headers.get("content-type", "").partition(";")[0].strip())
+        raise error_of(status, body, headers)
 
 
 def inference(worker: str | None, request: Fields, fields: Mapping[str, Any], *, stream: bool) -> Call[dict[str, Any]]:
@@ -118,8 +122,15 @@ def _base(worker: str | None) -> str:
         raise InvalidRequest.of_field("worker", "unicode", "must be valid Unicode without lone surrogates") from exc
 
 
-def error_of(status: int, body: bytes) -> Exception:
-    """The exception for an HTTP response that is no result."""
+def error_of(status: int, body: bytes, headers: Mapping[str, str]) -> Exception:
+    """The exception for an HTTP response that is no result. `headers` have their names in any case, as in httpx."""
+    error = _error_of(status, body)
+    if isinstance(error, WorkerError) and _SECONDS.fullmatch(seconds := headers.get("retry-after", "")):
+        error.retry_after_s = int(seconds)
+    return error
+
+
+def _error_of(status: int, body: bytes) -> Exception:
     fields = _json_object(body) or {}
     if status == 401:
         details = fields.get("error")

@@ -59,7 +59,7 @@ class Client(BaseClient):
         """The result of one inference as a file, such as `audio/wav`: its bytes and their content type."""
         call = calls.inference(worker, request, fields, stream=False)
         response = self._send(call)
-        return call.encoded_result(response.status_code, response.content, response.headers.get("content-type", ""))
+        return call.encoded_result(response.status_code, response.content, response.headers)
 
     def ready(self, worker: str | None = None) -> Readiness:
         """Whether the worker is ready, or all are. Not being ready is a result and no error."""
@@ -98,7 +98,7 @@ class Client(BaseClient):
 
     def _request(self, call: Call[T]) -> T:
         response = self._send(call)
-        return call.result(response.status_code, response.content)
+        return call.result(response.status_code, response.content, response.headers)
 
     def _send(self, call: Call[Any]) -> httpx.Response:
         with translated():
@@ -107,7 +107,7 @@ class Client(BaseClient):
     def _read(self, call: Call[Any], reader: StreamReader[T]) -> Generator[T, None, None]:
         with translated(), self._http.stream(**self._arguments(call)) as response:
             if response.status_code != 200:
-                raise calls.error_of(response.status_code, response.read())
+                raise calls.error_of(response.status_code, response.read(), response.headers)
             for chunk in response.iter_bytes():
                 yield from reader.feed(chunk)
                 if reader.done:

@@ -40,7 +40,8 @@ EXPECTED = "expected"
 
 
 def sentence_of(kind: str, context: Mapping[str, Any], value: Any, field: FieldInfo | None) -> str:
-    """The sentence about a pydantic error of that kind at a value. `field` is the key's, where it is known."""
+    """The sentence about a pydantic error of that kind at a value. `field` is the key's, where it is known; the value
+    of one with `repr=False`, such as a password, is not repeated."""
     if kind == "missing":
         return "is missing"
     if value is None:
@@ -50,6 +51,8 @@ def sentence_of(kind: str, context: Mapping[str, Any], value: Any, field: FieldI
         return str(error) if type(error) is ValueError else "is not valid"
     if kind == "invalid_key":
         return "is a key that is no text; put it in quotes"
+    if field is not None and not field.repr:
+        value = ...
     expected = next(_expected(field), None) if field is not None else None
     name = type_name(kind)
     if expected is not None and (kind == "string_pattern_mismatch" or name == "string"):

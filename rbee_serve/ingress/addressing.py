@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
+from pydantic_core import to_json
 from starlette.requests import Request
 
 from rbee_serve.errors import InvalidRequest, WorkerNotFound
@@ -55,7 +56,7 @@ async def _resolve(request: Request, services: IngressServices) -> tuple[Worker,
     if content_type != JSON:
         upload = await _off_loop_if_large(body, partial(read_upload, request, content_type, body))
         target = worker or _ready(services, _worker_of_upload(services, upload))
-        fields = typed(upload, content_type, target.request_type)
+        fields = await _off_loop_if_large(body, partial(typed, upload, content_type, target.request_type))
         return target, parse_object(target.request_type, fields)
     query = query_fields(request) if request.scope["query_string"] else {}
     if worker is None:
@@ -113,7 +114,8 @@ def _add(fields: dict[str, msgspec.Raw], name: str, value: Any) -> None:
         given = object()
     if given is not None and given != value:
         raise InvalidRequest.of_field(name, "once", "is given in the body, and with another value in the query")
-    fields[name] = msgspec.Raw(msgspec.json.encode(value))
+    # NaN and infinities stay what they are, for the validation to refuse; msgspec would write null.
+    fields[name] = msgspec.Raw(to_json(value, bytes_mode="base64", inf_nan_mode="constants"))
 
 
 def _found(services: IngressServices, worker_id: str | None, model: str | None) -> Worker:

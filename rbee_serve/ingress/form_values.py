@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
+from pydantic_core import from_json
 
 from rbee_serve.validation.field_types import items_of, members_of
 
@@ -51,10 +51,11 @@ def _value(text: str, types: list[Any]) -> Any:
 
 
 def _json(text: str) -> Any:
-    """The value that JSON text holds; None if it is not JSON."""
+    """The value that JSON text holds; None if it is not JSON. The parser is that of JSON bodies: Python's own accepts
+    lone surrogates and deeper nesting, which cannot be sent on."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return from_json(text)
+    except ValueError:
         return None
 
 

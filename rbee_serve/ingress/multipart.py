@@ -1,32 +1,42 @@
 """Forms (`multipart/form-data`, RFC 7578) as clients write them, from a body that is in memory.
 
-A library's parser would decide from the file name whether a part is a file, and turn the others into text. Here that
-is known from the field, so a part is bytes with its headers.
+`python-multipart` finds the parts. Its own form parser, and Starlette's, would decide from the file name whether a part
+is a file, and accept a form without its end. Here the field decides, so a part is bytes with what its headers declare.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import quopri
 import re
-from collections.abc import Iterator
+import string
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from python_multipart.exceptions import MultipartParseError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.validation.field_path import BODY, MAX_NAME_CHARACTERS, shorten
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
 MAX_PARTS = 1024
 """Parts of one form."""
-MAX_HEADER_BYTES = 16 * 1024
+MAX_HEADERS = 64
 """Headers of one part."""
+MAX_HEADER_BYTES = 16 * 1024
+"""All headers of one part together."""
 MAX_BOUNDARY_BYTES = 256
 """RFC 2046 allows 70."""
 
-_PARAMETER = re.compile(rb';\s*([^\s=;]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;\s]*))')
-_FOLDED = re.compile(rb"\r?\n[ \t]+")
-_PADDING = re.compile(rb"[ \t]*(\r?\n|$)")
 _AS_IT_IS = frozenset({b"", b"binary", b"8bit", b"7bit"})
+
+# It would log a warning, with bytes of the form, for each form that it refuses.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,90 +59,109 @@ def parts_of(content_type: str, body: bytes) -> list[FormPart]:
     Raises `InvalidRequest` for a form without its closing boundary, and for parts that have no name or cannot be
     decoded.
     """
-    parts: list[FormPart] = []
-    for start, end in _blocks(_boundary(content_type), body):
-        if len(parts) == MAX_PARTS:
+    boundary = _boundary(content_type)
+    reader = _Reader()
+    parser = MultipartParser(
+        boundary, reader.callbacks(), max_header_count=MAX_HEADERS, max_header_size=MAX_HEADER_BYTES
+    )
+    try:
+        parser.write(_with_crlf(body, b"--" + boundary))
+    except MultipartParseError:
+        raise _bad_form("is not a valid form; let the HTTP library write it") from None
+    if not reader.is_complete:
+        raise _bad_form("is an incomplete form: its closing boundary is missing")
+    return reader.parts
+
+
+class _Reader:
+    """Collects the parts of one form."""
+
+    def __init__(self) -> None:
+        self.parts: list[FormPart] = []
+        self.is_complete = False
+        self._begin_part()
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": self._add_to_header,
+            "on_header_value": self._add_to_value,
+            "on_header_end": self._end_header,
+            "on_part_data": self._add_to_content,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def _begin_part(self) -> None:
+        if len(self.parts) == MAX_PARTS:
             raise _bad_form(f"has more than {MAX_PARTS} parts")
-        parts.append(_part(body, start, end))
-    return parts
+        self._headers: dict[bytes, bytes] = {}
+        self._header = self._value = b""
+        self._header_bytes = 0
+        self._content: list[bytes] = []
+
+    def _add_to_header(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        self._header_bytes += len(self._header) + len(self._value)
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise _bad_form(f"has a part with more than {MAX_HEADER_BYTES} bytes of headers")
+        self._headers[self._header.lower()] = self._value.strip()
+        self._header = self._value = b""
+
+    def _add_to_content(self, data: bytes, start: int, end: int) -> None:
+        self._content.append(data[start:end])
+
+    def _end_part(self) -> None:
+        self.parts.append(_part(self._headers, b"".join(self._content)))
+
+    def _end(self) -> None:
+        self.is_complete = True
 
 
 def _boundary(content_type: str) -> bytes:
-    parameters = _parameters(content_type.encode("latin-1", errors="replace"))
+    _, parameters = parse_options_header(content_type.encode("latin-1", errors="replace"))
     boundary = parameters.get(b"boundary", b"")
     if not 0 < len(boundary) <= MAX_BOUNDARY_BYTES:
         raise _bad_form("has no boundary in its Content-Type; let the HTTP library set that header")
     return boundary
 
 
-def _blocks(boundary: bytes, body: bytes) -> Iterator[tuple[int, int]]:
-    """The positions of each part's headers and content. Nothing is copied."""
-    delimiter = b"--" + boundary
+def _with_crlf(body: bytes, delimiter: bytes) -> bytes:
+    """The form from its first boundary on, with CRLF where its own lines end in LF, as in forms that are written by
+    hand. Contents stay as they are."""
     start = 0 if body.startswith(delimiter) else body.find(b"\n" + delimiter) + 1
     if start == 0 and not body.startswith(delimiter):
         raise _bad_form("is an incomplete form: its first boundary is missing")
-    after = start + len(delimiter)
-    line = _PADDING.match(body, after)
-    separator = (b"\n" if line is not None and line[1] == b"\n" else b"\r\n") + delimiter
-    while not body.startswith(b"--", after):
-        line = _PADDING.match(body, after)
-        if line is None:
-            raise _bad_form("has text behind a boundary, on its line")
-        # The line end before the first boundary of a part without content is that of the boundary's own line.
-        begin = line.end() - len(line[1])
-        end = _next(body, separator, begin)
-        yield line.end(), max(end, line.end())
-        after = end + len(separator)
+    if not body.startswith(b"\n", start + len(delimiter)):
+        return body[start:]
+    blocks = re.split(b"\n" + re.escape(delimiter) + rb"(?=[ \t]*\n|--)", body[start:], maxsplit=MAX_PARTS + 1)
+    if len(blocks) > MAX_PARTS + 1:
+        raise _bad_form(f"has more than {MAX_PARTS} parts")
+    for n, block in enumerate(blocks):
+        head, end, content = block.partition(b"\n\n")
+        blocks[n] = (head + end).replace(b"\n", b"\r\n") + content
+    return (b"\r\n" + delimiter).join(blocks)
 
 
-def _next(body: bytes, separator: bytes, begin: int) -> int:
-    """The position of the next line that is the boundary, and not only begins with it."""
-    while (end := body.find(separator, begin)) >= 0:
-        after = end + len(separator)
-        if body.startswith(b"--", after) or _PADDING.match(body, after):
-            return end
-        begin = end + 1
-    raise _bad_form("is an incomplete form: its closing boundary is missing")
-
-
-def _part(body: bytes, start: int, end: int) -> FormPart:
-    head, content = _split(body, start, end)
-    headers = {}
-    for line in _FOLDED.sub(b" ", head).splitlines():
-        header, _, value = line.partition(b":")
-        headers[header.strip().lower()] = value.strip()
-    disposition = _parameters(headers.get(b"content-disposition", b""))
+def _part(headers: dict[bytes, bytes], content: bytes) -> FormPart:
+    raw = headers.get(b"content-disposition", b"")
+    _, disposition = parse_options_header(raw)
     if b"name" not in disposition:
         raise _bad_form("has a part without a name in its Content-Disposition")
     name = _text(disposition[b"name"])
-    content_type = headers.get(b"content-type", b"")
+    content_type, parameters = parse_options_header(headers.get(b"content-type", b""))
     return FormPart(
         name,
         _decoded(name, content, headers.get(b"content-transfer-encoding", b"").lower()),
-        has_file_name=bool(disposition.get(b"filename") or disposition.get(b"filename*")),
-        content_type=content_type.partition(b";")[0].strip().lower().decode("latin-1"),
-        charset=_parameters(content_type).get(b"charset", b"").decode("latin-1"),
+        has_file_name=bool(disposition.get(b"filename")) or b"filename*=" in raw.lower(),
+        content_type=content_type.decode("latin-1"),
+        charset=parameters.get(b"charset", b"").decode("latin-1"),
     )
-
-
-def _split(body: bytes, start: int, end: int) -> tuple[bytes, bytes]:
-    """The headers and the content of a part, which an empty line separates."""
-    last = min(end, start + MAX_HEADER_BYTES)
-    if body.startswith((b"\r\n", b"\n"), start, last):  # no header at all
-        return b"", b""
-    ends = [(at, len(mark)) for mark in (b"\r\n\r\n", b"\n\n") if (at := body.find(mark, start, last)) >= 0]
-    if not ends:
-        raise _bad_form("has a part whose headers do not end")
-    at, length = min(ends)
-    return body[start:at], body[at + length : end]
-
-
-def _parameters(header: bytes) -> dict[bytes, bytes]:
-    """The parameters of a header by their names in lower case. Of equal names the first one counts."""
-    found: dict[bytes, bytes] = {}
-    for name, quoted, token in _PARAMETER.findall(header):
-        found.setdefault(name.lower(), re.sub(rb"\\([\\\"])", rb"\1", quoted) if quoted else token)
-    return found
 
 
 def _decoded(name: str, content: bytes, encoding: bytes) -> bytes:
@@ -142,7 +171,7 @@ def _decoded(name: str, content: bytes, encoding: bytes) -> bytes:
         return quopri.decodestring(content)
     try:
         if encoding == b"base64":
-            return base64.b64decode(re.sub(rb"\s+", b"", content), validate=True)
+            return base64.b64decode(content.translate(None, string.whitespace.encode()), validate=True)
     except (binascii.Error, ValueError):
         pass
     message = "is not what its Content-Transfer-Encoding declares; send it as it is, without that header"

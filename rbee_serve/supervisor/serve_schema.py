@@ -20,7 +20,7 @@ SecondsOrZero = Annotated[float, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
-"""Of logging; Ray takes their numbers too."""
+"""Of logging; Ray takes their other names and their numbers too."""
 RUNTIME_KEYS = frozenset(
     "config conda container env_vars excludes image_uri java_jars mpi nsight pip py_executable py_modules rocprof_sys "
     "uv worker_process_setup_hook working_dir".split()
@@ -55,7 +55,8 @@ class LoggingOptions(ConfigModel):
     @field_validator("log_level")
     @classmethod
     def _check_level(cls, level: int | str) -> int | str:
-        if level not in LEVELS and level not in map(logging.getLevelName, LEVELS):
+        names = logging.getLevelNamesMapping()
+        if level not in names and level not in names.values():
             raise ValueError(f"must be one of {', '.join(LEVELS)}, not {level!r}")
         return level
 
@@ -80,7 +81,7 @@ class HttpOptions(ConfigModel):
     keep_alive_timeout_s: Annotated[int, Field(ge=0)] = 90
     ssl_keyfile: str | None = None
     ssl_certfile: str | None = None
-    ssl_keyfile_password: str | None = None
+    ssl_keyfile_password: str | None = Field(default=None, repr=False)
     ssl_ca_certs: str | None = None
 
 

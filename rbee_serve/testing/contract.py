@@ -34,7 +34,7 @@ from rbee_serve.worker.spec import Device, LoadContext, Peer, WorkerSpec
 from rbee_serve.worker.watchdog import Watchdog
 
 _METHODS = ("execute", "is_healthy", "is_ready", "memory_bytes", "engine_requests", "close")
-_RESULT_FIELDS = frozenset({"job_id", "model", "started_at", "metrics", *End.__struct_fields__})
+_RESULT_FIELDS = frozenset({"job_id", "model", "started_at", "notes", "metrics", *End.__struct_fields__})
 
 
 def check_worker_type(

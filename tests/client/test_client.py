@@ -172,6 +172,19 @@ def test_a_loading_worker_is_raised_with_its_progress_url(client: Any) -> None:
     assert caught.value.progress_url == "/p"
 
 
+def test_an_error_has_the_pause_that_the_server_asks_for(client: Any) -> None:
+    with pytest.raises(WorkerLoading) as caught:
+        events_of(client, "loading", prompt="a")
+    assert caught.value.retry_after_s == 17
+    for method in (client.infer, client.infer_file):
+        with pytest.raises(WorkerLoading) as caught:
+            method("loading", prompt="a")
+        assert caught.value.retry_after_s == 17
+    with pytest.raises(WorkerLost) as lost:
+        events_of(client, "proxy", prompt="a")
+    assert lost.value.retry_after_s == WorkerLost.retry_after_s
+
+
 @pytest.mark.parametrize(
     ("worker", "error", "message"),
     [

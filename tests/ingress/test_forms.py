@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import encodings
+import tracemalloc
 from contextlib import suppress
 from typing import Annotated, Any, Literal
 
@@ -20,7 +22,7 @@ from rbee_serve.errors import InvalidRequest
 from rbee_serve.ingress.addressing import resolve_request
 from rbee_serve.ingress.multipart import FormPart, parts_of
 from rbee_serve.ingress.services import Worker
-from rbee_serve.ingress.upload import typed
+from rbee_serve.ingress.upload import text_of, typed
 from rbee_serve.request import InferenceRequest
 from rbee_serve.validation.parse import parse_object
 from tests.ingress.application import services_of
@@ -99,7 +101,6 @@ FILES = {
     ),
     "binary": b'Content-Disposition: form-data; name="audio"\nContent-Transfer-Encoding: binary',
     "8bit": b'content-disposition: FORM-DATA; NAME="audio"\ncontent-transfer-encoding: 8BIT',
-    "a folded header": b'Content-Disposition: form-data;\n name="audio";\n\tfilename="a.wav"',
     "no space behind a semicolon": b'Content-Disposition:form-data;name="audio";filename="a.wav"',
 }
 
@@ -150,7 +151,7 @@ async def test_a_boundary_may_be_any(content_type: str, boundary: bytes) -> None
 
 LAYOUTS = {
     "text before and after": b"This is a form.\r\n" + TITLE + END + b"That was it.\r\n--b\r\nmore",
-    "blanks behind the boundary": TITLE.replace(b"--b\r\n", b"--b \t\r\n") + b"--b-- \r\n",
+    "blanks behind the boundary": field("prompt", b"") + TITLE.replace(b"--b\r\n", b"--b \t\r\n") + b"--b-- \r\n",
     "lines that end in LF": part(b'Content-Disposition: form-data; name="title"', b"t", line=b"\n") + b"--b--\n",
     "no line end at the end": TITLE + b"--b--",
     "a blank line first": b"\r\n" + TITLE + END,
@@ -170,6 +171,8 @@ async def test_a_file_of_a_form_with_lf_keeps_its_last_byte() -> None:
     title = part(b'Content-Disposition: form-data; name="title"', b"t", line=b"\n")
     assert (await read(part(headers, b"x\r", line=b"\n") + title + b"--b--"))["audio"] == b"x\r"
     assert (await read(part(headers, b"x\n\n") + TITLE + END))["audio"] == b"x\n\n"
+    near = b"\n--bb\n--b.\n--b-x"
+    assert (await read(part(headers, near, line=b"\n") + title + b"--b--"))["audio"] == near
 
 
 VALUES: list[tuple[str, str, Any]] = [
@@ -240,6 +243,51 @@ async def test_a_part_that_is_json_is_read_as_json() -> None:
 ENCODED = "application/x-www-form-urlencoded"
 
 
+@pytest.mark.parametrize("size", [*range(65_530, 65_545), 131_071, 131_075])
+async def test_a_long_text_in_a_url_encoded_form_is_whole(size: int) -> None:
+    text = "x" * size + "%é+&=" * 9
+    assert await read(httpx.Request("POST", "http://x/", data={"title": text}).read(), ENCODED) == {"title": text}
+    assert await read(b"title=" + b"x" * size + b"%4%zz%", ENCODED) == {"title": "x" * size + "%4%zz%"}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (ENCODED, b"title=" + b"%41" * 400_000),
+        ("multipart/form-data; boundary=b", part(
+            b'Content-Disposition: form-data; name="audio"\nContent-Transfer-Encoding: base64', b"ab cd\t" * 200_000
+        ) + END),
+    ],
+    ids=["URL-encoded", "base64"],
+)  # fmt: skip
+async def test_no_form_takes_many_times_its_size_in_memory(content_type: str, body: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with suppress(InvalidRequest):
+            await read(body, content_type)
+        assert tracemalloc.get_traced_memory()[1] < 12 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
+async def test_an_unknown_charset_is_not_kept() -> None:
+    before = len(encodings._cache)
+    for n in range(3):
+        with pytest.raises(InvalidRequest, match="declared charset"):
+            await read(field("_charset_", b"made-up-%d" % n) + TITLE + END)
+    assert len(encodings._cache) == before
+
+
+@pytest.mark.parametrize("name", ["UTF8", "utf-8", "us-ascii", "Windows-1252", "ISO_8859-15", "latin1", "utf-8-sig"])
+async def test_a_charset_has_any_of_its_names(name: str) -> None:
+    assert (await read(field("_charset_", name.encode()) + TITLE + END))["title"] == "t"
+
+
+def test_a_text_that_names_a_worker_is_bounded() -> None:
+    with pytest.raises(InvalidRequest, match="worker: must have at most 262144 bytes in a form"):
+        text_of({"worker": [FormPart("worker", b"x" * 262_145)]}, "worker")
+
+
 async def test_a_form_of_curl_d_is_read_and_json_of_curl_d_stays_json() -> None:
     expected = {"title": "a b&c", "stop": ["x", "y"], "count": 2}
     assert await read(b"title=a+b%26c&stop=x&stop=y&count=2", ENCODED) == expected
@@ -261,6 +309,30 @@ async def test_the_query_beside_json_counts_and_contradicts_nothing() -> None:
         with pytest.raises(InvalidRequest) as caught:
             await read(body, "application/json", query)
         assert [violation.field for violation in caught.value.violations] == [name]
+
+
+IMPOSSIBLE = {
+    "NaN": ("temperature", "NaN", "finite"),
+    "infinity": ("temperature", "Infinity", "finite"),
+    "a number beyond all floats": ("temperature", "1e999", "finite"),
+    "a lone surrogate": ("extra", r'{"a": "\ud800"}', "type: object"),
+    "deep nesting": ("extra", '{"a": ' + "[" * 900 + "]" * 900 + "}", "type: object"),
+}
+
+
+@pytest.mark.parametrize(("name", "text", "constraint"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+async def test_what_json_cannot_hold_is_refused_in_forms_and_queries_too(name: str, text: str, constraint: str) -> None:
+    encoded = str(httpx.QueryParams({"title": "t", name: text})).encode()
+    headers = f'Content-Disposition: form-data; name="{name}"\nContent-Type: application/json'.encode()
+    for body, content_type, query in (
+        (field(name, text.encode()) + TITLE + END, "multipart/form-data; boundary=b", b""),
+        (part(headers, text.encode()) + TITLE + END, "multipart/form-data; boundary=b", b""),
+        (encoded, ENCODED, b""),
+        (b"{}", "application/json", encoded),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            await read(body, content_type, query)
+        assert [(each.field, each.constraint) for each in caught.value.violations] == [(name, constraint)]
 
 
 REFUSED = {
@@ -295,6 +367,26 @@ REFUSED = {
     "an empty body": (b"", "body", "form"),
     "a part without a name": (part(b"Content-Disposition: form-data", b"x") + END, "body", "form"),
     "a part without headers": (b"--b\r\n\r\nx\r\n" + END, "body", "form"),
+    "a folded header, which RFC 9110 forbids": (
+        part(b'Content-Disposition: form-data;\n name="title"', b"t") + END,
+        "body",
+        "form",
+    ),
+    "many headers": (
+        part(b"X: x\n" * 65 + b'Content-Disposition: form-data; name="title"', b"t") + END,
+        "body",
+        "form",
+    ),
+    "long headers together": (
+        part(b"".join(b"X%d: " % n + b"x" * 8000 + b"\n" for n in range(3)) + b"X: x", b"t") + END,
+        "body",
+        "form",
+    ),
+    "1,025 parts in lines of LF": (
+        part(b'Content-Disposition: form-data; name="a"', b"", line=b"\n") * 1025 + b"--b--\n",
+        "body",
+        "form",
+    ),
     "headers that do not end": (b"--b\r\nX: " + b"x" * 20_000 + b"\r\n\r\n\r\n" + END, "body", "form"),
     "1,025 parts": (b"".join(field(f"x{n}", b"") for n in range(1025)) + END, "body", "form"),
 }

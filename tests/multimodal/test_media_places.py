@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -212,7 +213,16 @@ def test_a_recording_is_decoded_to_samples_at_the_rate_of_the_decoder(made: Made
     assert (str(samples.dtype), samples.shape, rate, media) == ("float32", (SAMPLE_RATE,), SAMPLE_RATE, {})
 
 
-@pytest.mark.parametrize("data", [b"not a recording", AUDIO.audio[:-1000]])
+async def test_what_is_changed_in_a_recording_is_reported_by_its_path(made: Made) -> None:
+    sound = 3 * np.sin(np.arange(SAMPLE_RATE, dtype=np.float32) / 20)
+    loud = AudioPart(type="audio", audio=wav(sound.astype("<f4").tobytes(), bits=32, form=3))
+    for field, name in (("messages", "messages[1].content[1].audio"), ("prompt", "audio")):
+        changes: list[str] = []
+        await made(audio=1)._read([user(TEXT), user(TEXT, loud)], field, 8, changes)
+        assert changes == [f"{name}: The samples of the file reach 3 times full scale; they were scaled down to it"]
+
+
+@pytest.mark.parametrize("data", [b"not a recording", AUDIO.audio[:-10_000]])
 async def test_a_bad_recording_is_refused_by_its_path(made: Made, data: bytes) -> None:
     backend, bad = made(audio=2), AudioPart(type="audio", audio=data)
     field, message = await refusal(backend, user(AUDIO, TEXT), user(TEXT, bad))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 from deployments.echo import SPEC, EchoBackend, EchoRequest
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InferenceTimeout, InsufficientResources
-from rbee_serve.events import End, Error, Event, Progress, Started
+from rbee_serve.events import End, Error, Event, Narration, Progress, Started, StopReason
 from rbee_serve.grammar import StreamGrammar
 from rbee_serve.replica.loading import load
 from rbee_serve.replica.service import WorkerService
@@ -168,3 +170,17 @@ async def test_a_stop_iteration_of_the_load_or_of_the_encoding_of_a_result_is_ra
     worker.spec = spec
     with pytest.raises(RuntimeError, match="StopIteration in model code"):
         await asyncio.wait_for(worker.encode_result(request, result), 5)
+
+
+async def test_one_result_has_the_notes_about_what_was_cut_or_changed() -> None:
+    async def events(*actions: str) -> AsyncGenerator[Event[Any], None]:
+        yield Started(job_id="j", model="m", started_at="now")
+        for action in actions:
+            yield Narration(actor="a", action=action, target="t", human=f"It is a {action}")
+        yield End(tokens_out=0, decode_time_ms=1, stop_reason=StopReason.COMPLETE)
+
+    actions = ("prefill", "note", "adjust", "truncate", "safety", "complete")
+    result = await collect(events(*actions), SPEC.outputs)
+    assert result.notes == ("It is a note", "It is a adjust", "It is a truncate", "It is a safety")
+    assert json.loads(result.to_json())["notes"] == list(result.notes)
+    assert "notes" not in json.loads((await collect(events("prefill"), SPEC.outputs)).to_json())

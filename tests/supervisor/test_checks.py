@@ -356,12 +356,17 @@ FAULTS = {
             "https://app.example:8443, without a path or a slash at its end; * allows every origin"
         ),
     ),
+    "a password that is a number, which is not repeated": (
+        "http_options:",
+        "http_options:\n  ssl_keyfile_password: 123456",
+        "rbee-serve: serve_config.yaml:2: http_options.ssl_keyfile_password: must be text",
+    ),
     "a host beyond this machine without a token": (
         "127.0.0.1",
         "0.0.0.0",
         (
-            "rbee-serve: serve_config.yaml: http_options.host is 0.0.0.0 but no auth.token_file is set: without a "
-            "token the server answers on 127.0.0.1 only; set the one or the other"
+            "rbee-serve: serve_config.yaml: http_options.host is 0.0.0.0, but without a token the server answers on "
+            "127.0.0.1 only; set auth.token_file or auth.keys, or that host"
         ),
     ),
     "a port that is none": (
@@ -597,6 +602,12 @@ def test_the_known_keys_are_those_of_the_installed_ray_serve() -> None:
 def test_values_that_ray_serve_refuses_are_refused_by_the_check(tmp_path: Path) -> None:
     from ray.serve.schema import DeploymentSchema
 
+    for level in ["WARN", "FATAL", "NOTSET", 0, 30]:
+        DeploymentSchema(name="echo-0", logging_config={"log_level": level})
+        valid = {"name": "echo-0", "logging_config": {"log_level": level}}
+        checks.check_file(
+            written(tmp_path, ECHO.replace("    args:", f"    deployments: [{json.dumps(valid)}]\n    args:"))
+        )
     wrong: list[dict[str, Any]] = [
         *({name: -1} for name, field in DeploymentSchema.model_fields.items() if field.annotation in (int, float)),
         *({name: "x"} for name, field in DeploymentSchema.model_fields.items() if field.annotation in (int, float)),

@@ -299,3 +299,11 @@ def test_unusual_python_objects_are_invalid_requests(fields: Any, where: str) ->
         parse_object(SampleRequest, fields)
     assert where in {violation.field for violation in caught.value.violations}
     json.dumps(caught.value.to_json()).encode()
+
+
+def test_a_large_bound_of_a_number_is_written_in_full() -> None:
+    class Bounded(InferenceRequest):
+        value: Annotated[float, Field(ge=0, le=1_234_567)]
+
+    with pytest.raises(InvalidRequest, match="value: must be at most 1234567"):
+        parse(Bounded, b'{"value": 1e9}')

@@ -132,6 +132,55 @@ async def test_an_error_of_a_helper_worker_ends_the_stream() -> None:
         await events_of(spoken(other, {}), pause_s=0.01)
 
 
+NOTE = Narration(actor="a", action="note", target="c", human="1 sample was louder than full scale and is clipped")
+UNSPEAKABLE = InvalidRequest.of_field("prompt", "speakable", "holds nothing that this voice can speak")
+
+
+@pytest.mark.parametrize("is_event", [True, False], ids=["after the start", "before the start"])
+async def test_a_sentence_that_the_voice_cannot_speak_is_left_out_with_a_note(is_event: bool) -> None:
+    able = voice()
+
+    async def other(fields: dict[str, Any]) -> AsyncGenerator[Event[Any], None]:
+        if "six" not in fields["prompt"]:
+            async for event in able(fields):
+                yield event
+        elif not is_event:
+            raise UNSPEAKABLE
+        else:
+            yield NARRATION
+            yield Error.from_exception(UNSPEAKABLE)
+
+    events = await events_of(spoken(other, {}))
+    assert [chunk.i for chunk in outputs(events, AudioChunkOutput)] == [0, 1, 2, 3]
+    [note] = [event for event in events if isinstance(event, Narration) and event.action == "note"]
+    assert note.human == "Sentence 2 is not spoken: it holds nothing that this voice can speak"
+    assert events[-1] is END
+
+
+@pytest.mark.parametrize("is_event", [True, False], ids=["after the start", "before the start"])
+async def test_an_option_that_the_voice_refuses_ends_the_stream(is_event: bool) -> None:
+    async def other(fields: dict[str, Any]) -> AsyncGenerator[Event[Any], None]:
+        error = InvalidRequest.of_field("voice", "one of: a", "unknown voice; known are a")
+        if not is_event:
+            raise error
+        yield Error.from_exception(error)
+
+    with pytest.raises(InvalidRequest, match="unknown voice"):
+        await events_of(spoken(other, {"voice": "b"}), pause_s=0.01)
+
+
+async def test_a_note_of_the_voice_is_passed_on_once() -> None:
+    other = voice()
+    other.events = [*other.events, NOTE]
+    assert (await events_of(spoken(other, {}))).count(NOTE) == 1
+
+
+async def test_a_sentence_of_invisible_letters_is_not_sent_to_the_voice() -> None:
+    other = voice()
+    await events_of(spoken(other, {}), text="\u3164\u115f\u1160\u3164 ...")
+    assert other.requests == []
+
+
 async def test_a_refusal_of_the_text_starts_no_derived_output() -> None:
     async def refused() -> AsyncGenerator[Event[TokenOutput], None]:
         raise InvalidRequest.of_field("prompt", "x", "y")
