@@ -32,6 +32,7 @@ _CHARSETS = {**{name: codec for name, codec in aliases.items() if codec in _CODE
 """The codecs for a text in a form, by all of Python's names for them. Some of its other codecs are slow or unpack, and
 `codecs.lookup` never forgets an unknown name."""
 MAX_CHARSET_CHARACTERS = 64
+"""Of the name of a charset."""
 
 UNQUOTED_AT_ONCE = 64 * 1024
 """Bytes of a URL-encoded text. Python's own function takes 70 times the size of the text in memory."""
