@@ -255,7 +255,7 @@ def test_an_answer_counts_only_with_a_later_one_that_is_the_same() -> None:
     hub.serve_reports(STARTS, 10)
     assert hub.worker.availability == "loading"
     hub.serve_reports(GIVEN_UP)
-    assert hub.worker.availability == "error"
+    assert hub.shown == ("error", "its process has ended")
 
 
 def test_a_failed_load_stays_failed_while_ray_serve_stops_its_replica() -> None:
