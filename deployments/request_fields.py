@@ -8,17 +8,17 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from deployments.text_characters import IGNORABLE, JOINERS
+
 MAX_FILE_BYTES = 32 * 2**20
 """Size of an uploaded image or audio file."""
 MAX_TEXT_CHARACTERS = 131_072
 """Length of a text that becomes a vector or is ranked. It exceeds the context of the models, which is checked in
 tokens."""
 
-_VISIBLE = re.compile(
-    r"[^\s\x00-\x1f\x7f-\xa0\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202f"
-    r"\u205f-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\U000e0000-\U000e0fff]"
-)
-"""A character that can be seen: neither white space nor one of Unicode's `Default_Ignorable_Code_Point`."""
+_VISIBLE = re.compile(rf"[^\s\0-\x1f\x7f-\x9f\u2800{IGNORABLE}{JOINERS}]")
+"""A character that can be seen: no white space or control character, no empty Braille pattern, and none that Unicode
+says to ignore."""
 
 
 def is_blank(text: str) -> bool:

@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
-from rbee_serve.errors import InsufficientResources, InternalError, WorkerError, WorkerLost, WorkerUnhealthy
+from rbee_serve.errors import InsufficientResources, InternalError, WorkerError, WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,8 @@ def error_from_ray(error: BaseException, worker_id: str) -> WorkerError:
         return error
     logger.warning("the call to worker %s failed: %s: %s", worker_id, type(error).__name__, str(error)[:500])
     match error:
-        case DeploymentUnavailableError():
-            return WorkerUnhealthy(f"worker {worker_id} could not be started; GET /v1/ready gives the reason")
+        case DeploymentUnavailableError():  # the hub decides whether more is tried; Serve hears later of a replica
+            return WorkerLost(f"worker {worker_id} has no replica for this request; try again in a moment")
         case BackPressureError():
             return InsufficientResources(f"worker {worker_id} has no room now; try again later")
         case RayError() | RayServeException() | StopAsyncIteration() | OSError() | asyncio.CancelledError():

@@ -58,7 +58,7 @@ DEPLOYMENT_FOLDERS: dict[str, set[str]] = {
 }
 """The same for the folders of `deployments`; its root may import all of them, and none of them the root."""
 
-ROOT_HELPERS = frozenset({"deployments.engine_choice", "deployments.request_fields"})
+ROOT_HELPERS = frozenset({"deployments.engine_choice", "deployments.request_fields", "deployments.text_characters"})
 """Modules at the root of `deployments` that its folders may import."""
 
 ENGINE_MODULE = re.compile(r"deployments\.(?:(?:media|torch_runtime|vllm_runtime)\..+|.+_engine)")

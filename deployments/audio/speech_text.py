@@ -10,17 +10,15 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from deployments.text_characters import IGNORABLE, JOINERS, composed
+
 _LINE_END = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028]")
 _HYPHENATION = re.compile(r"\u00ad[^\S\n]*\n[^\S\n]*")
 """A soft hyphen at the end of a line, where it is visible: the word continues in the next line."""
-_INVISIBLE = re.compile(
-    "[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f"
-    "\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164"
-    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffc\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
-)
-"""Control characters, soft hyphens, zero-width spaces, marks of direction, variation selectors, fillers and tags."""
-_JOINERS = re.compile("(?<![\u0600-\u1cff])[\u200c\u200d]+")
-"""The zero-width joiner and non-joiner, except after a letter of a script in which they change the spelling."""
+_INVISIBLE = re.compile(rf"[\0-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufff9-\ufffc{IGNORABLE}]+")
+"""Also control characters, and placeholders for what is no text."""
+_JOINERS = re.compile(f"(?<![\u0600-\u1cff])[{JOINERS}]+")
+"""Except after a letter of a script in which they change the spelling."""
 _ORPHANS = re.compile(r"(?<!\S)[\u0300-\u036f]+")
 """Accents without a letter."""
 _APOSTROPHE = re.compile(r"(?<=[^\W\d_])[\u00b4`](?=[^\W\d_])")
@@ -45,7 +43,7 @@ def spoken_text(text: str) -> str:
     """The text for an engine: each paragraph and each item of a list on a line of its own."""
     text = _HYPHENATION.sub("", _LINE_END.sub("\n", text))
     if not text.isascii():
-        text = _composed(text)
+        text = _readable(text)
     text = _INVISIBLE.sub("", text)
     return "\n".join(_paragraphs(text.replace("\u2029", "\n\n").split("\n")))
 
@@ -55,12 +53,12 @@ def is_speakable(text: str) -> bool:
     return any(map(str.isalnum, text if text.isascii() else spoken_text(text)))
 
 
-def _composed(text: str) -> str:
-    text = unicodedata.normalize("NFC", _JOINERS.sub("", _INVISIBLE.sub("", text)))
+def _readable(text: str) -> str:
+    text = composed(_JOINERS.sub("", _INVISIBLE.sub("", text)))
     text = _EXPONENT.sub(lambda digits: "^" + unicodedata.normalize("NFKC", digits[0]).replace("\u2212", "-"), text)
     text = _APOSTROPHE.sub("'", text)
     text = text.translate({ord(c): reading for c in set(text) if (reading := _reading(c)) != c})
-    return _ORPHANS.sub("", unicodedata.normalize("NFC", text))
+    return _ORPHANS.sub("", composed(text))
 
 
 @lru_cache(maxsize=4096)

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from deployments.text_characters import any_of
 from rbee_serve.errors import InvalidRequest
 
 _PRIVATE_USE = range(0xE000, 0xF900)
 """Characters without a meaning (Unicode's private use area)."""
-_NO_MATCH = "(?!)"
 
 
 class ChatTokenizer:
@@ -28,11 +28,10 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-        names = sorted(special | self._placeholders())
-        longest_first = sorted(names, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)) or _NO_MATCH)
-        self._first_characters = re.compile("|".join(sorted({re.escape(name[0]) for name in names})) or _NO_MATCH)
-        self._literal = _literal_tokenizer(tokenizer.backend_tokenizer, set(names))
+        names = special | self._placeholders()
+        self._control = re.compile(any_of(names))
+        self._first_characters = re.compile(any_of({name[0] for name in names}))
+        self._literal = _literal_tokenizer(tokenizer.backend_tokenizer, names)
 
     def tokens(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """The tokens of the chat, up to where the model's answer begins. `content` of a message is a text, or a list of

@@ -10,14 +10,14 @@ one that reads it as text, with the tokens of other texts unchanged; where a tem
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
+
+from deployments.text_characters import any_of, composed
 
 _INVISIBLE = {ord(character): None for character in "\u00ad\u200b\u2060\ufeff"}
 """Soft hyphen, zero width space, word joiner and byte order mark: marks for layout. Joiners stay, as Persian and emoji
 are written with them."""
-_NO_MATCH = "(?!)"
 
 MAX_NAMED = 3
 """Truncated texts that a narration names."""
@@ -28,7 +28,7 @@ def canonical(text: str) -> str:
     are."""
     if text.isascii():
         return text
-    return unicodedata.normalize("NFC", text.translate(_INVISIBLE))
+    return composed(text.translate(_INVISIBLE))
 
 
 def literal_tokenizer(tokenizer: Any) -> Any:
@@ -39,13 +39,15 @@ def literal_tokenizer(tokenizer: Any) -> Any:
 
 
 class ControlNames:
-    """The names of a tokenizer's control tokens."""
+    """The names of tokenizers' control tokens, of which some have thousands."""
 
     def __init__(self, *tokenizers: Any) -> None:
-        added = [token for tokenizer in tokenizers for token in tokenizer.added_tokens_decoder.values()]
-        names = {token.content for token in added if token.special and len(token.content) > 1}
-        longest_first = sorted(names, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or _NO_MATCH)
+        added = [
+            token for tokenizer in tokenizers for token in tokenizer.added_tokens_decoder.values() if token.special
+        ]
+        # Without the space that some begin with: one more before it would make no difference.
+        names = {name for token in added if len(name := token.content.strip()) > 1}
+        self._pattern = re.compile(any_of(names))
 
     def found_in(self, text: str) -> bool:
         """Whether the text has such a name in it."""

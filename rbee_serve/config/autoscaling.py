@@ -25,7 +25,8 @@ class AutoscalingConfig(ConfigModel):
     """Ray Serve's `AutoscalingConfig` by its own names, whose own reader drops unknown keys. A test compares them."""
 
     min_replicas: Annotated[int, Field(ge=0, le=1024)] = 1
-    """The smallest number of replicas; 0 stops the last one while nothing is requested."""
+    """The smallest number of replicas. Ray's 0 is refused: the ingress sends requests to workers with a replica only,
+    and Ray Serve starts one where requests arrive."""
     initial_replicas: Annotated[int, Field(ge=0, le=1024)] | None = None
     """The number at the start; `min_replicas` if left out."""
     max_replicas: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -59,6 +60,10 @@ class AutoscalingConfig(ConfigModel):
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:
+        if self.min_replicas == 0:
+            raise ValueError(
+                "min_replicas: 0 would stop the last replica, and no request starts another; set at least 1"
+            )
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas: {self.max_replicas} is below min_replicas: {self.min_replicas}")
         initial = self.initial_replicas

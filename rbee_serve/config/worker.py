@@ -78,7 +78,7 @@ class WorkerConfig(ConfigModel):
         """Replicas that should be running: the fixed number, or the minimum of autoscaling."""
         if self.autoscaling is None:
             return self.replicas
-        return max(1, self.autoscaling.min_replicas)
+        return self.autoscaling.min_replicas
 
     @property
     def served_name(self) -> str:

@@ -23,8 +23,9 @@ from rbee_serve.deploy_status import DeploymentStatus
 from rbee_serve.state import ReplicaState
 
 SETTLED_S = 3.0
-"""An answer of Ray Serve counts when it has been the same for so long: Serve notices a failure within a second, and
-starts the next replica a moment after it has removed the last one."""
+"""An answer of Ray Serve counts when it is the same to a question that was asked so long after the first one was
+answered: Serve notices a failure within a second, and starts the next replica a moment after it has removed the last
+one. While its controller hangs it answers nothing, and nothing counts."""
 WAITING_S = 10.0
 """A replica that Serve has been starting for so long and that has sent no update waits for something."""
 WAITS = "its process has not started yet, free CPUs or GPUs may be missing"
@@ -39,10 +40,15 @@ MAX_REASON = 300
 
 @dataclass(slots=True)
 class _Verdict:
-    """What Ray Serve has answered since `since`."""
+    """What Ray Serve has answered since `since`, to questions of which the last was asked at `asked_at`."""
 
     given_up: bool
     since: float
+    asked_at: float
+
+    @property
+    def counts(self) -> bool:
+        return self.asked_at - self.since >= SETTLED_S
 
 
 class Recovery:
@@ -78,12 +84,14 @@ class Recovery:
         if state.serves or state.phase == "loading":
             self.lost = reason
 
-    def observe(self, status: DeploymentStatus) -> None:
-        """Ray Serve's answer."""
+    def observe(self, status: DeploymentStatus, asked_at: float) -> None:
+        """Ray Serve's answer to a question of `asked_at`."""
         self.was_ready |= status.was_healthy
         now = self._clock()
         if self._verdict is None or self._verdict.given_up != status.given_up:
-            self._verdict = _Verdict(status.given_up, now)
+            self._verdict = _Verdict(status.given_up, now, asked_at)
+        else:
+            self._verdict.asked_at = asked_at
         if not status.starting:
             self._starting_since = None
         elif self._starting_since is None:
@@ -91,7 +99,7 @@ class Recovery:
 
     def given_up(self, errors: int, desired_replicas: int) -> bool:
         """Whether nothing more is tried. `errors` replicas have reported an error, and none serves."""
-        if self._verdict is not None and self._clock() - self._verdict.since >= SETTLED_S:
+        if self._verdict is not None and self._verdict.counts:
             return self._verdict.given_up
         return not self.was_ready and errors >= max(1, desired_replicas)
 

@@ -6,7 +6,7 @@ of the supervisor and waits on a pipe that only the supervisor holds. When the p
 kills those that are left. (Later they could not be found: their parent is then init, and many overwrite their own
 environment.) Then it removes their shared memory and their temporary folder.
 
-    python -m rbee_serve.supervisor.reaper FOLDER      started by `start_reaper`
+    python -m rbee_serve.supervisor.reaper FOLDER STARTED_AT      started by `start_reaper`
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import select
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -33,18 +34,18 @@ KILL_S = 2.0
 
 def start_reaper(temp: TempFolder) -> subprocess.Popen[bytes]:
     """Start the reaper. Its `stdin` is the pipe, which the result keeps open; it holds the lock of `temp` too."""
-    command = [sys.executable, "-m", "rbee_serve.supervisor.reaper", str(temp.path)]
+    command = [sys.executable, "-m", "rbee_serve.supervisor.reaper", str(temp.path), str(time.time())]
     # A session of its own, so that a Ctrl+C on the terminal does not reach it.
     return subprocess.Popen(  # noqa: S603
         command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True, pass_fds=[temp.lock]
     )
 
 
-def wait_and_reap(supervisor: psutil.Process, folder: Path) -> None:
+def wait_and_reap(supervisor: psutil.Process, folder: Path, started_at: float) -> None:
     """Record the descendants of `supervisor`, every `POLL_S` and at each byte, until standard input ends; then kill
-    those that are left, and remove their shared memory and `folder`."""
+    those that are left, and remove `folder` and their shared memory, except what is older than `started_at`."""
     known: set[psutil.Process] = set()
-    memory = SharedMemory()
+    memory = SharedMemory(started_at)
     while not select.select([sys.stdin], [], [], POLL_S)[0] or os.read(sys.stdin.fileno(), 1):
         known = {process for process in known if process.is_running()} | descendants(supervisor)
         memory.update({process.pid for process in known})
@@ -71,4 +72,4 @@ def descendants(process: psutil.Process) -> set[psutil.Process]:
 
 
 if __name__ == "__main__":
-    wait_and_reap(psutil.Process(os.getppid()), Path(sys.argv[1]))
+    wait_and_reap(psutil.Process(os.getppid()), Path(sys.argv[1]), float(sys.argv[2]))

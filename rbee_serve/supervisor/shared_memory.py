@@ -2,7 +2,7 @@
 
 They have random names, so the process that made one is known only while it runs, by its memory map. The maps are read
 when the folder has changed, and compared by inode: the C library renames a semaphore after mapping it. A file of
-another name may be a model that the operator keeps in memory: it stays.
+another name may be a model that the operator keeps in memory: it stays, as does what was there before the start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ PREFIXES = ("psm_", "sem.")
 class SharedMemory:
     """The files that some processes have mapped, and the processes of each."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
+    def __init__(self, made_after: float, folder: Path = FOLDER) -> None:
+        """Files that were made before `made_after`, in seconds since the epoch, are not ours whoever maps them."""
+        self._made_after = made_after
         self._folder = folder
         self._mapped = re.compile(rb" (\d+) +" + re.escape(bytes(folder)) + rb"/[^/\n]+$", re.MULTILINE)
         self._changed_at: int | None = None
@@ -50,7 +52,16 @@ class SharedMemory:
 
     def _names(self) -> dict[int, str]:
         with os.scandir(self._folder) as entries:
-            return {entry.inode(): entry.name for entry in entries if entry.name.startswith(PREFIXES)}
+            return {
+                entry.inode(): entry.name
+                for entry in entries
+                if entry.name.startswith(PREFIXES) and self._is_new(entry)
+            }
+
+    def _is_new(self, entry: os.DirEntry[str]) -> bool:
+        with suppress(OSError):  # it has just been removed
+            return entry.stat(follow_symlinks=False).st_mtime >= self._made_after  # which writing to a map leaves alone
+        return False
 
     def _inodes(self, pid: int) -> set[int]:
         """Of the folder's files that the process has mapped."""

@@ -16,7 +16,7 @@ import pytest
 
 from rbee_serve.config import ApplicationConfig, parse_application
 from rbee_serve.hub.announcer import Announcer
-from rbee_serve.hub.orchestrator import callback_loop
+from rbee_serve.hub.orchestrator import callback_loop, delivery_log
 from rbee_serve.hub.orchestrator.fake_hive import FakeHive
 from rbee_serve.hub.orchestrator.notifier import OrchestratorNotifier
 from rbee_serve.hub.replica_registry import ReplicaRegistry
@@ -198,8 +198,9 @@ def bad_receiver(name: str) -> Iterator[tuple[str, Listener]]:
 
 @pytest.mark.parametrize("name", ["refusing", "hanging", "trickling", "redirecting", "babbling", "flooding"])
 def test_a_bad_receiver_is_retried_and_never_counts_as_acknowledged(
-    name: str, caplog: pytest.LogCaptureFixture
+    name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(delivery_log, "REPEAT_S", 0.0)  # a line for each failure
     with bad_receiver(name) as (url, elsewhere):
         config = application(f"{url}{READY}", timeout_s=0.1)
         threads = threading.active_count()

@@ -220,10 +220,40 @@ def test_a_failure_is_one_warning_with_the_next_step(caplog: pytest.LogCaptureFi
     prefix = "worker llm-1: http://hive"
     assert [record.getMessage().removeprefix(prefix) for record in caplog.records] == [
         f"{READY} did not accept the ready callback: status 500; next attempt in 0.5 s",
+        f"{READY} has accepted the ready callback after one failure",
         f"{BEAT} did not accept the heartbeat: timeout; the next one is sent on schedule",
         f"{BEAT} did not accept the heartbeat: status 404; it does not know this worker; sending ready again",
     ]
     assert not any(record.exc_info for record in caplog.records)
+
+
+def test_an_orchestrator_that_is_down_for_hours_is_a_line_at_each_new_reason_and_every_five_minutes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    exchange = Exchange(heartbeat_interval_s=1)
+    exchange.run(SERVING, 0.5)
+    exchange.results[BEAT] = NOTHING
+    exchange.run(SERVING, 10)
+    for _ in range(300):  # by turns
+        exchange.results[BEAT] = CallbackResult(failure="unreachable")
+        exchange.run(SERVING, 1)
+        exchange.results[BEAT] = NOTHING
+        exchange.run(SERVING, 1)
+    exchange.results[BEAT] = OK
+    exchange.run(SERVING, 100)
+    exchange.results[BEAT] = NOTHING
+    exchange.run(SERVING, 10)
+    prefix, next_one = f"worker llm-1: http://hive{BEAT} ", "; the next one is sent on schedule"
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [line.removeprefix(prefix).removesuffix(next_one) for line in lines] == [
+        "did not accept the heartbeat: timeout",
+        "did not accept the heartbeat: unreachable (9 more since the last line)",
+        "did not accept the heartbeat: timeout (290 more since the last line)",
+        "did not accept the heartbeat: unreachable (8 more since the last line)",
+        "did not accept the heartbeat: timeout (290 more since the last line)",
+        "has accepted the heartbeat after 610 failures",
+        "did not accept the heartbeat: timeout",
+    ]
 
 
 @pytest.mark.parametrize("status", [401, 403])

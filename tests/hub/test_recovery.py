@@ -32,7 +32,7 @@ class Hub:
     def serve_reports(self, status: DeploymentStatus, for_s: float = SETTLED_S) -> None:
         """Ray Serve reports the same once a second."""
         for _ in range(int(for_s) + 1):
-            self.registry.observe({"llm-1": status})
+            self.registry.observe({"llm-1": status}, self.clock.now)
             self.clock.now += 1
         self.clock.now -= 1
 
@@ -244,6 +244,32 @@ def test_a_hub_that_starts_while_a_worker_is_replaced_learns_that_it_was_ready()
     assert hub.worker.availability == "loading"
 
 
+def test_an_answer_counts_only_with_a_later_one_that_is_the_same() -> None:
+    hub = ready_hub()
+    hub.registry.disconnect("a")
+    hub.serve_reports(GIVEN_UP, 0)  # between the end of a replica and the start of the next one
+    hub.clock.now += 60  # the controller hangs
+    assert hub.worker.availability == "loading"
+    hub.registry.observe({"llm-1": GIVEN_UP}, hub.clock.now - 60)  # what was asked before that
+    assert hub.worker.availability == "loading"
+    hub.serve_reports(STARTS, 10)
+    assert hub.worker.availability == "loading"
+    hub.serve_reports(GIVEN_UP)
+    assert hub.shown == ("error", "its process has ended")
+
+
+def test_a_failed_load_stays_failed_while_ray_serve_stops_its_replica() -> None:
+    hub = Hub()
+    hub.push(phase="loading")
+    hub.push(phase="error", error="no such file")
+    hub.serve_reports(DeploymentStatus("DEPLOY_FAILED", replicas=1), 0)
+    for _ in range(20):  # asked every five seconds now
+        assert hub.shown == ("error", "no such file")
+        hub.clock.now += 0.25
+    hub.serve_reports(GIVEN_UP)
+    assert hub.shown == ("error", "no such file")
+
+
 def test_ray_serve_is_asked_only_about_workers_of_which_no_replica_serves_or_loads() -> None:
     hub = Hub()
     assert hub.registry.down() == ("llm-1",)
@@ -259,7 +285,7 @@ def test_ray_serve_is_asked_only_about_workers_of_which_no_replica_serves_or_loa
 
 def test_a_report_about_another_deployment_is_ignored() -> None:
     hub = ready_hub()
-    hub.registry.observe({"ingress": GIVEN_UP, "hub": STARTS})
+    hub.registry.observe({"ingress": GIVEN_UP, "hub": STARTS}, hub.clock.now)
     assert hub.worker.ready
 
 

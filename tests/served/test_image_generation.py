@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from rbee_serve.grammar import check_stream
 from rbee_serve.outputs import ImageOutput
 from tests.conftest import Served
 from tests.served.models import GENERATE, serving
+from tests.served.processes import replica_process
 from tests.served.waiting import eventually
 from tests.vision.images import encoded, sample_image
 
@@ -90,3 +92,22 @@ def test_a_handle_returns_typed_images_and_the_steps_between(url: str, served: S
     assert (type(preview), preview.step, final.preview) == (ImageOutput, 2, False)
     result = handle.collect.remote(ImageRequest(**BODY, stream=False)).result(timeout_s=60)
     assert [output.patch for output in result.outputs] == [final.patch]
+
+
+@pytest.mark.disruptive
+def test_while_the_killed_process_of_an_engine_is_replaced_every_answer_is_to_try_again(
+    url: str, served: Served
+) -> None:
+    [engine] = [
+        process
+        for process in replica_process(WORKER).children(recursive=True)
+        if "rbee_serve.replica.backend_server" in process.cmdline()
+    ]
+    engine.kill()
+    refusals, deadline = [], time.monotonic() + 120
+    while (response := httpx.post(url, json=BODY, timeout=60)).status_code != 200 or not refusals:
+        assert time.monotonic() < deadline, "it has not been replaced"
+        refusals += [response.json()] if response.status_code != 200 else []
+        time.sleep(0.1)
+    assert all(refusal["retriable"] for refusal in refusals), refusals
+    assert {refusal["code"] for refusal in refusals} <= {"WORKER_LOADING", "WORKER_LOST"}

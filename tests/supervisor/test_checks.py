@@ -68,6 +68,14 @@ FAULTS = {
             "max_replicas: 2 is below min_replicas: 3"
         ),
     ),
+    "a minimum at which nothing would start again": (
+        "cpus: 0",
+        "autoscaling: {min_replicas: 0, max_replicas: 2}",
+        (
+            "rbee-serve: serve_config.yaml:12: applications[0].args.workers[0].autoscaling: min_replicas: "
+            "0 would stop the last replica, and no request starts another; set at least 1"
+        ),
+    ),
     "a number of replicas that is a word": (
         "cpus: 0",
         "autoscaling: {min_replicas: one}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,13 @@ def mapping(*files: Path) -> subprocess.Popen[str]:
 
 
 @pytest.fixture
-def segments(tmp_path: Path) -> list[Path]:
+def memory(tmp_path: Path) -> SharedMemory:
+    """Of a start before anything else."""
+    return SharedMemory(0, tmp_path)
+
+
+@pytest.fixture
+def segments(memory: SharedMemory, tmp_path: Path) -> list[Path]:
     """Two segments, a semaphore, and a model that the operator keeps in memory."""
     files = [tmp_path / name for name in ("psm_1", "psm_2", "sem.loky-1-a", "model.gguf")]
     for file in files:
@@ -38,9 +45,10 @@ def segments(tmp_path: Path) -> list[Path]:
     return files
 
 
-def test_what_a_dead_process_had_mapped_is_removed_while_others_run(segments: list[Path], tmp_path: Path) -> None:
+def test_what_a_dead_process_had_mapped_is_removed_while_others_run(
+    memory: SharedMemory, segments: list[Path], tmp_path: Path
+) -> None:
     first, second, semaphore, model = segments
-    memory = SharedMemory(tmp_path)
     dying, living = mapping(first, semaphore, model), mapping(second, semaphore)
     with dying, living:
         memory.update({dying.pid, living.pid})
@@ -57,10 +65,9 @@ def test_what_a_dead_process_had_mapped_is_removed_while_others_run(segments: li
     assert list(tmp_path.iterdir()) == [model]
 
 
-def test_a_semaphore_that_was_renamed_after_it_was_mapped_is_removed(tmp_path: Path) -> None:
+def test_a_semaphore_that_was_renamed_after_it_was_mapped_is_removed(memory: SharedMemory, tmp_path: Path) -> None:
     made = tmp_path / "sem.Ab3dEf"
     made.write_bytes(b"content")
-    memory = SharedMemory(tmp_path)
     with mapping(made) as process:
         made.rename(tmp_path / "sem.loky-1-a")
         memory.update({process.pid})
@@ -69,8 +76,19 @@ def test_a_semaphore_that_was_renamed_after_it_was_mapped_is_removed(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_segments_of_other_programs_stay(segments: list[Path], tmp_path: Path) -> None:
-    memory = SharedMemory(tmp_path)
+def test_a_segment_that_was_there_before_the_start_stays_though_a_process_of_ours_has_mapped_it(
+    segments: list[Path], tmp_path: Path
+) -> None:
+    memory = SharedMemory(time.time() + 1, tmp_path)
+    with mapping(*segments) as process:
+        memory.update({process.pid})
+        process.kill()
+    memory.update(set())
+    memory.remove_all()
+    assert all(file.exists() for file in segments)
+
+
+def test_segments_of_other_programs_stay(memory: SharedMemory, segments: list[Path]) -> None:
     with mapping() as process:
         memory.update({process.pid})
         process.kill()
@@ -80,6 +98,6 @@ def test_segments_of_other_programs_stay(segments: list[Path], tmp_path: Path) -
 
 
 def test_a_system_without_that_folder_has_nothing_to_remove(tmp_path: Path) -> None:
-    memory = SharedMemory(tmp_path / "missing")
+    memory = SharedMemory(0, tmp_path / "missing")
     memory.update({1})
     memory.remove_all()

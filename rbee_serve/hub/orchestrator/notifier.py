@@ -21,6 +21,7 @@ from typing import Protocol
 
 from rbee_serve.config import OrchestratorConfig, WorkerConfig
 from rbee_serve.hub.orchestrator.callback_client import CallbackResult, redacted
+from rbee_serve.hub.orchestrator.delivery_log import DeliveryLog
 from rbee_serve.hub.orchestrator.heartbeat import HeartbeatSchedule, heartbeat_url, hive_heartbeat, queen_heartbeat
 from rbee_serve.hub.orchestrator.load_failure import load_failure_message
 from rbee_serve.hub.orchestrator.message_schemas import Heartbeat, Message, WorkerHeartbeat
@@ -77,6 +78,9 @@ class OrchestratorNotifier:
         self._failure = RetrySchedule(orchestrator.ready_backoff_max_s)
         self._heartbeats = HeartbeatSchedule(orchestrator.heartbeat_interval_s)
         self._has_seen_ready = False
+        self._ready_log = self._log("ready callback", orchestrator.callback_url)
+        self._heartbeat_log = self._log("heartbeat", self._heartbeat_url)
+        self._failure_log = self._log("report of the failed load", orchestrator.on_error_url or "")
 
     def next_due_at(self, state: WorkerState) -> float:
         """When the next message is due while the worker is in `state`; infinity if none is."""
@@ -115,20 +119,23 @@ class OrchestratorNotifier:
         if result.acknowledged:
             self._ready.succeeded(boot_id)
             self._heartbeats.start(self._clock())
+            self._ready_log.accepted()
             url = redacted(self._orchestrator.callback_url)
             logger.info("worker %s: %s has acknowledged the ready callback", identity.worker.id, url)
         else:
             pause_s = self._ready.failed(boot_id, self._clock())
-            self._warn("ready callback", self._orchestrator.callback_url, result, f"next attempt in {pause_s:.1f} s")
+            self._ready_log.failed(result, self._clock(), f"next attempt in {pause_s:.1f} s")
 
     async def _send_heartbeat(self, state: WorkerState) -> None:
         result = await self._post(self._heartbeat_url, self._heartbeat(state))
         self._heartbeats.sent(self._clock())
         if result.status == 404:
             self._ready.start_over()
-            self._warn("heartbeat", self._heartbeat_url, result, "it does not know this worker; sending ready again")
-        elif not result.acknowledged:
-            self._warn("heartbeat", self._heartbeat_url, result, "the next one is sent on schedule")
+            self._heartbeat_log.failed(result, self._clock(), "it does not know this worker; sending ready again")
+        elif result.acknowledged:
+            self._heartbeat_log.accepted()
+        else:
+            self._heartbeat_log.failed(result, self._clock(), "the next one is sent on schedule")
 
     def _heartbeat(self, state: WorkerState) -> Heartbeat | WorkerHeartbeat:
         moment, identity = self._wall_clock(), self._identity
@@ -143,14 +150,10 @@ class OrchestratorNotifier:
         result = await self._post(url, message)
         if result.acknowledged:
             self._failure.succeeded(failed.boot_id)
+            self._failure_log.accepted()
         else:
             pause_s = self._failure.failed(failed.boot_id, self._clock())
-            self._warn("report of the failed load", url, result, f"next attempt in {pause_s:.1f} s")
+            self._failure_log.failed(result, self._clock(), f"next attempt in {pause_s:.1f} s")
 
-    def _warn(self, message: str, url: str, result: CallbackResult, what_next: str) -> None:
-        if result.refused:
-            return  # the client logs it once for all workers
-        worker_id = self._identity.worker.id
-        logger.warning(
-            "worker %s: %s did not accept the %s: %s; %s", worker_id, redacted(url), message, result, what_next
-        )
+    def _log(self, message: str, url: str) -> DeliveryLog:
+        return DeliveryLog(self._identity.worker.id, message, url)
