@@ -104,7 +104,8 @@ def test_while_the_killed_process_of_an_engine_is_replaced_every_answer_is_to_tr
         if "rbee_serve.replica.backend_server" in process.cmdline()
     ]
     engine.kill()
-    refusals, deadline = [], time.monotonic() + 120
+    refusals: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 120
     while (response := httpx.post(url, json=BODY, timeout=60)).status_code != 200 or not refusals:
         assert time.monotonic() < deadline, "it has not been replaced"
         refusals += [response.json()] if response.status_code != 200 else []
