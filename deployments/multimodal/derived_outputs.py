@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from deployments.audio.speech_text import is_speakable
 from deployments.multimodal.sentences import sentences
 from deployments.request_fields import is_blank
 from rbee_serve.errors import InvalidRequest
@@ -29,7 +28,7 @@ def spoken(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
         notes: set[str] = set()
         async for sentence in sentences(text):
             number += 1
-            if not is_speakable(sentence):
+            if not any(map(str.isalnum, sentence)):
                 continue
             try:
                 async with aclosing(_events(peer, {**options, "prompt": sentence})) as events:
