@@ -51,7 +51,7 @@ DEPLOYMENT_FOLDERS: dict[str, set[str]] = {
     "embedding": {"torch_runtime", "vllm_runtime"},
     "llm": {"vllm_runtime"},
     "media": set(),
-    "multimodal": {"llm", "media", "vllm_runtime"},
+    "multimodal": {"audio", "llm", "media", "vllm_runtime"},
     "torch_runtime": set(),
     "vision": {"media", "torch_runtime"},
     "vllm_runtime": set(),

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from deployments.audio.speech_text import is_speakable
 from deployments.multimodal.sentences import sentences
 from deployments.request_fields import is_blank
 from rbee_serve.errors import InvalidRequest
@@ -28,7 +29,7 @@ def spoken(peer: Peer, options: dict[str, Any]) -> DerivedOutput:
         notes: set[str] = set()
         async for sentence in sentences(text):
             number += 1
-            if not any(map(str.isalnum, sentence)):
+            if not is_speakable(sentence):
                 continue
             try:
                 async with aclosing(_events(peer, {**options, "prompt": sentence})) as events:
