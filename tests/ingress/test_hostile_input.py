@@ -132,6 +132,11 @@ def test_an_offer_of_http_2_does_not_lose_the_body(server: Attacked, framing: by
         assert response.endswith(b"\r\n\r\nabc")
 
 
+def test_an_offer_of_http_2_does_not_lose_the_headers(server: Attacked) -> None:
+    offer = b"Host: localhost\r\nConnection: Upgrade, close\r\nUpgrade: h2c\r\n\r\n"
+    assert answer(server, b"GET /health HTTP/1.1\r\n" + offer).startswith(b"HTTP/1.1 200 ")
+
+
 def test_100_continue_is_sent_before_the_body(server: Attacked) -> None:
     with server.connect() as connection:
         connection.sendall(post(b"Content-Length: 3", b"Connection: close", b"Expect: 100-continue"))

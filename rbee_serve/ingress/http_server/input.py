@@ -83,6 +83,7 @@ class Input(HttpToolsProtocol):
         else:
             head = without_upgrade(self.parser, self.url, self.headers)
             self.parser = next_parser(self)
+            self._count.end_body()  # the same head comes again
             self._feed(head)
             self.data_received(bytes(data[offset:]))
 
