@@ -7,14 +7,14 @@ The bounds of our own listener are tested in detail in `tests/ingress`; here eac
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import pytest
 
 from rbee_serve.config import LimitsConfig
 from tests.ingress.bad_json import INFER
 from tests.raw_http import connected, head, whole
-from tests.served.frontends import Frontend, Mode, via
+from tests.served.frontends import PROXIES, Frontend, Mode, via
 from tests.served.measured import measured
 
 pytestmark = pytest.mark.ray
@@ -63,6 +63,28 @@ def test_headers_without_an_end(frontend: Frontend) -> None:
     else:
         assert received.startswith(b"HTTP/1.1 " + status)
         measured("headers without an end", "408", seconds, LimitsConfig().header_timeout_s + 2.5)
+
+
+KEEPS_HEADERS: dict[Mode, bool] = {"own": False, "throughput": True, "haproxy": False}
+"""Whether headers take memory for as long as they come."""
+INGRESS = "ray::ServeReplica:rbee:ingress"
+MIB = 1024**2
+
+
+@all_frontends
+def test_headers_that_grow_without_an_end(frontend: Frontend) -> None:
+    process = frontend.process((PROXIES[frontend.mode] or [INGRESS])[0])
+    before, piece = process.memory_info().rss, (b"X: " + b"x" * 1000 + b"\r\n") * 65
+    with ExitStack() as stack:
+        for _ in range(4):
+            connection = stack.enter_context(connected(frontend.url, 5))
+            with suppress(OSError):
+                connection.sendall(frontend.with_token(b"GET /health HTTP/1.1\r\nHost: localhost\r\n"))
+                for _ in range(160):
+                    connection.sendall(piece)
+        time.sleep(1)
+        grown = process.memory_info().rss - before
+    assert (grown > 16 * MIB) is KEEPS_HEADERS[frontend.mode], f"{grown / MIB:.0f} of 40 MiB"
 
 
 HTTP_2: dict[Mode, bytes] = {"own": b"505", "throughput": b"400", "haproxy": b""}
