@@ -160,7 +160,7 @@ def test_bad_input_reports_every_field(served: Served) -> None:
     [
         ("GET", "/nothing", 404, "NOT_FOUND"),
         ("GET", "//v1/ready", 404, "NOT_FOUND"),
-        ("GET", "/v1/ready/", 404, "NOT_FOUND"),
+        ("GET", "/v1/ready//", 404, "NOT_FOUND"),
         ("GET", "/workers/nobody/health", 404, "WORKER_NOT_FOUND"),
         ("GET", "/workers/echo-0/v1/inference", 405, "METHOD_NOT_ALLOWED"),
         ("POST", "/health", 405, "METHOD_NOT_ALLOWED"),
@@ -171,6 +171,10 @@ def test_a_wrong_path_or_method_has_its_own_code(
 ) -> None:
     response = httpx.request(method, f"{served.url}{path}")
     assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+def test_a_slash_at_the_end_of_a_path_changes_nothing(served: Served) -> None:
+    assert httpx.get(f"{served.url}/v1/ready/").json().keys() == httpx.get(f"{served.url}/v1/ready").json().keys()
 
 
 def test_a_body_over_the_limit_is_refused_with_and_without_a_declared_length(served: Served) -> None:
