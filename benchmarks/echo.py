@@ -142,12 +142,20 @@ def _print_processes(server: Server, reader: StreamReader, options: argparse.Nam
     print(f"\n{table(['unit', 'process', 'CPU µs'], lines)}")
 
 
-def _options() -> argparse.Namespace:
-    parser = block_options(__doc__)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one reading")
-    parser.add_argument("--idle", type=float, default=1.0, help="seconds of the measurement of idle CPU; 0 skips it")
+def load_options(
+    text: str | None, *, seconds: float, idle: float, words: Sequence[int] = (100,)
+) -> argparse.ArgumentParser:
+    """A parser with the options that `measure` reads, and their defaults."""
+    parser = block_options(text)
+    parser.add_argument("--seconds", type=float, default=seconds, help="length of one reading")
+    parser.add_argument("--idle", type=float, default=idle, help="seconds of the measurement of idle CPU; 0 skips it")
     parser.add_argument("--clients", type=int, nargs="+", default=[CLIENTS])
-    parser.add_argument("--words", type=int, nargs="+", default=[100, 1000], help="words in a stream")
+    parser.add_argument("--words", type=int, nargs="+", default=list(words), help="words in a stream")
+    return parser
+
+
+def _options() -> argparse.Namespace:
+    parser = load_options(__doc__, seconds=3.0, idle=1.0, words=(100, 1000))
     parser.add_argument("--against", nargs="*", choices=[RAY_SERVE, STARLETTE], default=[RAY_SERVE, STARLETTE])
     parser.add_argument("--litserve", type=Path, help="also measure LitServe; a virtual environment with it")
     parser.add_argument("--haproxy", action="store_true", help="HAProxy in front of ours")

@@ -20,13 +20,12 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.baselines.http_server import SERVERS
-from benchmarks.echo import CLIENTS, measure
+from benchmarks.echo import load_options, measure
 from benchmarks.load import LoadError, StreamReader
 from benchmarks.method import (
     CONTROL,
     Comparison,
     Row,
-    block_options,
     comparison_table,
     measures,
     run_blocks,
@@ -134,13 +133,9 @@ def _comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
 
 
 def _options() -> argparse.Namespace:
-    parser = block_options(__doc__)
+    parser = load_options(__doc__, seconds=3.0, idle=0.0)
     parser.add_argument("--environment", type=Path, help="a virtual environment with the servers that are not ours")
     parser.add_argument("--servers", nargs="+", choices=sorted(SERVERS), default=list(SERVERS))
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one reading")
-    parser.add_argument("--idle", type=float, default=0.0, help="seconds of the measurement of idle CPU; 0 skips it")
-    parser.add_argument("--clients", type=int, nargs="+", default=[CLIENTS])
-    parser.add_argument("--words", type=int, nargs="+", default=[100], help="words in a stream")
     return parser.parse_args()
 
 

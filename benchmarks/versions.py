@@ -16,14 +16,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from benchmarks.echo import CLIENTS, OURS, measure
+from benchmarks.echo import OURS, load_options, measure
 from benchmarks.load import StreamReader
 from benchmarks.method import (
     CONTROL,
     Comparison,
     Reading,
     Row,
-    block_options,
     comparison_table,
     measures,
     run_blocks,
@@ -77,13 +76,9 @@ def comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
 
 
 def _options() -> argparse.Namespace:
-    parser = block_options(__doc__)
+    parser = load_options(__doc__, seconds=4.0, idle=4.0)
     parser.add_argument("checkout", type=Path, help="the folder of the other version")
     parser.add_argument("--key", default="capacity", help="what the other version calls max_ongoing_requests")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of one reading")
-    parser.add_argument("--idle", type=float, default=4.0, help="seconds for which CPU time without load is measured")
-    parser.add_argument("--clients", type=int, nargs="+", default=[CLIENTS])
-    parser.add_argument("--words", type=int, nargs="+", default=[100], help="words in a stream")
     return parser.parse_args()
 
 
