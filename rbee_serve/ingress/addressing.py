@@ -113,7 +113,9 @@ def _add(fields: dict[str, msgspec.Raw], name: str, value: Any) -> None:
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         given = object()
     if given is not None and given != value:
-        raise InvalidRequest.of_field(name, "once", "is given in the body, and with another value in the query")
+        raise InvalidRequest.of_field(
+            name, "once", "is given in the body, and with another value in the query; give it once"
+        )
     # NaN and infinities stay what they are, for the validation to refuse; msgspec would write null.
     fields[name] = msgspec.Raw(to_json(value, bytes_mode="base64", inf_nan_mode="constants"))
 

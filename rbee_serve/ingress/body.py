@@ -39,7 +39,8 @@ async def read_body(request: Request, limits: LimitsConfig) -> bytes:
     except TimeoutError:
         raise BodyTimeout(
             f"the body did not arrive in {limits.body_timeout_s:g} s and the time that it takes at "
-            f"{limits.min_body_bytes_per_s} bytes/s (limits.body_timeout_s, limits.min_body_bytes_per_s)"
+            f"{limits.min_body_bytes_per_s} bytes/s (limits.body_timeout_s, limits.min_body_bytes_per_s); "
+            "send less, or faster"
         ) from None
     except ClientDisconnect:
         raise InvalidRequest("the client disconnected before its body had arrived") from None
@@ -61,4 +62,4 @@ async def _read(request: Request, limits: LimitsConfig, patience: asyncio.Timeou
 
 
 def _too_large(limits: LimitsConfig) -> PayloadTooLarge:
-    return PayloadTooLarge(f"the body is larger than {limits.max_body_bytes} bytes (limits.max_body_bytes)")
+    return PayloadTooLarge(f"the body is larger than {limits.max_body_bytes} bytes (limits.max_body_bytes); send less")

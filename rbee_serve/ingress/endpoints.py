@@ -75,7 +75,9 @@ class Endpoints:
         worker = self._named(request)
         state = self._services.state(worker)
         if state.serving:
-            raise WorkerUnhealthy(f"worker {worker.config.id} has loaded: there is no progress to follow")
+            raise WorkerUnhealthy(
+                f"worker {worker.config.id} has loaded, so there is no progress to follow; send it requests"
+            )
         if state.availability == "error":
             raise why_not_ready(state, self._services.progress_url(worker))
         return EventResponse(self._loading(worker))

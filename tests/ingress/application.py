@@ -94,3 +94,12 @@ def serving(app: Starlette, parser: Literal["httptools", "h11"]) -> Iterator[str
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = server.force_exit = True
     thread.join()
+
+
+def keys_in(folder: Path, **keys: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of keys, each with the token `NAME-token`."""
+    listed = []
+    for name, options in keys.items():
+        (folder / name).write_text(f"{name}-token\n")
+        listed.append({"name": name, "token_file": folder / name, **options})
+    return {"keys": listed}

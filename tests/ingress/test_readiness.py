@@ -143,7 +143,7 @@ async def test_a_worker_that_serves_has_no_progress_to_follow() -> None:
     async with client(state(SERVING)) as http:
         refused = await http.get(URL)
     assert (refused.status_code, refused.json()["code"]) == (503, "WORKER_UNHEALTHY")
-    assert refused.json()["message"] == "worker echo-0 has loaded: there is no progress to follow"
+    assert refused.json()["message"] == "worker echo-0 has loaded, so there is no progress to follow; send it requests"
 
 
 async def test_the_code_of_a_failure_is_shown_while_another_attempt_comes_and_not_once_it_serves() -> None:

@@ -73,7 +73,7 @@ def test_headers_without_an_end_get_408(server: Attacked) -> None:
     assert b"\r\nx-correlation-id: corr-" in head
     assert json.loads(body) == {
         "code": "HEADER_TIMEOUT",
-        "message": "the headers did not arrive in 1 s",
+        "message": "the headers did not arrive in 1 s; send them at once",
         "retriable": True,
     }
     measured("headers without an end", "408 and the connection is closed", time.monotonic() - began, 2.5)

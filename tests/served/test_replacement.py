@@ -108,7 +108,9 @@ def followed_load(url: str, worker: str) -> Iterator[list[str]]:
             if response.status_code == 200:
                 frames.extend(frame for frame in response.text.split("\n\n") if not frame.startswith(":"))
                 return
-            assert response.json()["message"].endswith("there is no progress to follow"), response.text
+            assert response.json()["message"].endswith("there is no progress to follow; send it requests"), (
+                response.text
+            )
             time.sleep(0.02)
 
     thread = threading.Thread(target=follow)

@@ -89,7 +89,9 @@ class Connection(Input):
             self._start_asgi_task(cycle, self.app)
             return
         if len(self.pipeline) == MAX_PIPELINED or not self.cycle.keep_alive:
-            raise Refused(InvalidRequest("too many requests at once"))
+            raise Refused(
+                InvalidRequest("too many requests wait for their responses on this connection; read some first")
+            )
         self.cycle = cycle
         self.flow.held = True
         self.flow.pause_reading()

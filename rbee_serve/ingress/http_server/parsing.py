@@ -9,8 +9,8 @@ import httptools
 
 from rbee_serve.errors import HttpVersionNotSupported, InvalidRequest, WorkerError
 
-_VERSION = "this server speaks HTTP/1.1 and HTTP/1.0"
-_INVALID = "the request is not valid HTTP/1.1"
+_VERSION = "this server does not speak that version of HTTP; use HTTP/1.1"
+_INVALID = "the request is not valid HTTP/1.1; send it with an HTTP library"
 _VERSION_FAULTS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
 
 

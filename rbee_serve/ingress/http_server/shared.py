@@ -41,13 +41,13 @@ class Shared:
 
     def header_timeout(self) -> HeaderTimeout:
         """The error for headers that are too slow."""
-        return HeaderTimeout(f"the headers did not arrive in {self.limits.header_timeout_s:g} s")
+        return HeaderTimeout(f"the headers did not arrive in {self.limits.header_timeout_s:g} s; send them at once")
 
     @property
     def too_large(self) -> str:
         """The sentence for headers that are too large."""
         size = self.limits.max_header_bytes
-        return f"the request line and headers are larger than {size} bytes (limits.max_header_bytes)"
+        return f"the request line and headers are larger than {size} bytes (limits.max_header_bytes); send fewer"
 
     @property
     def too_many(self) -> str:
