@@ -57,7 +57,7 @@ def audited(files: dict[str, dict[str, str]]) -> list[str]:
 
 
 def look_up(pins: list[str], database: str) -> Report | None:
-    """The database's report; None where it could not be asked."""
+    """The database's report; None where it could not be reached."""
     with tempfile.TemporaryDirectory() as folder:
         requirements, found = Path(folder, "requirements.txt"), Path(folder, "found.json")
         requirements.write_text("\n".join(pins) + "\n", encoding="utf-8")

@@ -46,7 +46,7 @@ ENGINES = {"hibari": "deployments.audio.hibari_engine", "transformers": "deploym
 
 
 MAX_CLIPPED = 0.001
-"""Part of the samples that may exceed full scale without a note: single peaks are not heard."""
+"""Part of the samples that may exceed full scale without a note: single peaks are inaudible."""
 
 
 class SpeechRequest(InferenceRequest):

@@ -31,8 +31,8 @@ _CODES = {
 
 
 def language_code(text: str) -> str | None:
-    """Whisper's code of a language: `en` for `EN`, `en-US`, `en_GB.UTF-8`, `eng` and `English`; None for a wish to
-    have it detected. A code that is not in the table is returned in lower case: the model may know it.
+    """Whisper's code of a language: `en` for `EN`, `en-US`, `en_GB.UTF-8`, `eng` and `English`; None where
+    detection is requested. A code that is not in the table is returned in lower case: the model may know it.
 
     Raises `ValueError` for a text that is neither a code nor a name.
     """

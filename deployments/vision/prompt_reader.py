@@ -53,7 +53,7 @@ class PromptReader:
 
 
 def _limit(pipeline: Any, name: str, tokenizer: Any) -> int | None:
-    """The most tokens that the encoder of that tokenizer reads; None where its files do not tell."""
+    """The most tokens that the encoder of that tokenizer reads; None if its files do not contain it."""
     if "CLIP" in type(tokenizer).__name__:
         return int(tokenizer.model_max_length) if tokenizer.model_max_length < UNBOUNDED else None
     argument = parameters(pipeline).get("max_sequence_length")

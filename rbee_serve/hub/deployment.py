@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 _SWEEP_S = 0.5
 """How often stale replicas are looked for."""
 _DOWN_S = 1.0
-"""How often Ray Serve is asked about workers of which no replica serves or loads. One answer took 30 to 57 ms on a
-busy machine. While its controller hangs there is one open question, and no further one."""
+"""How often Ray Serve's status is read while no replica of a worker serves or loads. One query took 30 to 57 ms on a
+busy machine. While the controller hangs, one query is open and no other is sent."""
 _GIVEN_UP_S = 5.0
 """How often, where it has given up all of them: a new deployment is noticed by its first replica."""
 _RETURN_S = 2.0
@@ -47,7 +47,7 @@ class Hub:
         self._announcer.start()
         loop = asyncio.get_running_loop()
         self._sweeping = loop.create_task(self._sweep())
-        self._asking = loop.create_task(self._ask_serve(serve.get_replica_context().app_name))
+        self._polling = loop.create_task(self._poll_serve(serve.get_replica_context().app_name))
 
     async def reach(self, node_id: str) -> Endpoint:
         """The endpoint for replicas and ingresses on that Ray node."""
@@ -76,7 +76,7 @@ class Hub:
                 version = latest
                 self._state_server.notify()
 
-    async def _ask_serve(self, app_name: str) -> None:
+    async def _poll_serve(self, app_name: str) -> None:
         """While a worker is down: what Ray Serve does about it."""
         pause_s = _DOWN_S
         while True:
@@ -84,9 +84,9 @@ class Hub:
             snapshot = self._registry.snapshot()
             down = () if snapshot.stopping else self._registry.down()
             if down:
-                asked_at = time.monotonic()
+                queried_at = time.monotonic()
                 try:
-                    self._registry.observe((await asyncio.to_thread(read_status, app_name)).deployments, asked_at)
+                    self._registry.observe((await asyncio.to_thread(read_status, app_name)).deployments, queried_at)
                 except Exception as exc:  # the controller may be restarting; what was known stays in force
                     logger.warning("Ray Serve did not report its state: %s", type(exc).__name__)
             given_up = {worker.worker_id for worker in snapshot.workers if worker.given_up}

@@ -7,11 +7,11 @@ Ray Serve decides that (2.60, `deployment_state.py`, with `max_constructor_retry
 - Afterwards it replaces a replica that has died or fails its health checks, and one whose constructor fails, for ever
   and without a pause (`rbee_serve/replica/loading.py` adds one).
 - A new deployment starts from the first rule.
-- Its status alone does not tell the two apart: `DEPLOY_FAILED` and `UNHEALTHY` are shown in either. It has given up
+- Its status alone does not distinguish the two: `DEPLOY_FAILED` and `UNHEALTHY` occur in either. It has given up
   where it has no replica either, in any state.
 
-So the hub asks Serve, but only while a worker is down. Before the answer, a worker of which no replica has ever served
-counts as given up as soon as as many replicas as desired have reported an error.
+So the hub reads Serve's status, but only while a worker is down. Until then, a worker of which no replica has ever
+served counts as given up as soon as as many replicas as desired have reported an error.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from rbee_serve.deploy_status import DeploymentStatus
 from rbee_serve.state import ReplicaState
 
 SETTLED_S = 3.0
-"""An answer of Ray Serve counts when it is the same to a question that was asked so long after the first one was
-answered: Serve notices a failure within a second, and starts the next replica a moment after it has removed the last
-one. While its controller hangs it answers nothing, and nothing counts."""
+"""A status of Ray Serve counts when a query that began so long after the first response returned the same: Serve
+notices a failure within a second, and starts the next replica a moment after it has removed the last one. While its
+controller hangs there is no response, and nothing counts."""
 WAITING_S = 10.0
 """A replica that Serve has been starting for so long and that has sent no update waits for something."""
 WAITS = "its process has not started yet, free CPUs or GPUs may be missing"
@@ -40,15 +40,15 @@ MAX_REASON = 300
 
 @dataclass(slots=True)
 class _Verdict:
-    """What Ray Serve has answered since `since`, to questions of which the last was asked at `asked_at`."""
+    """What Ray Serve has reported since `since`, by queries of which the last began at `queried_at`."""
 
     given_up: bool
     since: float
-    asked_at: float
+    queried_at: float
 
     @property
     def counts(self) -> bool:
-        return self.asked_at - self.since >= SETTLED_S
+        return self.queried_at - self.since >= SETTLED_S
 
 
 class Recovery:
@@ -64,7 +64,7 @@ class Recovery:
         """Why a replica was lost, or could not be loaded; None once one serves again."""
 
     def begin(self) -> None:
-        """A process has started: Serve's answer was about an earlier one."""
+        """A process has started: Serve's status was about an earlier one."""
         self._verdict = self._starting_since = None
 
     def serve(self) -> None:
@@ -84,14 +84,14 @@ class Recovery:
         if state.serves or state.phase == "loading":
             self.lost = reason
 
-    def observe(self, status: DeploymentStatus, asked_at: float) -> None:
-        """Ray Serve's answer to a question of `asked_at`."""
+    def observe(self, status: DeploymentStatus, queried_at: float) -> None:
+        """Ray Serve's status, by a query that began at `queried_at`."""
         self.was_ready |= status.was_healthy
         now = self._clock()
         if self._verdict is None or self._verdict.given_up != status.given_up:
-            self._verdict = _Verdict(status.given_up, now, asked_at)
+            self._verdict = _Verdict(status.given_up, now, queried_at)
         else:
-            self._verdict.asked_at = asked_at
+            self._verdict.queried_at = queried_at
         if not status.starting:
             self._starting_since = None
         elif self._starting_since is None:

@@ -102,13 +102,13 @@ class ReplicaRegistry:
                 if not any(entry.state.serves or entry.state.phase == "loading" for entry in replicas.values())
             )
 
-    def observe(self, deployments: Mapping[str, DeploymentStatus], asked_at: float) -> None:
-        """What Ray Serve reports about the deployments of these workers, to a question of `asked_at` on the registry's
-        clock."""
+    def observe(self, deployments: Mapping[str, DeploymentStatus], queried_at: float) -> None:
+        """What Ray Serve reports about the deployments of these workers, by a query that began at `queried_at` on the
+        registry's clock."""
         with self._lock:
             for worker_id, status in deployments.items():
                 if worker_id in self._recoveries:
-                    self._recoveries[worker_id].observe(status, asked_at)
+                    self._recoveries[worker_id].observe(status, queried_at)
             self._refresh()
 
     def snapshot(self) -> Snapshot:

@@ -34,8 +34,8 @@ async def read_body(request: Request, limits: LimitsConfig) -> bytes:
     if not declared.isdecimal() or len(declared) > 18 or int(declared) > limits.max_body_bytes:
         raise _too_large(limits)
     try:
-        async with asyncio.timeout(limits.body_timeout_s) as patience:
-            return await _read(request, limits, patience)
+        async with asyncio.timeout(limits.body_timeout_s) as time_limit:
+            return await _read(request, limits, time_limit)
     except TimeoutError:
         raise BodyTimeout(
             f"the body did not arrive in {limits.body_timeout_s:g} s and the time that it takes at "
@@ -46,18 +46,18 @@ async def read_body(request: Request, limits: LimitsConfig) -> bytes:
         raise InvalidRequest("the client disconnected before its body had arrived") from None
 
 
-async def _read(request: Request, limits: LimitsConfig, patience: asyncio.Timeout) -> bytes:
+async def _read(request: Request, limits: LimitsConfig, time_limit: asyncio.Timeout) -> bytes:
     """The bytes. Each extends the time, so a body ends by its rate, and at the latest by its largest size."""
     chunks: list[bytes] = []
     size = 0
-    deadline = patience.when()
+    deadline = time_limit.when()
     async for chunk in request.stream():
         size += len(chunk)
         if size > limits.max_body_bytes:
             raise _too_large(limits)
         chunks.append(chunk)
         if len(chunks) > 1 and deadline is not None:
-            patience.reschedule(deadline + size / limits.min_body_bytes_per_s)
+            time_limit.reschedule(deadline + size / limits.min_body_bytes_per_s)
     return b"".join(chunks)
 
 

@@ -11,10 +11,10 @@ ALLOWED_METHODS = b"GET, HEAD, POST"
 ALLOWED_HEADERS = (
     "authorization", "content-type", "idempotency-key", "last-event-id", "x-correlation-id", "x-request-timeout-ms",
 )  # fmt: skip
-"""Request headers that a page may set in any case. Others are allowed as it asks for them: SDKs add their own."""
+"""Request headers that a page may set in any case. Others are allowed as it requests them: SDKs add their own."""
 EXPOSED_HEADERS = b"X-Correlation-ID, Retry-After, Allow, WWW-Authenticate"
 PREFLIGHT_MAX_AGE_S = 600
-"""How long a browser need not ask again."""
+"""How long a browser may reuse the response to a preflight."""
 
 _NAMES = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~ ,-]{0,2048}")
 _VARY = (b"vary", b"Origin")

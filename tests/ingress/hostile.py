@@ -23,7 +23,7 @@ import psutil
 import uvloop
 
 from rbee_serve.config import LimitsConfig, TlsConfig
-from rbee_serve.ingress.http_server import pace
+from rbee_serve.ingress.http_server import connection_timer
 from rbee_serve.ingress.listener import Address, Listener
 from tests.conftest import free_port
 from tests.ingress.application import application
@@ -85,7 +85,7 @@ def attacked(
     limits: Mapping[str, Any] | None = None,
     tls: Mapping[str, str] | None = None,
     open_files: int | None = None,
-    patience_s: float = pace.MAX_STALLED_READER_S,
+    patience_s: float = connection_timer.MAX_STALLED_READER_S,
 ) -> Iterator[Attacked]:
     """The server, until the end of the block. `open_files`: its limit on them. `patience_s`: how long it waits for a
     reader."""
@@ -156,6 +156,6 @@ async def _serve(port: int, options: Mapping[str, Any], tls: Mapping[str, str] |
 
 
 if __name__ == "__main__":
-    pace.MAX_STALLED_READER_S = float(sys.argv[4])
+    connection_timer.MAX_STALLED_READER_S = float(sys.argv[4])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(int(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])))

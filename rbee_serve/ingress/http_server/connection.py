@@ -45,23 +45,23 @@ class Connection(Input):
         super().connection_made(transport)
         self.flow = Flow(transport)
         self._output = ClosingTransport(transport, self._close_after_response)
-        self._pace.begin()
+        self._timer.begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed: every open request is told."""
+        """The connection is closed: every open request is notified."""
         self.connections.discard(self)
         for cycle in self._open_cycles():
             cycle.disconnected = True
             cycle.message_event.set()
         self.pipeline.clear()
         self.flow.resume_writing()
-        self._deaf = True
+        self._discards_input = True
         self.parser = None  # type: ignore[assignment]
         self._release(self)
 
     def resume_writing(self) -> None:
         """The client has taken what was sent."""
-        self._pace.writes()
+        self._timer.output_taken()
         super().resume_writing()
 
     # Requests
@@ -103,9 +103,9 @@ class Connection(Input):
         """Continue with the next request, if it is here already."""
         self.server_state.total_requests += 1
         self._served, self._running = True, None
-        if self.transport.is_closing() or self._pace.ending:
+        if self.transport.is_closing() or self._timer.ending:
             return
-        self._pace.begin()
+        self._timer.begin()
         if self.pipeline:
             self._running, app = self.pipeline.pop()
             self._start_asgi_task(self._running, app)
@@ -120,9 +120,9 @@ class Connection(Input):
 
     def _refuse(self, error: WorkerError, *headers: tuple[bytes, bytes]) -> None:
         """Respond with the error, unless an earlier response has to come first: then close after that."""
-        if self._deaf:
+        if self._discards_input:
             return
-        self._deaf = True
+        self._discards_input = True
         self._shared.refusals.count(error.code)
         running = self._running
         if running is not None and (self.pipeline or running.response_started or not running.more_body):
@@ -137,14 +137,14 @@ class Connection(Input):
         self._linger()
 
     def _close_after_response(self) -> None:
-        if self._count.in_head and not self._deaf:
+        if self._count.in_head and not self._discards_input:
             self.transport.close()
         else:
             self._linger()
 
     def _linger(self) -> None:
-        self._deaf = True
-        self._pace.end()
+        self._discards_input = True
+        self._timer.end()
         self.flow.held = False
         self.flow.resume_reading()
         if self.transport.can_write_eof():
@@ -156,19 +156,19 @@ class Connection(Input):
 
     def check(self) -> None:
         """Close the connection if its time is over."""
-        limits, pace = self._shared.limits, self._pace
-        busy = self._running is not None and not pace.ending
-        if pace.stalled(self.transport.get_write_buffer_size(), only_idle=busy and not self.flow.write_paused):
+        limits, timer = self._shared.limits, self._timer
+        busy = self._running is not None and not timer.ending
+        if timer.stalled(self.transport.get_write_buffer_size(), only_idle=busy and not self.flow.write_paused):
             self.transport.abort()
         elif busy or self.transport.is_closing():
             return
-        elif pace.ending or not self._count.in_head:
-            if pace.lingered():
+        elif timer.ending or not self._count.in_head:
+            if timer.lingered():
                 self.transport.abort()
         elif not self._between:
-            if pace.over(limits.header_timeout_s):
+            if timer.over(limits.header_timeout_s):
                 self._refuse(self._shared.header_timeout())
-        elif pace.over(self._shared.keep_alive_s() if self._served else limits.header_timeout_s):
+        elif timer.over(self._shared.keep_alive_s() if self._served else limits.header_timeout_s):
             self.transport.close()
 
     def shutdown(self) -> None:

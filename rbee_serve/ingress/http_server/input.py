@@ -15,8 +15,8 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from rbee_serve.errors import HeadersTooLarge, InsufficientResources, InvalidRequest, MethodNotAllowed, WorkerError
+from rbee_serve.ingress.http_server.connection_timer import ConnectionTimer
 from rbee_serve.ingress.http_server.input_count import InputCount
-from rbee_serve.ingress.http_server.pace import Pace
 from rbee_serve.ingress.http_server.parsing import Refused, error_of, next_parser, without_upgrade
 from rbee_serve.ingress.http_server.shared import Shared
 
@@ -33,10 +33,10 @@ class Input(HttpToolsProtocol):
         super().__init__(config, shared.state, {}, shared.loop)
         self._shared = shared
         self._surplus = surplus
-        self._pace = Pace(shared.clock, surplus)
+        self._timer = ConnectionTimer(shared.clock, surplus)
         self._count = InputCount(shared.limits.max_header_bytes)
         self._between = True  # no byte of the next request has come
-        self._deaf = False  # what still comes is discarded
+        self._discards_input = False  # what still comes is discarded
 
     @abstractmethod
     def _begin(self, version: str) -> None:
@@ -52,7 +52,7 @@ class Input(HttpToolsProtocol):
             self._feed(data)
             return
         view = memoryview(data)
-        while view and not self._deaf:
+        while view and not self._discards_input:
             size = min(_SLICE, self._count.head_bytes_left) if self._count.in_head else _SLICE
             if not size:
                 self._refuse(HeadersTooLarge(self._shared.too_large))
@@ -61,7 +61,7 @@ class Input(HttpToolsProtocol):
             view = view[size:]
 
     def _feed(self, data: bytes | memoryview) -> None:
-        if self._deaf:
+        if self._discards_input:
             return
         try:
             self.parser.feed_data(data)
@@ -91,7 +91,7 @@ class Input(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._between = False
-        self._pace.begin()
+        self._timer.begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer, which nothing reads."""

@@ -7,7 +7,7 @@ class InputCount:
     """Bytes of the head of a request, and of the framing of its body: chunk sizes, chunk extensions and trailers.
 
     The framing may be as large as a head, and beyond that as the content that it comes with. A piece of input in which
-    a head or a body ends is not counted, as the parser does not tell where in it that was. So a head that follows a
+    a head or a body ends is not counted, as the parser does not report its position. So a head that follows a
     body at once may be larger by a piece.
     """
 

@@ -11,7 +11,7 @@ from uvicorn.server import ServerState
 from rbee_serve.config import LimitsConfig
 from rbee_serve.errors import HeaderTimeout
 from rbee_serve.ingress.cors import Cors
-from rbee_serve.ingress.http_server.pace import Clock
+from rbee_serve.ingress.http_server.connection_timer import Clock
 from rbee_serve.ingress.http_server.refusal import RefusalLog
 
 CROWDED = 0.9

@@ -23,7 +23,7 @@ class Clock:
     interval_s: float = 1.0
 
 
-class Pace:
+class ConnectionTimer:
     """The times of one connection."""
 
     __slots__ = (
@@ -56,7 +56,7 @@ class Pace:
         self.ending = True
         self._since = self._clock.now
 
-    def writes(self) -> None:
+    def output_taken(self) -> None:
         """The client has taken output."""
         self._stalled_since = None
 
