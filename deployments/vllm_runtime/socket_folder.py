@@ -12,7 +12,8 @@ import tempfile
 FOLDER = "VLLM_RPC_BASE_PATH"
 """vLLM's environment variable with the folder of its sockets, inherited by the engine's processes."""
 OURS = "RBEE_SERVE_ENGINE_SOCKETS"
-"""The folder if we made it: one that the operator chose is not removed."""
+"""The folder if we made it: one that the operator chose is not removed. Both variables are inherited, so a folder is in
+use here only if both name it."""
 
 
 @functools.cache
@@ -26,5 +27,6 @@ def make_socket_folder() -> None:
 
 def remove_socket_folder() -> None:
     """Remove the folder that `make_socket_folder` has made, in that process or in one above this one."""
-    if folder := os.environ.get(OURS):
+    folder = os.environ.get(OURS)
+    if folder and folder == os.environ.get(FOLDER):
         shutil.rmtree(folder, ignore_errors=True)

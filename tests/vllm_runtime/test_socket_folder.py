@@ -46,22 +46,28 @@ def test_the_sockets_of_an_engine_go_with_its_replica(end: signal.Signals | None
             time.sleep(0.1)
 
 
-def test_a_folder_that_the_operator_chose_is_used_and_stays() -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, None])
+def test_a_folder_that_the_operator_chose_is_used_and_stays(end: signal.Signals | None) -> None:
     with tempfile.TemporaryDirectory() as temp, tempfile.TemporaryDirectory() as chosen:
-        replica = started(temp, {"VLLM_RPC_BASE_PATH": chosen})
-        assert replica.stdout is not None
-        assert replica.stdout.readline().strip() == chosen
-        replica.communicate()
+        with tempfile.TemporaryDirectory() as above:
+            replica = started(temp, {"VLLM_RPC_BASE_PATH": chosen, "RBEE_SERVE_ENGINE_SOCKETS": above})
+            assert replica.stdout is not None
+            assert replica.stdout.readline().strip() == chosen
+            if end is not None:
+                replica.send_signal(end)
+            replica.communicate()
+            assert Path(above).exists()
         assert Path(chosen, "socket").exists()
         assert list(Path(temp).iterdir()) == []
 
 
 def started(temp: str, environ: dict[str, str]) -> subprocess.Popen[str]:
-    """The replica with `temp` as its temporary folder."""
+    """The replica with `temp` as its temporary folder. Both hold its standard error, so `communicate` waits for both."""
     return subprocess.Popen(
         [sys.executable, "-c", REPLICA],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"TMPDIR": temp} | environ,
     )
