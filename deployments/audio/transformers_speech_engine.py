@@ -26,6 +26,7 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import check_local, prepare
+from rbee_serve.model_files.weight_files import weights_in
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
@@ -72,7 +73,7 @@ def load(context: LoadContext, options: Options) -> TransformersSpeechEngine:
     import transformers
 
     assert worker.model_ref is not None
-    folder = prepare(worker.model_ref, context.report)
+    folder = prepare(worker.model_ref, context.report, variant_for=options.dtype)
     require_memory(context.device, {"weights": weights_memory_bytes(folder, options.dtype)}, context.device.fraction)
     context.report(LoadProgress(stage="loading_to_vram"))
     kind = transformers.AutoConfig.from_pretrained(folder).model_type
@@ -87,13 +88,16 @@ def load(context: LoadContext, options: Options) -> TransformersSpeechEngine:
             prepare(options.vocoder, context.report), use_safetensors=True
         )
         extras["vocoder"] = vocoder.to(device)
+    model_options: dict[str, Any] = {"use_safetensors": True}
+    if variant := weights_in(folder, options.dtype).variant:
+        model_options["variant"] = variant
     pipeline = transformers.pipeline(
         "text-to-audio",
         model=str(folder),
         device=device,
         dtype=options.dtype,
         trust_remote_code=False,
-        model_kwargs={"use_safetensors": True},
+        model_kwargs=model_options,
         **extras,
     )
     if pipeline.vocoder is not None:

@@ -23,6 +23,7 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import Format, check_local, prepare
+from rbee_serve.model_files.weight_files import weights_in
 from rbee_serve.worker.spec import LoadContext
 
 if TYPE_CHECKING:
@@ -65,11 +66,13 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Tr
     dtype: str = options.dtype
     if dtype == "auto":
         dtype = "float16" if context.device.accelerator == "cuda" else "float32"
-    folder = prepare(context.worker.model_ref, context.report, formats=FORMATS)
+    folder = prepare(context.worker.model_ref, context.report, formats=FORMATS, variant_for=dtype)
     require_memory(context.device, {"weights": weights_memory_bytes(folder, dtype)}, context.device.fraction)
     if (kind := transformers.PretrainedConfig.get_config_dict(folder)[0].get("model_type")) != "whisper":
         raise ConfigurationError(f"worker {context.worker.id}: {folder} is a model of the type {kind}, not whisper")
-    model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+    model = transformers.WhisperForConditionalGeneration.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, variant=weights_in(folder, dtype).variant
+    )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
     model = model.to(torch_device(context.device)).eval()

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from deployments.engine_choice import EngineOptions
 from deployments.torch_runtime.vectors import Vector
-from rbee_serve.model_files.resolve import read_json
+from rbee_serve.model_files.json_file import read_json
 
 Tokens = Sequence[int]
 """The token ids of one text, including the model's special tokens."""

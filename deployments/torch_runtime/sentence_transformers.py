@@ -16,6 +16,7 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import prepare, refuse_pickles
+from rbee_serve.model_files.weight_files import weights_in
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.batching import Batcher
 from rbee_serve.worker.registry import import_engine
@@ -58,7 +59,7 @@ def load_model(kind: str, context: LoadContext, options: ModelOptions) -> tuple[
     `InsufficientVram`, `InsufficientResources`."""
     worker, device = context.worker, context.device
     assert worker.model_ref is not None
-    folder = prepare(worker.model_ref, context.report)
+    folder = prepare(worker.model_ref, context.report, variant_for=options.dtype)
     _refuse_pickles(folder)
     require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
     context.report(LoadProgress(stage="starting_engine"))
@@ -67,6 +68,7 @@ def load_model(kind: str, context: LoadContext, options: ModelOptions) -> tuple[
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # otherwise it shows progress bars
     model_options = {
         "dtype": options.dtype,
+        "variant": weights_in(folder, options.dtype).variant,
         "attn_implementation": options.attn_implementation,
         "use_safetensors": True,
     }

@@ -12,9 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from deployments.torch_runtime.device import torch_device
 from deployments.vision.generation_params import parameters
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.model_files.json_file import read_json
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
-from rbee_serve.model_files.resolve import Format, prepare, read_json, refuse_pickles
+from rbee_serve.model_files.resolve import Format, prepare, refuse_pickles
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
+from rbee_serve.model_files.weight_files import weights_in
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.registry import import_engine
 from rbee_serve.worker.spec import LoadContext
@@ -49,13 +51,14 @@ def load_pipeline(context: LoadContext, options: DiffusersOptions) -> Any:
     `InsufficientResources`."""
     worker, device = context.worker, context.device
     assert worker.model_ref is not None
-    folder = prepare(worker.model_ref, context.report, formats=FORMATS)
+    folder = prepare(worker.model_ref, context.report, formats=FORMATS, variant_for=options.dtype)
     adapters = {name: prepare(ref, context.report, formats=FORMATS) for name, ref in options.lora_modules.items()}
     context.report(LoadProgress(stage="starting_engine"))
     _import_quietly("transformers")
     diffusers = _import_quietly("diffusers")
     parts = pipeline_parts(folder, diffusers)
-    weights = [file for part in parts for file in _weights(folder / part)]
+    found = weights_in(folder, options.dtype)
+    weights = [folder / name for name in found.names]
     needed = sum(weights_memory_bytes(file, options.dtype) for file in weights)
     require_memory(device, {"weights": needed}, device.fraction)
     context.report(LoadProgress(stage="loading_to_vram"))
@@ -63,7 +66,7 @@ def load_pipeline(context: LoadContext, options: DiffusersOptions) -> Any:
     pipeline = diffusers.DiffusionPipeline.from_pretrained(
         folder,
         dtype=_dtype(weights, options.dtype),
-        variant="fp16" if any(".fp16" in file.name for file in weights) else None,
+        variant=found.variant,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
@@ -108,12 +111,6 @@ def pipeline_parts(folder: Path, diffusers: Any) -> list[str]:
             )
         refuse_pickles(folder / name)
     return list(parts)
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The safetensors of a part to load: half precision only where there are no others."""
-    files = sorted(folder.glob("*.safetensors"))
-    return [file for file in files if ".fp16" not in file.name] or files
 
 
 def _dtype(weights: Sequence[Path], name: str) -> Any:

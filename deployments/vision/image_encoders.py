@@ -13,6 +13,7 @@ from deployments.vision.vision_options import VisionOptions
 from rbee_serve.errors import ConfigurationError, InvalidRequest, RequestTooLong, Violation
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import Format, prepare
+from rbee_serve.model_files.weight_files import weights_in
 from rbee_serve.state import LoadProgress
 from rbee_serve.worker.batching import Batcher
 from rbee_serve.worker.registry import import_engine
@@ -148,7 +149,7 @@ def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[st
     """
     worker, device = context.worker, context.device
     assert worker.model_ref is not None
-    folder = prepare(worker.model_ref, context.report, formats=FORMATS)
+    folder = prepare(worker.model_ref, context.report, formats=FORMATS, variant_for=options.dtype)
     require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)}, device.fraction)
     context.report(LoadProgress(stage="starting_engine"))
     transformers = import_engine("transformers", "vision")
@@ -166,7 +167,11 @@ def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[st
         if classifies
         else transformers.AutoModelForZeroShotImageClassification
     )
-    given = {"dtype": options.dtype, "attn_implementation": options.attn_implementation}
+    given = {
+        "dtype": options.dtype,
+        "variant": weights_in(folder, options.dtype).variant,
+        "attn_implementation": options.attn_implementation,
+    }
     model = auto_class.from_pretrained(
         folder, use_safetensors=True, **local, **{name: value for name, value in given.items() if value is not None}
     )

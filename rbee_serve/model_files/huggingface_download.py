@@ -1,24 +1,26 @@
 """Download of a model from the Hugging Face Hub into the usual Hugging Face cache.
 
 Only the files to load are downloaded: safetensors, or the one GGUF, or a CTranslate2 model, with configuration and
-tokenizer; never a pickle, and no duplicate weights. If the Hub cannot be reached, a cached copy is used. Exceptions of
-`huggingface_hub` are mapped to messages here and nowhere else.
+tokenizer; never a pickle, and no weights twice (`weight_files`). If the Hub cannot be reached, a cached copy is used.
 """
 
 from __future__ import annotations
 
-import errno
 import glob
 import logging
-import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from rbee_serve.errors import ConfigurationError, InsufficientResources
+from rbee_serve.model_files.download_space import disk_full, reserved_space
+from rbee_serve.model_files.hub_errors import hub_error, is_disk_full
+from rbee_serve.model_files.hub_requests import limit_requests
+from rbee_serve.model_files.json_file import read_json
 from rbee_serve.model_files.model_ref import HubModel
+from rbee_serve.model_files.weight_files import Read, refuse_mistral_layout, weights_to_load
 from rbee_serve.state import LoadProgress
 
 logger = logging.getLogger(__name__)
@@ -31,60 +33,92 @@ def download(
     model: HubModel,
     report: Callable[[LoadProgress], None],
     *,
+    variant_for: str | None = None,
     hub_cache: Path | None = None,
     endpoint: str | None = None,
 ) -> Path:
     """The local folder with the model's files; downloads the missing ones.
 
-    `report` gets the stage `downloading` with the bytes present and in total. `hub_cache` and `endpoint` are
-    huggingface_hub's own (`HF_HUB_CACHE`, `HF_ENDPOINT`) if None. Raises `ConfigurationError` with what to do, or
-    `InsufficientResources` if the disk is too small.
+    `report` gets the stage `downloading` with the bytes present and in total. `variant_for` is the dtype of a loader
+    that can load a variant of the weights (`weight_files`). `hub_cache` and `endpoint` are huggingface_hub's own
+    (`HF_HUB_CACHE`, `HF_ENDPOINT`) if None. Raises `ConfigurationError` with what to do, or `InsufficientResources` if
+    the disk is too small.
     """
     import huggingface_hub as hub
 
+    limit_requests()
+    cache = Path(hub_cache or hub.constants.HF_HUB_CACHE)
     try:
         info = hub.HfApi(endpoint=endpoint).model_info(model.repo, revision=model.revision, files_metadata=True)
     except Exception as exc:
-        if (cached := _cached(model, hub_cache)) is not None:
-            logger.warning("hf:%s: the Hub does not respond (%s); using the cached copy", model.repo, exc)
+        if (cached := _cached(model, cache)) is not None:
+            logger.warning("hf:%s cannot be looked up on the Hub (%s); using the cached copy", model.repo, exc)
             return cached
-        raise _error(model, exc) from exc
+        raise hub_error(model, cache, exc) from exc
+
+    def read(name: str) -> Mapping[str, Any]:
+        path = hub.hf_hub_download(model.repo, name, revision=info.sha, cache_dir=cache, endpoint=endpoint)
+        return read_json(Path(path))
+
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    names = files_to_download(model, sizes)
-    cached_names = {
+    names: list[str] = []
+    try:
+        names = files_to_download(model, sizes, read, variant_for)
+        missing = _missing(model, info.sha, names, cache)
+        total, needed = _bytes(names, sizes), _bytes(missing, sizes)
+        cached = _cached(model, cache)
+        if not missing and cached is not None and cached.name == info.sha:
+            report(LoadProgress(stage="downloading", bytes_done=total, bytes_total=total))
+            return cached
+        with reserved_space(cache, model.repo, needed) as still_to_fetch:
+            return Path(
+                hub.snapshot_download(
+                    model.repo,
+                    revision=model.revision,  # by name, so that the cache finds it by name without the Hub
+                    cache_dir=cache,
+                    endpoint=endpoint,
+                    allow_patterns=[glob.escape(name) for name in names],
+                    tqdm_class=_progress_bar(report, total - needed, total, still_to_fetch),
+                )
+            )
+    except (ConfigurationError, InsufficientResources):
+        raise
+    except Exception as exc:
+        if is_disk_full(exc):
+            raise disk_full(cache, model.repo, _bytes(_missing(model, info.sha, names, cache), sizes)) from exc
+        raise hub_error(model, cache, exc) from exc
+
+
+def _missing(model: HubModel, commit: str, names: Iterable[str], cache: Path) -> list[str]:
+    """Those of the files that the cache does not have."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return [
         name
         for name in names
-        if isinstance(hub.try_to_load_from_cache(model.repo, name, cache_dir=hub_cache, revision=info.sha), str)
-    }
-    total, cached_bytes = sum(sizes[name] for name in names), sum(sizes[name] for name in cached_names)
-    _check_disk(model, total - cached_bytes, Path(hub_cache or hub.constants.HF_HUB_CACHE))
-    try:
-        return Path(
-            hub.snapshot_download(
-                model.repo,
-                revision=model.revision,  # by name, so that the cache finds it by name without the Hub
-                cache_dir=hub_cache,
-                endpoint=endpoint,
-                allow_patterns=[glob.escape(name) for name in names],
-                tqdm_class=_progress_bar(report, cached_bytes, total),
-            )
-        )
-    except Exception as exc:
-        raise _error(model, exc) from exc
+        if not isinstance(try_to_load_from_cache(model.repo, name, cache_dir=cache, revision=commit), str)
+    ]
 
 
-def files_to_download(model: HubModel, sizes: Mapping[str, int]) -> list[str]:
+def _bytes(names: Iterable[str], sizes: Mapping[str, int]) -> int:
+    return sum(sizes[name] for name in names)
+
+
+def files_to_download(
+    model: HubModel, sizes: Mapping[str, int], read: Read | None = None, variant_for: str | None = None
+) -> list[str]:
     """The files to load of a repository, whose files are given with their sizes in bytes.
 
-    Raises `ConfigurationError` if it has no weights in an accepted format, or several GGUF files.
+    `read` returns the content of a JSON file of the repository, `variant_for` is as in `download`. Raises
+    `ConfigurationError` if it has no weights in an accepted format, or several GGUF files.
     """
-    weights = [name for name in sizes if name.endswith(".safetensors")]
-    if "model_index.json" in sizes:  # a diffusers pipeline: parts are in folders; single files duplicate them
-        weights = [name for name in weights if "/" in name] or weights
-    # Skip the same weights in another precision or in another library's layout.
-    weights = [name for name in weights if not (name.endswith(".fp16.safetensors") and _plain(name) in weights)]
-    if others := [name for name in weights if not fnmatch(name, "consolidated*")]:
-        weights = others
+    found = weights_to_load(sizes, read, variant_for)
+    if found.missing:
+        raise ConfigurationError(
+            f"model_ref: hf:{model.repo} lacks {found.missing[0]}, which its index names; choose another revision"
+        )
+    refuse_mistral_layout(sizes, f"model_ref: hf:{model.repo}")
+    weights = list(found.names)
     if not weights:
         weights = [name for name in sizes if name.endswith(".gguf")]
         if len(weights) > 1:
@@ -103,35 +137,23 @@ def files_to_download(model: HubModel, sizes: Mapping[str, int]) -> list[str]:
     return [*weights, *(name for name in sizes if any(fnmatch(name, pattern) for pattern in SMALL_FILES))]
 
 
-def _plain(name: str) -> str:
-    return name.removesuffix(".fp16.safetensors") + ".safetensors"
-
-
-def _cached(model: HubModel, hub_cache: Path | None) -> Path | None:
+def _cached(model: HubModel, cache: Path) -> Path | None:
     import huggingface_hub as hub
 
     # Without patterns: `resolve` and `prepare` check every folder for completeness.
     try:
         return Path(
             hub.snapshot_download(
-                model.repo, revision=model.revision, cache_dir=hub_cache, local_files_only=True, allow_patterns=[]
+                model.repo, revision=model.revision, cache_dir=cache, local_files_only=True, allow_patterns=[]
             )
         )
     except Exception:
         return None
 
 
-def _check_disk(model: HubModel, missing: int, cache: Path) -> None:
-    while not cache.exists():
-        cache = cache.parent
-    if (free := shutil.disk_usage(cache).free) < missing:
-        raise InsufficientResources(
-            f"hf:{model.repo} needs {missing / 1e6:,.0f} MB more, but the disk of {cache} has only {free / 1e6:,.0f} MB"
-            " free; free disk space, or set HF_HOME to another disk"
-        )
-
-
-def _progress_bar(report: Callable[[LoadProgress], None], cached: int, total: int) -> Any:
+def _progress_bar(
+    report: Callable[[LoadProgress], None], cached: int, total: int, still_to_fetch: Callable[[int], None]
+) -> Any:
     """A tqdm class that reports instead of drawing."""
     from tqdm.auto import tqdm
 
@@ -153,39 +175,9 @@ def _progress_bar(report: Callable[[LoadProgress], None], cached: int, total: in
                     self._bytes += int(n or 0)
                     downloaded = max(downloaded, self._bytes)
                     done = min(cached + downloaded, total)
+                    still_to_fetch(total - done)
                 report(LoadProgress(stage="downloading", bytes_done=done, bytes_total=total))
             return None
 
     report(LoadProgress(stage="downloading", bytes_done=cached, bytes_total=total))
     return ReportingBar
-
-
-def _error(model: HubModel, error: Exception) -> ConfigurationError:
-    from huggingface_hub import errors
-
-    name = f"model_ref: hf:{model.repo}"
-    logger.warning("%s could not be downloaded: %s: %s", name, type(error).__name__, error)
-    if isinstance(error, errors.GatedRepoError):
-        return ConfigurationError(
-            f"{name} is gated; accept its terms at https://huggingface.co/{model.repo} and log in with `hf auth login`"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ConfigurationError(
-            f"{name} is not on the Hugging Face Hub, or is private; check the name, or log in with `hf auth login`"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return ConfigurationError(f"{name} has no revision {model.revision}; name a branch, a tag or a commit")
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return ConfigurationError(
-            f"{name} is not in the cache, and HF_HUB_OFFLINE is set; unset it, or run `hf download {model.repo}`"
-            " with a network"
-        )
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status is not None:
-        return ConfigurationError(f"{name} could not be downloaded, the Hub returned status {status}; try again later")
-    if getattr(error, "errno", None) == errno.ENOSPC:
-        return ConfigurationError(f"{name} filled the disk; free disk space, or set HF_HOME to another disk")
-    return ConfigurationError(
-        f"{name} is not in the cache and could not be downloaded from the Hugging Face Hub; check the network, or use"
-        " file:PATH or pkg:PACKAGE/PATH"
-    )

@@ -9,6 +9,7 @@ import psutil
 
 from rbee_serve.errors import InsufficientResources, InsufficientVram
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
+from rbee_serve.model_files.weight_files import weights_in
 from rbee_serve.worker.spec import Device
 
 _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
@@ -16,7 +17,7 @@ _ELEMENT_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float":
 
 
 def weights_memory_bytes(path: Path, dtype: str | None = None) -> int:
-    """Bytes in memory of a safetensors file, or of all in a folder and its subfolders.
+    """Bytes in memory of a safetensors file, or of those in a folder and its subfolders that are loaded.
 
     Floats count as `dtype` (torch's name), or as stored if that is None or `auto`. Quantised weights count as stored.
 
@@ -25,7 +26,7 @@ def weights_memory_bytes(path: Path, dtype: str | None = None) -> int:
     element_bytes = _ELEMENT_BYTES.get(dtype or "auto")
     return sum(
         tensor.elements * element_bytes if element_bytes and tensor.type in _FLOATS else tensor.size_bytes
-        for file in ([path] if path.is_file() else sorted(path.rglob("*.safetensors")))
+        for file in ([path] if path.is_file() else [path / name for name in weights_in(path, dtype).names])
         for tensor in read_safetensors_header(file).tensors
     )
 

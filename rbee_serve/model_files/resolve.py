@@ -10,12 +10,11 @@ comes with a model is never run.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
@@ -23,8 +22,10 @@ from rbee_serve.model_files.ctranslate2_header import read_ctranslate2_header
 from rbee_serve.model_files.gguf_conversion import FloatType, converted_gguf
 from rbee_serve.model_files.gguf_header import read_gguf_header
 from rbee_serve.model_files.huggingface_download import download
+from rbee_serve.model_files.json_file import read_json
 from rbee_serve.model_files.model_ref import HubModel, parse_model_ref
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
+from rbee_serve.model_files.weight_files import refuse_mistral_layout, weights_in
 from rbee_serve.state import LoadProgress
 
 logger = logging.getLogger(__name__)
@@ -37,30 +38,32 @@ TORCH_FORMATS: tuple[Format, ...] = ("safetensors", "gguf")
 """The formats that `prepare` accepts for vLLM and transformers."""
 CTRANSLATE2_WEIGHTS = "model.bin"
 
-MAX_JSON_BYTES = 64 * 2**20
-
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model on this machine. `path` is its folder, or the GGUF file; `bytes_on_disk` is the size of its weights."""
+    """A model on this machine. `path` is its folder, or the GGUF file; `bytes_on_disk` is the size of its weights, each
+    counted once."""
 
     path: Path
     format: Format
     bytes_on_disk: int
 
 
-def resolve(ref: str, report: Callable[[LoadProgress], None]) -> ModelFiles:
+def resolve(ref: str, report: Callable[[LoadProgress], None], *, variant_for: str | None = None) -> ModelFiles:
     """The files of a `model_ref`; a Hub model is downloaded, and `report` gets the bytes as `downloading`.
 
-    Raises `ConfigurationError` for an invalid reference, a missing model or an unknown format, and
-    `InsufficientResources` if the disk is too small.
+    `variant_for` is the dtype, by torch's name, of a loader that can load a variant of the weights, such as
+    `model.fp16.safetensors` for `float16` (`weight_files`). Raises `ConfigurationError` for an invalid reference, a
+    missing model or an unknown format, and `InsufficientResources` if the disk is too small.
     """
     model = parse_model_ref(ref)
-    path = download(model, report) if isinstance(model, HubModel) else model.locate()
+    path = download(model, report, variant_for=variant_for) if isinstance(model, HubModel) else model.locate()
     if path.is_file():
         return _single_file(path)
-    if _weights(path):
-        return ModelFiles(path, "safetensors", weights_bytes(path))
+    if safetensors := _safetensors(path):
+        names = [file.relative_to(path).as_posix() for file in (*safetensors, *path.glob("*.json"))]
+        refuse_mistral_layout(names, str(path))
+        return ModelFiles(path, "safetensors", weights_bytes(path, variant_for))
     ggufs = sorted(path.glob("*.gguf"))
     if len(ggufs) == 1:
         return ModelFiles(ggufs[0], "gguf", ggufs[0].stat().st_size)
@@ -80,16 +83,17 @@ def prepare(
     formats: Collection[Format] = TORCH_FORMATS,
     cache_dir: Path | None = None,
     dtype: FloatType = "float32",
+    variant_for: str | None = None,
 ) -> Path:
     """A local folder for an engine: `resolve`, then check every header and convert a GGUF.
 
     `formats` are those of the engine; `dtype` is the type of a dequantised GGUF, `cache_dir` its cache
-    (`default_cache_dir()` if None). Raises `ConfigurationError` and `InsufficientResources` with a message for the
-    operator.
+    (`default_cache_dir()` if None); `variant_for` as in `resolve`. Raises `ConfigurationError` and
+    `InsufficientResources` with a message for the operator.
     """
-    files = resolve(ref, report)
+    files = resolve(ref, report, variant_for=variant_for)
     if files.format != "gguf":  # the conversion checks it
-        _check_headers(files)
+        _check_headers(files, variant_for)
     _check_format(files, formats)
     if files.format == "gguf":
         return converted_gguf(files.path, report, cache_dir=cache_dir, dtype=dtype)
@@ -120,15 +124,15 @@ def refuse_pickles(folder: Path) -> None:
         raise _pickle_error(pickle)
 
 
-def weights_bytes(path: Path) -> int:
-    """Bytes of the weights of a file or folder, as stored."""
+def weights_bytes(path: Path, variant_for: str | None = None) -> int:
+    """Bytes of the weights of a file or folder, as stored, each counted once. `variant_for` as in `resolve`."""
     if path.is_file():
         return path.stat().st_size
-    return sum(weights.stat().st_size for weights in _weights(path))
+    return sum((path / name).stat().st_size for name in weights_in(path, variant_for).names)
 
 
-def _weights(folder: Path) -> list[Path]:
-    """The safetensors files of a folder and its subfolders."""
+def _safetensors(folder: Path) -> list[Path]:
+    """All safetensors files of a folder and its subfolders, those that are not loaded among them."""
     return sorted(folder.rglob("*.safetensors"))
 
 
@@ -154,28 +158,17 @@ def _check_format(files: ModelFiles, formats: Collection[Format]) -> None:
         raise ConfigurationError(f"{files.path} is a {files.format} model; this engine takes {' or '.join(formats)}")
 
 
-def _check_headers(files: ModelFiles) -> None:
+def _check_headers(files: ModelFiles, variant_for: str | None = None) -> None:
     if files.format == "gguf":
         read_gguf_header(files.path)
         return
     if files.format == "ctranslate2":
         read_ctranslate2_header(files.path / CTRANSLATE2_WEIGHTS)
         return
-    weights = _weights(files.path)
-    for file in weights:
+    for file in _safetensors(files.path):  # vLLM may read those too that it does not need
         read_safetensors_header(file)
-    _check_shards(files.path, weights)
-
-
-def _check_shards(folder: Path, weights: list[Path]) -> None:
-    """Check that all files of an index are present: an interrupted download lacks some."""
-    for index in sorted(folder.rglob("*.safetensors.index.json")):
-        names = read_json(index).get("weight_map")
-        if not isinstance(names, dict):
-            raise ConfigurationError(f"{index} has no weight_map")
-        for name in sorted({str(name) for name in names.values()}):
-            if index.parent / name not in weights:
-                raise ConfigurationError(f"{index.parent / name} of {index.name} is missing; download the model again")
+    if missing := weights_in(files.path, variant_for).missing:  # as after an interrupted download
+        raise ConfigurationError(f"{files.path / missing[0]} of its index is missing; download the model again")
 
 
 def _warn_about_code(folder: Path) -> None:
@@ -183,18 +176,3 @@ def _warn_about_code(folder: Path) -> None:
     if config.is_file() and "auto_map" in read_json(config):
         # Engines have their own code for most such models, and report an unknown architecture by name.
         logger.warning("%s contains code (auto_map), which is not run", folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a model's file. Raises `ConfigurationError` if it has none."""
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigurationError(f"{path} is larger than {MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_bytes())
-    except OSError as exc:
-        raise ConfigurationError(f"{path} cannot be read: {exc.strerror}") from exc
-    except (ValueError, RecursionError) as exc:
-        raise ConfigurationError(f"{path} is not JSON") from exc
-    if not isinstance(value, dict):
-        raise ConfigurationError(f"{path} is not a JSON object")
-    return value

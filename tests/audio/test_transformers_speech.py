@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -56,6 +57,12 @@ def backend(vits: Path) -> Iterator[SpeechBackend]:
 def load(context: LoadContext) -> transformers_speech.TransformersSpeechEngine:
     _, options = choose_engine(audio_generate.ENGINES, context.worker)
     return transformers_speech.load(context, options)
+
+
+def test_weights_in_half_precision_only_are_found(vits: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(vits, tmp_path / "half"))
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    load(context(folder))
 
 
 def notes(events: list[Any]) -> list[str]:

@@ -126,6 +126,12 @@ async def test_an_unsupported_feature_is_refused_by_field(
     assert caught.value.violations[0].field == field
 
 
+def test_weights_in_half_precision_only_are_found(tmp_path: Path) -> None:
+    folder = random_whisper(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    backend_of(folder, num_beams=1).close()
+
+
 def test_another_model_type_is_refused(tmp_path: Path) -> None:
     from tests.model_files.tiny_models import model_folder
 

@@ -273,6 +273,12 @@ def test_max_seq_length_lowers_the_model_s_maximum() -> None:
     assert loaded(max_seq_length=1000)._engine.max_tokens == 256
 
 
+async def test_weights_in_half_precision_only_are_found(tmp_path: Path) -> None:
+    model = Path(shutil.copytree(folder(), tmp_path / "model", copy_function=shutil.copyfile))
+    (model / "model.safetensors").rename(model / "model.fp16.safetensors")
+    assert len(await embedded(loaded(f"file:{model}"), "Hello")) == 1
+
+
 def test_a_layer_in_a_pickle_is_refused(tmp_path: Path) -> None:
     model = Path(shutil.copytree(folder(), tmp_path / "model", copy_function=shutil.copyfile))
     (model / "2_Dense").mkdir()

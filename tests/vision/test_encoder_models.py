@@ -43,6 +43,13 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
         classify.load(context(folder))
 
 
+def test_weights_in_half_precision_only_are_found(tmp_path: Path) -> None:
+    folder = random_vit(tmp_path)
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    with closing(classify.load(context(folder))) as backend:
+        assert backend.memory_bytes() > 0
+
+
 def test_a_pickle_is_refused_before_anything_starts(tmp_path: Path) -> None:
     folder = random_vit(tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
