@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from deployments.vllm_runtime.cpu_worker import worker_options
+from deployments.vllm_runtime.mistral_files import tokenizer_option
 from deployments.vllm_runtime.option_schema import faults_of
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT
 from rbee_serve.config import WorkerConfig, parse_engine
@@ -21,8 +22,16 @@ GPU_SHARE = 0.9
 CPU_KV_CACHE_BYTES = 1024**3
 """The KV cache on a CPU unless `kv_cache_memory_bytes` is set. vLLM would take half of the machine's memory."""
 
-PICKLE_FORMATS = frozenset({"pt", "npcache"})
-"""Values of vLLM's `load_format` that unpickle."""
+LOAD_FORMATS = (
+    "auto", "safetensors", "fastsafetensors", "instanttensor", "runai_streamer", "runai_streamer_sharded",
+    "sharded_state", "mistral",
+)  # fmt: skip
+"""Values of vLLM's `load_format` that read safetensors and nothing else. The others unpickle (`pt`, `npcache`, and `hf`
+where it finds no safetensors), receive weights from another process (`ipc_cache`, by pickles; `modelexpress`), need
+weights in a format of their own (`tensorizer`), or read none (`dummy`)."""
+
+OWN_DEFAULTS = (("load_format", "auto"), ("tokenizer_mode", "auto"))
+"""Options that follow from the model where they are `auto`."""
 
 _RESERVED = {
     "model": "it follows from model_ref",
@@ -42,7 +51,10 @@ class VllmOptions(BaseModel):
     dtype: str | None = None
     """The type of the weights. On a CPU without fast bfloat16 the default is float32."""
     load_format: str = "auto"
-    """How weights are read: `auto` reads safetensors and reports progress. Formats that unpickle are refused."""
+    """How weights are read: `auto` reads safetensors and reports progress. The others of `LOAD_FORMATS` are vLLM's own
+    and report none; those that do not read safetensors are refused."""
+    tokenizer_mode: str = "auto"
+    """The tokenizer's class, by vLLM's name. `mistral` is refused."""
     trust_remote_code: bool = False
     """Refused if true: a model is data, not code."""
     lora_modules: dict[str, str] = Field(default_factory=dict)
@@ -83,18 +95,23 @@ class VllmOptions(BaseModel):
 
     @field_validator("load_format")
     @classmethod
-    def _refuse_pickles(cls, value: str) -> str:
-        if value in PICKLE_FORMATS:
-            raise ValueError(f"{value} reads pickles, which can run any code; use auto")
+    def _refuse_other_formats(cls, value: str) -> str:
+        if value not in LOAD_FORMATS:
+            raise ValueError(f"{value} may read other files than safetensors; use one of {', '.join(LOAD_FORMATS)}")
+        return value
+
+    @field_validator("tokenizer_mode")
+    @classmethod
+    def _refuse_mistral_tokenizer(cls, value: str) -> str:
+        if value.lower() == "mistral":
+            raise ValueError("mistral is not a tokenizer of transformers, which chats need here; use auto or hf")
         return value
 
     def for_vllm(self) -> dict[str, Any]:
         """The options that were given, by vLLM's names in Python."""
         given = self.model_dump(exclude_unset=True)
         given.pop("lora_modules", None)
-        if given.get("load_format") == "auto":
-            del given["load_format"]
-        return given
+        return {name: value for name, value in given.items() if (name, value) not in OWN_DEFAULTS}
 
 
 def vllm_options(worker: WorkerConfig) -> VllmOptions:
@@ -136,6 +153,7 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
         "served_model_name": context.worker.served_name,
         "trust_remote_code": False,
         "load_format": LOAD_FORMAT,
+        **tokenizer_option(model),
         "distributed_executor_backend": "mp" if len(device.indices) > 1 else "uni",
     }
     if device.accelerator == "cuda":

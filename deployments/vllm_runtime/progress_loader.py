@@ -25,9 +25,11 @@ from typing import Any
 import msgspec
 import psutil
 
+from deployments.vllm_runtime.mistral_files import WEIGHTS, has_mistral_weights
 from deployments.vllm_runtime.private_api import PROGRESS_LOADER, fits
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
+from rbee_serve.model_files.weight_files import weights_in
 from rbee_serve.state import LoadProgress
 
 LOAD_FORMAT = "rbee_serve"
@@ -78,9 +80,10 @@ def layer_of(name: str) -> str | None:
 
 
 def sizes_of(folder: Path) -> dict[str, int]:
-    """Every tensor of the safetensors in a folder, in bytes; empty if they cannot be read."""
+    """Every tensor in a folder that vLLM reads, in bytes; empty if they cannot be read."""
     try:
-        headers = [read_safetensors_header(file) for file in sorted(folder.glob("*.safetensors"))]
+        names = [file.name for file in folder.glob(WEIGHTS)] or weights_in(folder).names
+        headers = [read_safetensors_header(folder / name) for name in names if "/" not in name]
     except ConfigurationError:  # the engine fails on them next, with a better message
         return {}
     return {tensor.name: tensor.size_bytes for header in headers for tensor in header.tensors}
@@ -126,8 +129,7 @@ def load_format(folder: Path) -> str:
 
 
 def _vllm_format(folder: Path) -> str:
-    # Mistral's own files are named so, and vLLM prefers them too.
-    return "mistral" if any(folder.glob("consolidated*.safetensors")) else "safetensors"
+    return "mistral" if has_mistral_weights(folder) else "safetensors"
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deployments.vllm_runtime.cpu_defaults import dtype_default, step_size_default
-from deployments.vllm_runtime.engine_options import check_engine, check_names, engine_options, vllm_options
+from deployments.vllm_runtime.engine_options import (
+    LOAD_FORMATS,
+    check_engine,
+    check_names,
+    engine_options,
+    vllm_options,
+)
 from deployments.vllm_runtime.mapping import fold_seed, split_text
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
@@ -68,7 +75,11 @@ def test_adapters_are_no_option_of_vllm_and_auto_is_our_loader() -> None:
     [
         ({"trust_remote_code": True}, r"engine.trust_remote_code: is refused; a model is data, not code"),
         ({"trust-remote-code": True}, r"engine.trust_remote_code: is refused"),
-        ({"load_format": "pt"}, r"engine.load_format: pt reads pickles"),
+        ({"load_format": "pt"}, r"engine.load_format: pt may read other files than safetensors; use one of auto, "),
+        ({"load-format": "hf"}, r"engine.load_format: hf may read other files than safetensors"),
+        ({"load_format": "ipc_cache"}, r"engine.load_format: ipc_cache may read other files"),
+        ({"load_format": "of_a_plugin"}, r"engine.load_format: of_a_plugin may read other files"),
+        ({"tokenizer_mode": "mistral"}, r"engine.tokenizer_mode: mistral is not a tokenizer of transformers"),
         ({"model": "other"}, r"engine.model: cannot be set here: it follows from model_ref; leave it out"),
         ({"tensor-parallel-size": 2}, r"engine.tensor_parallel_size: .* it follows from gpus"),
         ({"disable_log_stats": True}, r"engine.disable_log_stats: .* hang detection needs the engine's statistics"),
@@ -79,6 +90,35 @@ def test_adapters_are_no_option_of_vllm_and_auto_is_our_loader() -> None:
 def test_refused_options_are_reported_before_anything_starts(engine: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         check_engine(context(Device("cpu"), engine=engine).worker)
+
+
+@pytest.mark.parametrize("load_format", LOAD_FORMATS)
+def test_every_load_format_that_reads_safetensors_only_is_accepted(load_format: str) -> None:
+    worker = context(Device("cpu"), engine={"load_format": load_format}).worker
+    check_engine(worker)
+    assert vllm_options(worker).for_vllm().get("load_format", "auto") == load_format
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="needs vLLM's source files")
+def test_vllm_knows_every_load_format_that_is_accepted() -> None:
+    spec = importlib.util.find_spec("vllm")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    source = Path(spec.submodule_search_locations[0], "model_executor", "model_loader", "__init__.py").read_text()
+    known = source.partition("LoadFormats = Literal[")[2].partition("]")[0]
+    assert [load_format for load_format in LOAD_FORMATS if f'"{load_format}"' not in known] == []
+
+
+@pytest.mark.parametrize(
+    ("given_mode", "mode"), [({}, "hf"), ({"tokenizer_mode": "auto"}, "hf"), ({"tokenizer_mode": "slow"}, "slow")]
+)
+def test_mistral_s_layout_gets_the_tokenizer_of_transformers(
+    tmp_path: Path, given_mode: dict[str, str], mode: str
+) -> None:
+    (tmp_path / "model.safetensors").touch()
+    assert "tokenizer_mode" not in engine_options(context(Device("cpu")), tmp_path)
+    (tmp_path / "consolidated.safetensors").touch()
+    assert engine_options(context(Device("cpu"), engine=given_mode), tmp_path)["tokenizer_mode"] == mode
 
 
 @pytest.mark.vllm  # only imported, which takes as long as a model

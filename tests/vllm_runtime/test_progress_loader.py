@@ -6,11 +6,20 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from deployments.vllm_runtime.progress_loader import LISTENER, WeightsCount, layer_of, progress_socket, send_progress
+from deployments.vllm_runtime.progress_loader import (
+    LISTENER,
+    WeightsCount,
+    layer_of,
+    progress_socket,
+    send_progress,
+    sizes_of,
+)
 from rbee_serve.state import LoadProgress
+from tests.model_files.tiny_models import entry, model_folder, safetensors_bytes
 
 SIZES = {
     "model.embed_tokens.weight": 100,
@@ -51,6 +60,20 @@ def test_a_layer_counts_when_all_of_its_tensors_have_been_read() -> None:
 def test_a_model_without_layers_has_no_layer_counts() -> None:
     progress = WeightsCount({"weight": 4}).progress(0)
     assert (progress.layers_loaded, progress.layers_total, progress.bytes_total) == (None, None, 4)
+
+
+def test_the_tensors_of_the_files_that_vllm_reads_count(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    tensors = {"w": 16, "b": 4}
+    other = safetensors_bytes({"other": entry()}, bytes(16))
+    (folder / "model.fp32-00001-of-00001.safetensors").write_bytes(other)
+    (folder / "lora").mkdir()
+    (folder / "lora" / "adapter_model.safetensors").write_bytes(other)
+    assert sizes_of(folder) == tensors
+    (folder / "consolidated.safetensors").write_bytes(other)  # which vLLM prefers
+    assert sizes_of(folder) == {"other": 16}
+    (folder / "consolidated.safetensors").write_bytes(b"broken")
+    assert sizes_of(folder) == {}
 
 
 def test_progress_of_an_engine_process_reaches_the_replica() -> None:
