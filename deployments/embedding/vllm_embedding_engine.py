@@ -16,10 +16,11 @@ from deployments.vllm_runtime.engine_options import check_engine, engine_options
 from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, WorkerLost
+from rbee_serve.model_files.gguf_conversion import FloatType
 from rbee_serve.model_files.resolve import prepare
 from rbee_serve.request import new_id
 from rbee_serve.worker.registry import import_engine
-from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 
 
@@ -40,12 +41,18 @@ def load(context: LoadContext, options: Options) -> VllmEmbeddingEngine:
     """Start vLLM's processes with the model. Raises what `start_engine` raises."""
     assert context.worker.model_ref is not None
     import_engine("vllm", "gpu" if context.device.accelerator == "cuda" else "cpu")
-    folder = prepare(context.worker.model_ref, context.report)
-    worker = context.worker.model_copy(update={"engine": options.model_extra or {}})
+    given = options.model_extra or {}
+    folder = prepare(context.worker.model_ref, context.report, dtype=_gguf_dtype(context.device, given.get("dtype")))
+    worker = context.worker.model_copy(update={"engine": given})
     context = replace(context, worker=worker)
     statistics = EngineStatistics(context.watchdog)
     engine = start_engine(context, {"runner": "pooling", **engine_options(context, folder)}, statistics)
     return VllmEmbeddingEngine(engine, ModelCard(folder, options), context.watchdog)
+
+
+def _gguf_dtype(device: Device, dtype: object) -> FloatType:
+    """The type of a dequantised GGUF: float16 where vLLM would make that of a float32 model, on a GPU."""
+    return "float16" if device.accelerator == "cuda" and dtype in (None, "auto", "float16", "half") else "float32"
 
 
 class VllmEmbeddingEngine:

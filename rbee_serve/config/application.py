@@ -68,4 +68,7 @@ class ApplicationConfig(ConfigModel):
 
     def warnings(self) -> list[str]:
         """What an operator should know although it is allowed, a sentence each."""
-        return self.orchestrator.warnings() if self.orchestrator else []
+        return [
+            *(self.orchestrator.warnings() if self.orchestrator else []),
+            *(warning for worker in self.workers for warning in worker.warnings()),
+        ]

@@ -73,6 +73,17 @@ class WorkerConfig(ConfigModel):
             raise ValueError("replicas and autoscaling exclude each other")
         return self
 
+    def warnings(self) -> list[str]:
+        """What an operator should know although it is allowed, a sentence each."""
+        on_gpu = self.backend == "cuda" or (self.backend == "auto" and self.gpus > 0)
+        ref = self.model_ref or ""
+        name = (ref.partition("@")[0] if ref.startswith("hf:") else ref).rpartition("/")[2]
+        if not on_gpu or "gguf" not in name.lower():
+            return []
+        cost = "a 4-bit file takes four times its size of GPU memory and is no faster"
+        remedy = "use the same model as AWQ, GPTQ or FP8 in safetensors"
+        return [f"worker {self.id}: a GGUF is dequantised, so {cost}; {remedy}"]
+
     @property
     def desired_replicas(self) -> int:
         """Replicas that should be running: the fixed number, or the minimum of autoscaling."""
