@@ -41,16 +41,16 @@ def build_ingress(services: IngressServices, rules: OriginRules, keys: KeyRing |
     status_endpoints = Endpoints(services)
     inference = Inference(services)
     base = "/workers/{worker_id}"
-    routes = [
+    routes = [  # they are tried in this order
+        Route(f"{base}/v1/inference", inference, methods=["POST"]),
+        Route("/v1/inference", inference, methods=["POST"]),
         Route("/health", status_endpoints.ingress_health, methods=["GET"]),
         Route("/v1/ready", status_endpoints.all_ready, methods=["GET"]),
         Route("/v1/workers", status_endpoints.list_workers, methods=["GET"]),
-        Route("/v1/inference", inference, methods=["POST"]),
         Route(f"{base}/health", status_endpoints.worker_health, methods=["GET"]),
         Route(f"{base}/info", status_endpoints.worker_info, methods=["GET"]),
         Route(f"{base}/v1/ready", status_endpoints.worker_ready, methods=["GET"]),
         Route(f"{base}/v1/loading/progress", status_endpoints.loading_progress, methods=["GET"]),
-        Route(f"{base}/v1/inference", inference, methods=["POST"]),
     ]
     # A slash at the end changes nothing. It is no redirect, which would be sent before the token is checked.
     slashed = [Route(f"{route.path}/", route.endpoint, methods=route.methods) for route in routes]

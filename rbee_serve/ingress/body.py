@@ -56,7 +56,7 @@ async def _read(request: Request, limits: LimitsConfig, time_limit: asyncio.Time
         if size > limits.max_body_bytes:
             raise _too_large(limits)
         chunks.append(chunk)
-        if len(chunks) > 1 and deadline is not None:
+        if chunk and len(chunks) > 1 and deadline is not None:
             time_limit.reschedule(deadline + size / limits.min_body_bytes_per_s)
     return b"".join(chunks)
 
