@@ -64,7 +64,7 @@ def check_worker_type(
         raise ConfigurationError(f"worker type {spec.full_name}: the module {missing} is not installed")
     if spec.check is not None:
         spec.check(worker)
-    chosen = device or choose_device(worker, spec, ())
+    chosen = device or choose_device(worker, spec, (), None)
     _run(_check(spec, worker, chosen, peers or {}, cancel_after_s, idle_within_s))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import time
 from collections.abc import Callable
 
 import psutil
 
+from rbee_serve import nvml
+from rbee_serve.nvml import NvmlUnavailable
 from rbee_serve.worker.spec import Device
 
 
@@ -28,23 +29,18 @@ def process_tree_bytes(pid: int | None = None) -> int:
     return total
 
 
-def cuda_tree_bytes(indices: tuple[int, ...]) -> int:
-    """Bytes that this process and its descendants hold on the CUDA devices `indices`, as the driver counts them.
+def cuda_tree_bytes(ids: tuple[str, ...]) -> int:
+    """Bytes that this process and its descendants hold on the GPUs `ids` (`Device.ids`), as the driver counts them.
 
     0 where the driver does not report them (no `pynvml`, or a container that hides the process ids).
     """
+    own = psutil.Process()
+    pids = {own.pid, *(child.pid for child in own.children(recursive=True))}
     try:
-        nvml = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-        own = psutil.Process()
-        pids = {own.pid, *(child.pid for child in own.children(recursive=True))}
         return sum(
-            int(process.usedGpuMemory or 0)
-            for index in indices
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByIndex(index))
-            if process.pid in pids
+            held or 0 for gpu_id in ids for pid, held in nvml.gpu(gpu_id).process_bytes().items() if pid in pids
         )
-    except Exception:  # the driver's library raises types of its own, and a missing number is no error
+    except NvmlUnavailable:  # a missing number is no error
         return 0
 
 
@@ -69,5 +65,5 @@ class MemoryGauge:
 def memory_gauge(device: Device) -> MemoryGauge:
     """Measures what a model in this process and its descendants holds, in bytes: VRAM on a CUDA device, else RAM."""
     if device.accelerator == "cuda":
-        return MemoryGauge(lambda: cuda_tree_bytes(device.indices))
+        return MemoryGauge(lambda: cuda_tree_bytes(device.ids))
     return MemoryGauge(process_tree_bytes)
