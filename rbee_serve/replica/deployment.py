@@ -64,6 +64,7 @@ class WorkerReplica:
         self._worker = worker
         self._peers = {role: peer(worker.uses[role], handle) for role, handle in peers.items()}
         self._replica_id = serve.get_replica_context().replica_tag
+        self._node = str(ray.util.get_node_ip_address())
         self._boot_id = new_id("boot")
         self._phase: Phase = "loading"
         self._progress = LoadProgress(stage="starting")
@@ -222,6 +223,7 @@ class WorkerReplica:
             engine_requests=backend.engine_requests(),
             last_progress_age_s=None if age_s is None else int(age_s),
             memory_bytes=backend.memory_bytes(),
+            memory_source=backend.memory_source(),
         )
         if invalid := invalid_field(state):
             raise self._invalid("a state", invalid)
@@ -240,4 +242,5 @@ class WorkerReplica:
             phase=self._phase,
             backend=self._device.accelerator,
             devices=self._indices,
+            node=self._node,
         )

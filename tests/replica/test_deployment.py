@@ -20,7 +20,7 @@ from rbee_serve.hub.state_server import StateServer
 from rbee_serve.replica import deployment as module
 from rbee_serve.replica import loading
 from rbee_serve.replica.deployment import WorkerReplica
-from rbee_serve.state import LoadProgress, Snapshot, WorkerState
+from rbee_serve.state import LoadProgress, MemorySource, Snapshot, WorkerState
 from rbee_serve.transport.refusal import refused
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
@@ -33,6 +33,7 @@ class Backend(InferenceBackend[LetterRequest, LetterOutput]):
     """Reports what a test wants it to report."""
 
     memory: Any = 26
+    source: Any = None
     engine: Any = None
     error: Exception | None = None
 
@@ -45,6 +46,10 @@ class Backend(InferenceBackend[LetterRequest, LetterOutput]):
         memory: int = self.memory
         return memory
 
+    def memory_source(self) -> MemorySource | None:
+        source: MemorySource | None = self.source
+        return source
+
     def engine_requests(self) -> int | None:
         engine: int | None = self.engine
         return engine
@@ -52,6 +57,8 @@ class Backend(InferenceBackend[LetterRequest, LetterOutput]):
 
 class Ray:
     """The few calls that a replica makes of Ray."""
+
+    util = SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1")
 
     @staticmethod
     def get_runtime_context() -> Any:
@@ -117,6 +124,7 @@ async def test_a_replica_that_has_loaded_is_ready(hub: Hub, monkeypatch: pytest.
     async with replica(hub, lambda context: Backend(), monkeypatch) as made:
         assert hub.worker.ready
         assert hub.worker.memory_bytes == 26
+        assert [replica.node for replica in hub.worker.replicas] == ["10.0.0.1"]
         await made.check_health()
 
 
@@ -155,6 +163,7 @@ async def test_load_progress_of_a_wrong_type_is_an_error_that_names_its_field(
     ("name", "value", "reason"),
     [
         ("memory", 1.5, "memory_bytes (Expected `int`, got `float`)"),
+        ("source", "guess", "memory_source (Invalid enum value 'guess')"),
         ("engine", "many", "engine_requests (Expected `int | null`, got `str`)"),
         ("error", ValueError("secret"), "ValueError"),
     ],
