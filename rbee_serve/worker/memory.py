@@ -17,9 +17,9 @@ from rbee_serve.worker.spec import Device
 
 logger = logging.getLogger(__name__)
 
-WAIT_S = 2.0
-"""How long a call outside of an event loop waits for a measurement. The driver needs a second where no process keeps it
-initialised."""
+WAIT_S = 10.0
+"""How long a call outside of an event loop waits for a measurement. The driver takes a second where no process keeps it
+initialised, and the process table as long on a machine that is busy."""
 
 
 Measurement = tuple[int, MemorySource | None]
