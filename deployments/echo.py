@@ -24,6 +24,7 @@ from rbee_serve.worker import (
     InternalError,
     LoadContext,
     MemoryGauge,
+    MemorySource,
     Output,
     Progress,
     RequestClock,
@@ -58,7 +59,7 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
         self.active = 0
         self._healthy = True
         self._watchdog = watchdog
-        self._memory = MemoryGauge(process_tree_bytes)
+        self._memory = MemoryGauge(lambda: (process_tree_bytes(), "ram"))
 
     async def execute(self, request: EchoRequest) -> AsyncGenerator[Event[TokenOutput], None]:
         """The words of the prompt as tokens; joined they are the prompt."""
@@ -99,6 +100,10 @@ class EchoBackend(InferenceBackend[EchoRequest, TokenOutput]):
     def memory_bytes(self) -> int:
         """Bytes of the process: there is no model."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
 
 def _pause_s(request: EchoRequest, first_at: float, i: int) -> float:

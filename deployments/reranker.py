@@ -20,6 +20,7 @@ from rbee_serve.events import Event, Output
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import RankOutput
 from rbee_serve.request import InferenceRequest
+from rbee_serve.state import MemorySource
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.narration import narrate
@@ -100,6 +101,10 @@ class RerankBackend(InferenceBackend[RerankRequest, RankOutput]):
     def memory_bytes(self) -> int:
         """Bytes of memory of the model."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
     def close(self) -> None:
         """Free the model."""

@@ -1,8 +1,9 @@
 """What NVIDIA's driver reports about its GPUs (NVML). It makes no CUDA context, so every process may read it.
 
 A GPU has the id by which CUDA knows it in `CUDA_VISIBLE_DEVICES`: its number, its UUID (`GPU-…`), or the UUID of a MIG
-instance (`MIG-…`). The numbers agree with CUDA's where `CUDA_DEVICE_ORDER` is `PCI_BUS_ID`, as in every process of
-rbee-serve.
+instance (`MIG-…`). The numbers agree with CUDA's where `CUDA_DEVICE_ORDER` is `PCI_BUS_ID`, as in every replica. Of a
+GPU in MIG mode CUDA uses the first instance that the process may use, and so does this module: its memory and its
+processes are those of the instance.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ class Gpu:
 
     id: str
     _nvml: Any
+    _whole: Any
+    """The handle of the GPU."""
     _handle: Any
+    """That of its MIG instance if it has any, else the same."""
 
     @property
     def index(self) -> int:
         """Its number on this machine, in PCI order; that of the whole GPU for a MIG instance."""
-        return int(_call(self._nvml.nvmlDeviceGetIndex, self._whole()))
+        return int(_call(self._nvml.nvmlDeviceGetIndex, self._whole))
 
     @property
     def uuid(self) -> str:
@@ -56,7 +60,7 @@ class Gpu:
 
     def compute_capability(self) -> tuple[int, int]:
         """Its generation, such as (8, 9)."""
-        major, minor = _call(self._nvml.nvmlDeviceGetCudaComputeCapability, self._whole())
+        major, minor = _call(self._nvml.nvmlDeviceGetCudaComputeCapability, self._whole)
         return int(major), int(minor)
 
     def process_bytes(self) -> dict[int, int | None]:
@@ -68,23 +72,22 @@ class Gpu:
             for process in processes
         }
 
-    def _whole(self) -> Any:
-        """The handle of the whole GPU, for what a MIG instance does not report."""
-        if self.id.startswith("MIG-"):
-            return _call(self._nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, self._handle)
-        return self._handle
-
 
 def gpu(gpu_id: str) -> Gpu:
     """The GPU of that id. Raises `NvmlUnavailable`."""
     nvml = _nvml()
+    if gpu_id.startswith("MIG-"):
+        instance = _call(nvml.nvmlDeviceGetHandleByUUID, gpu_id)
+        return Gpu(gpu_id, nvml, _call(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, instance), instance)
     if gpu_id.isdecimal():
-        return Gpu(gpu_id, nvml, _call(nvml.nvmlDeviceGetHandleByIndex, int(gpu_id)))
-    return Gpu(gpu_id, nvml, _call(nvml.nvmlDeviceGetHandleByUUID, gpu_id))
+        whole = _call(nvml.nvmlDeviceGetHandleByIndex, int(gpu_id))
+    else:
+        whole = _by_uuid(nvml, gpu_id)
+    return Gpu(gpu_id, nvml, whole, _first_instance(nvml, whole) or whole)
 
 
 def gpus() -> list[Gpu]:
-    """All whole GPUs of this machine; none where there is no driver."""
+    """All GPUs of this machine, by number; none where there is no driver."""
     with suppress(NvmlUnavailable):
         return [gpu(str(index)) for index in range(int(_call(_nvml().nvmlDeviceGetCount)))]
     return []
@@ -94,6 +97,27 @@ def driver_cuda_version() -> tuple[int, int]:
     """The newest CUDA that the driver supports, such as (13, 0). Raises `NvmlUnavailable`."""
     version = int(_call(_nvml().nvmlSystemGetCudaDriverVersion_v2))
     return version // 1000, version % 1000 // 10
+
+
+def _by_uuid(nvml: Any, uuid: str) -> Any:
+    """The handle of a whole GPU. Unlike NVML, CUDA accepts the beginning of a UUID."""
+    with suppress(NvmlUnavailable):
+        return _call(nvml.nvmlDeviceGetHandleByUUID, uuid)
+    handles = [_call(nvml.nvmlDeviceGetHandleByIndex, index) for index in range(_call(nvml.nvmlDeviceGetCount))]
+    found = [handle for handle in handles if str(_call(nvml.nvmlDeviceGetUUID, handle)).startswith(uuid)]
+    if len(found) != 1:
+        raise NvmlUnavailable(f"{len(found)} GPUs have a UUID that begins with {uuid}")
+    return found[0]
+
+
+def _first_instance(nvml: Any, whole: Any) -> Any:
+    """The handle of its first MIG instance; None of a GPU that is not in MIG mode."""
+    with suppress(NvmlUnavailable):  # most GPUs know no MIG
+        if _call(nvml.nvmlDeviceGetMigMode, whole)[0]:
+            for index in range(_call(nvml.nvmlDeviceGetMaxMigDeviceCount, whole)):
+                with suppress(NvmlUnavailable):  # there are gaps
+                    return _call(nvml.nvmlDeviceGetMigDeviceHandleByIndex, whole, index)
+    return None
 
 
 def _nvml() -> Any:

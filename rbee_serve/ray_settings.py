@@ -92,8 +92,14 @@ SETTINGS = (
 REPLICA_SETTINGS = (
     Setting("OMP_WAIT_POLICY", "PASSIVE", "threads that wait for work leave the cores to other processes"),
     Setting("GOMP_SPINCOUNT", "20000", "but not within a batch, where a sleeping thread would be woken for each layer"),
+    Setting(
+        "CUDA_DEVICE_ORDER",
+        "PCI_BUS_ID",
+        "by default CUDA numbers the fastest GPU first, and the driver, which reports their memory, by their slots",
+    ),
 )
-"""Variables of each worker's replicas."""
+"""Variables of each worker's replicas and their engines. They are part of the application, so they count on every node
+and however Ray was started."""
 
 
 def set_missing(environ: MutableMapping[str, str], leave_out: Collection[str] = ()) -> None:

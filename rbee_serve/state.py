@@ -8,7 +8,7 @@ latest `Snapshot`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -17,6 +17,12 @@ Phase = Literal["loading", "ready", "error", "stopping"]
 
 Availability = Literal["loading", "idle", "busy", "error"]
 """The `state` of `GET /v1/ready`."""
+
+MemorySource = Literal["driver", "torch", "engine", "share", "ram"]
+"""How device memory was counted, the most exact way first. `driver`: by NVIDIA's driver, for each process. `torch`:
+what torch has reserved in the replica, with an assumed CUDA context. `engine`: the same, in the processes of the
+engine. `share`: not at all, it is the worker's share of its GPUs. `ram`: resident memory of the processes, without a
+GPU."""
 
 STALE_AFTER_S = 3.5
 """A replica that has loaded and sent no state for this long hangs and is treated as gone: seven updates. A process that
@@ -40,9 +46,10 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica. `memory_bytes` is the memory that the model holds on its devices (VRAM, or RAM on a CPU);
-    `capacity` is the number of requests that run at once, `engine_requests` the engine's own count of its requests.
-    `last_progress_age_s` are whole seconds since the engine's last step, while it has work. Unknown values are None.
+    """One replica. `devices` are numbered on its machine, whose address in Ray's cluster is `node`. `memory_bytes` is
+    the memory that the model holds on them (VRAM, or RAM on a CPU); `capacity` is the number of requests that run at
+    once, `engine_requests` the engine's own count of its requests. `last_progress_age_s` are whole seconds since the
+    engine's last step, while it has work. Unknown values are None.
     """
 
     worker_id: str
@@ -51,6 +58,7 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase
     backend: str
     devices: tuple[int, ...] = (0,)
+    node: str = ""
     healthy: bool = True
     load: LoadProgress | None = None
     running: int = 0
@@ -59,6 +67,7 @@ class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):
     engine_requests: int | None = None
     last_progress_age_s: int | None = None
     memory_bytes: int = 0
+    memory_source: MemorySource | None = None
     error_code: str | None = None
     error: str | None = None
 
@@ -137,9 +146,26 @@ class WorkerState(msgspec.Struct, frozen=True, kw_only=True):
         return sum(replica.memory_bytes for replica in self.replicas if replica.phase != "error")
 
     @property
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted, by the least exact way among the replicas; None if that is unknown."""
+        sources = [r.memory_source for r in self.replicas if r.phase != "error" and r.memory_source is not None]
+        return max(sources, key=get_args(MemorySource).index, default=None)
+
+    @property
     def devices(self) -> tuple[int, ...]:
-        """Every device of every replica, lowest first."""
-        return tuple(sorted({device for replica in self.replicas for device in replica.devices}))
+        """Every device of every replica, lowest first; machine by machine where there are several."""
+        return tuple(device for _, device in self._devices_by_node)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The address of the machine of each of the `devices`; empty where all replicas are on one."""
+        nodes = tuple(node for node, _ in self._devices_by_node)
+        return nodes if len(set(nodes)) > 1 else ()
+
+    @property
+    def _devices_by_node(self) -> list[tuple[str, int]]:
+        """Distinct by both: two machines have a device 0 each."""
+        return sorted({(replica.node, device) for replica in self.replicas for device in replica.devices})
 
     @property
     def backend(self) -> str | None:

@@ -35,10 +35,13 @@ def worker_info(worker: WorkerConfig, state: WorkerState, port: int, implementat
     """The `/info` object.
 
     `implementation` is the name of the worker's type (`WorkerSpec.name`), not the import string that the configuration
-    may hold. `device` is the lowest device, `devices` lists all of them.
+    may hold. `device` is the lowest device, `devices` lists all of them. Where they are on several machines `nodes`
+    lists the address of each one's. `vram_bytes` is the memory that the model holds there, `vram_source` how it was
+    counted (`MemorySource`); both are left out while they are unknown.
     """
     kind = _KINDS.get(backend_of(worker, state), "CPU")
     devices = [f"{kind}-{index}" for index in state.devices or (0,)]
+    known = {"vram_bytes": state.memory_bytes, "vram_source": state.memory_source, "nodes": list(state.nodes)}
     return {
         "id": worker.id,
         "model_id": worker.served_name,
@@ -48,4 +51,5 @@ def worker_info(worker: WorkerConfig, state: WorkerState, port: int, implementat
         "status": state.status,
         "implementation": f"rbee-serve/{implementation}",
         "version": VERSION,
+        **{name: value for name, value in known.items() if value},
     }

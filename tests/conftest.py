@@ -77,8 +77,9 @@ def stage(item: pytest.Item) -> int:
     return 2 if {"served", "frontend"} & set(getattr(item, "fixturenames", ())) else 1
 
 
-PRETENDED_GPUS = 4
-"""GPUs that Ray is given and that do not exist: it pins actors to them as to real ones."""
+PRETENDED_GPUS = ("GPU-a", "GPU-b", "GPU-c", "GPU-d")
+"""GPUs that Ray is given and that do not exist: it pins actors to them as to real ones. Their ids are UUIDs, as some
+schedulers set them in `CUDA_VISIBLE_DEVICES`."""
 
 DEVICE: dict[str, Any] = {"type": "tests.device_worker:SPEC", "cpus": 0}
 ECHO: dict[str, Any] = {"type": "echo", "cpus": 0}
@@ -206,14 +207,16 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             "cors": CORS,
             "workers": workers,
         }
-        ray.init(
-            address="local",
-            num_cpus=4,
-            num_gpus=PRETENDED_GPUS,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="warning",
-        )
+        with pytest.MonkeyPatch.context() as patch:  # Ray's processes inherit it when they start
+            patch.setenv("CUDA_VISIBLE_DEVICES", ",".join(PRETENDED_GPUS))
+            ray.init(
+                address="local",
+                num_cpus=4,
+                num_gpus=len(PRETENDED_GPUS),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="warning",
+            )
         try:
             serve.start(http_options={"host": "127.0.0.1", "port": proxy_port})
             # The ingress listens too. The tests of a frontend choose one of the two; all others use the listener.

@@ -20,7 +20,7 @@ from rbee_serve.worker import (
 
 
 class DeviceOutput(OutputValue, frozen=True, kw_only=True, tag="device"):
-    given: list[int]
+    given: list[str]
     fraction: float
     visible: list[str]
     i: int
@@ -37,8 +37,8 @@ class DeviceBackend(InferenceBackend[InferenceRequest, DeviceOutput]):
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[DeviceOutput], None]:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-        indices, fraction = list(self._device.indices), self._device.fraction
-        yield Output(DeviceOutput(given=indices, fraction=fraction, visible=visible, i=0))
+        ids, fraction = list(self._device.ids), self._device.fraction
+        yield Output(DeviceOutput(given=ids, fraction=fraction, visible=visible, i=0))
         yield End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)
 
     def memory_bytes(self) -> int:

@@ -185,6 +185,9 @@ def info_of(worker: str) -> dict[str, Any]:
         "status": "ready",
         "implementation": "rbee-serve/llm",
         "version": "0.1.0",
+        "vram_bytes": 5,
+        "vram_source": "driver",
+        "nodes": ["10.0.0.1", "10.0.0.2"],
         "later": "a field that the client does not know",
     }
 

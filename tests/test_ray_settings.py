@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 import rbee_serve.ray_settings
+from deployments.app import _worker_options
+from rbee_serve.config import WorkerConfig
 from rbee_serve.ray_settings import REPLICA_SETTINGS, SETTINGS, set_missing, warn_of_missing
+from rbee_serve.worker.registry import load_spec
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = Path(rbee_serve.ray_settings.__file__)
 PROGRAMS = {".py", ".ipynb", ".yaml", ".yml", ".toml", ".sh", ""}
 """Endings of the files that could set a variable; documents may name them."""
+PREFIXES = re.compile("RAY_|OMP_|CUDA_")
 
 
 def test_missing_settings_for_speed_are_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -41,6 +45,12 @@ def test_variables_that_are_set_or_left_out_are_not_changed() -> None:
     assert set(environ) == {setting.name for setting in SETTINGS} - {"RAY_AUTH_MODE"}
 
 
+def test_replicas_number_gpus_as_the_driver_does() -> None:
+    worker = WorkerConfig(id="w", type="echo", gpus=1)
+    environment = _worker_options(worker, load_spec("deployments.echo:SPEC"))["ray_actor_options"]["runtime_env"]
+    assert environment["env_vars"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
 def test_no_other_file_writes_a_setting() -> None:
     """A test may set a variable to another value; the value of the table stands in the table only."""
     table = [(re.escape(setting.name), re.escape(setting.value)) for setting in (*SETTINGS, *REPLICA_SETTINGS)]
@@ -50,7 +60,7 @@ def test_no_other_file_writes_a_setting() -> None:
         for path in programs()
         if path != TABLE
         for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1)
-        if ("RAY_" in line or "OMP_" in line) and written.search(line) and not line.lstrip().startswith("assert ")
+        if PREFIXES.search(line) and written.search(line) and not line.lstrip().startswith("assert ")
     ]
     assert found == []
 

@@ -99,7 +99,7 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Fa
         model = WatchedModel(
             str(folder),
             device="cuda" if on_gpu else "cpu",
-            device_index=list(range(len(context.device.indices))),  # numbered within CUDA_VISIBLE_DEVICES
+            device_index=list(range(len(context.device.ids))),  # numbered within CUDA_VISIBLE_DEVICES
             compute_type=options.compute_type or ("float16" if on_gpu else "int8"),
             cpu_threads=context.worker.threads or usable_cores(),
             local_files_only=True,

@@ -30,6 +30,7 @@ from rbee_serve.events import Event, Output, Progress, StopReason
 from rbee_serve.outputs import AudioChunkOutput
 from rbee_serve.request import InferenceRequest
 from rbee_serve.result import EncodedResult, Result
+from rbee_serve.state import MemorySource
 from rbee_serve.validation.parse import violated
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.engine_thread import EngineThread
@@ -191,6 +192,10 @@ class SpeechBackend(InferenceBackend[SpeechRequest, AudioChunkOutput]):
     def memory_bytes(self) -> int:
         """Bytes of memory of the process, on the device if it has memory of its own."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
     def close(self) -> None:
         """End the engine's thread."""

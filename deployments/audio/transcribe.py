@@ -27,6 +27,7 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.events import Event, Output, Progress
 from rbee_serve.outputs import RecordingOutput, SegmentOutput, TimedWord
+from rbee_serve.state import MemorySource
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.engine_thread import EngineThread
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
@@ -133,6 +134,10 @@ class TranscribeBackend(InferenceBackend[TranscribeRequest, SegmentOutput | Reco
     def memory_bytes(self) -> int:
         """Bytes of memory of the replica and its decoder."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
     def close(self) -> None:
         """End the decoder's process, and the engine's thread after the current window."""

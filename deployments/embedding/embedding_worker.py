@@ -15,12 +15,14 @@ from deployments.engine_choice import choose_engine
 from deployments.request_fields import Text
 from deployments.torch_runtime.literal_text import ControlNames, canonical, truncation
 from deployments.torch_runtime.vectors import shaped
+from deployments.vllm_runtime.engine_memory import engine_bytes
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InvalidRequest, RequestTooLong, Violation
 from rbee_serve.events import Event, Output
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import EmbeddingOutput
 from rbee_serve.request import InferenceRequest
+from rbee_serve.state import MemorySource
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.narration import narrate
@@ -165,6 +167,10 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
         """Bytes of memory of the engine."""
         return self._memory()
 
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
+
     def close(self) -> None:
         """Free the model."""
         self._tokenizer_thread.shutdown(wait=False, cancel_futures=True)
@@ -174,7 +180,7 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
 def load(context: LoadContext) -> EmbeddingBackend:
     """Load the model into the configured engine."""
     module, options = choose_engine(ENGINES, context.worker)
-    return EmbeddingBackend(module.load(context, options), memory_gauge(context.device))
+    return EmbeddingBackend(module.load(context, options), memory_gauge(context.device, engine_bytes))
 
 
 def check(worker: WorkerConfig) -> None:

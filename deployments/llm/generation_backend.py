@@ -18,6 +18,7 @@ from deployments.vllm_runtime.generation_engine import (
 from rbee_serve.errors import InvalidRequest, RequestTooLong
 from rbee_serve.events import Event, Output, StopReason
 from rbee_serve.outputs import OutputValue, TokenOutput
+from rbee_serve.state import MemorySource
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.memory import MemoryGauge
 from rbee_serve.worker.narration import narrate
@@ -122,6 +123,10 @@ class GenerationBackend(InferenceBackend[RequestT, OutputT]):
     def memory_bytes(self) -> int:
         """Bytes that the engine's processes hold."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
     def close(self) -> None:
         """End the engine's processes."""

@@ -12,6 +12,7 @@ from deployments.llm.chat_template import ChatTokenizer
 from deployments.llm.generation_backend import GenerationBackend
 from deployments.llm.generation_request import ChatMessage, GenerationRequest, Text
 from deployments.vllm_runtime.cpu_defaults import dtype_default, step_size_default
+from deployments.vllm_runtime.engine_memory import engine_bytes
 from deployments.vllm_runtime.engine_options import check_engine, vllm_options
 from deployments.vllm_runtime.generation_engine import (
     EngineInput,
@@ -81,7 +82,7 @@ def load(context: LoadContext) -> LlmBackend:
     defaults = dtype_default(context) | step_size_default(context)
     dtype = vllm_options(context.worker).dtype or defaults.get("dtype", "bfloat16")
     model = prepare(context.worker.model_ref, context.report, dtype=dtype if dtype in ELEMENT_BYTES else "bfloat16")
-    return LlmBackend(load_engine(context, model, **defaults), memory_gauge(context.device))
+    return LlmBackend(load_engine(context, model, **defaults), memory_gauge(context.device, engine_bytes))
 
 
 def check(worker: WorkerConfig) -> None:

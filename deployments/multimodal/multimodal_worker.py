@@ -15,6 +15,7 @@ from deployments.multimodal.chat_media import KINDS, MediaDecoders, files, for_t
 from deployments.multimodal.derived_outputs import drawn, spoken
 from deployments.multimodal.multimodal_request import ImagePart, MediaMessage, MultimodalRequest, Part, TextPart
 from deployments.vllm_runtime.cpu_defaults import dtype_default
+from deployments.vllm_runtime.engine_memory import engine_bytes
 from deployments.vllm_runtime.engine_options import check_engine
 from deployments.vllm_runtime.generation_engine import (
     EngineInput,
@@ -145,7 +146,7 @@ def load(context: LoadContext) -> MultimodalBackend:
     model = prepare(context.worker.model_ref, context.report)
     # vLLM's cache of processed media would take 4 GB in each of two processes.
     engine = load_engine(context, model, mm_processor_cache_gb=0, **dtype_default(context))
-    backend = MultimodalBackend(engine, context, memory_gauge(context.device))
+    backend = MultimodalBackend(engine, context, memory_gauge(context.device, engine_bytes))
     backend.verify(context.worker.id)
     return backend
 

@@ -26,6 +26,7 @@ from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import ImageOutput
 from rbee_serve.request import InferenceRequest
 from rbee_serve.result import EncodedResult, Result
+from rbee_serve.state import MemorySource
 from rbee_serve.validation.parse import violated
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.engine_thread import EngineThread
@@ -165,6 +166,10 @@ class ImageBackend(InferenceBackend[ImageRequest, ImageOutput]):
     def memory_bytes(self) -> int:
         """Bytes that the process and its decoder hold, on the device where there is one."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
     def close(self) -> None:
         """End the engine's thread and the decoder's process."""

@@ -8,6 +8,7 @@ from deployments.vision.image_model import ImageModel
 from rbee_serve.events import End, Metrics
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
+from rbee_serve.state import MemorySource
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.memory import MemoryGauge
 from rbee_serve.worker.request_clock import RequestClock
@@ -32,6 +33,10 @@ class VisionBackend(InferenceBackend[RequestT, OutputT]):
     def memory_bytes(self) -> int:
         """Bytes that the replica and its decoders hold."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
     def close(self) -> None:
         """Free the model and end the decoders."""

@@ -154,12 +154,12 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
         "trust_remote_code": False,
         "load_format": LOAD_FORMAT,
         **tokenizer_option(model),
-        "distributed_executor_backend": "mp" if len(device.indices) > 1 else "uni",
+        "distributed_executor_backend": "mp" if len(device.ids) > 1 else "uni",
     }
     if device.accelerator == "cuda":
         # Ray assigns fractions of a GPU but does not enforce them.
         options["gpu_memory_utilization"] = round(GPU_SHARE * device.fraction, 4)
-        options["tensor_parallel_size"] = len(device.indices)
+        options["tensor_parallel_size"] = len(device.ids)
     else:
         options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         options["enforce_eager"] = True

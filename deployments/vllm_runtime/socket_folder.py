@@ -25,8 +25,13 @@ def make_socket_folder() -> None:
         atexit.register(remove_socket_folder)
 
 
-def remove_socket_folder() -> None:
-    """Remove the folder that `make_socket_folder` has made, in that process or in one above this one."""
+def own_folder() -> str | None:
+    """The folder that `make_socket_folder` has made, in that process or in one above this one."""
     folder = os.environ.get(OURS)
-    if folder and folder == os.environ.get(FOLDER):
+    return folder if folder and folder == os.environ.get(FOLDER) else None
+
+
+def remove_socket_folder() -> None:
+    """Remove `own_folder`, if there is one."""
+    if folder := own_folder():
         shutil.rmtree(folder, ignore_errors=True)

@@ -11,10 +11,11 @@ from rbee_serve.state import LoadProgress
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """`GET /health` of the server or of one worker. `status` is `healthy` or `unhealthy`; `vram_bytes` is the memory
-    that a worker's model holds (VRAM, or RAM on a CPU)."""
+    that a worker's model holds (VRAM, or RAM on a CPU), `vram_source` how it was counted."""
 
     status: str
     vram_bytes: int | None = None
+    vram_source: str | None = None
 
 
 class WorkerReadiness(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,8 +46,9 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`GET /info` of a worker. `device` is the lowest of `devices`, such as `GPU-0`; `status` is `starting`, `ready`,
-    `busy`, `stopping` or `error`."""
+    """`GET /info` of a worker. `device` is the lowest of `devices`, such as `GPU-0`; `nodes` are the addresses of their
+    machines, if there are several. `status` is `starting`, `ready`, `busy`, `stopping` or `error`. `vram_bytes` is the
+    memory that the model holds (VRAM, or RAM on a CPU), `vram_source` how it was counted."""
 
     id: str
     model_id: str
@@ -56,11 +58,14 @@ class WorkerInfo(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     implementation: str
     version: str
+    nodes: tuple[str, ...] = ()
+    vram_bytes: int | None = None
+    vram_source: str | None = None
 
 
 class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """One replica of a worker; `capacity` is how many requests it runs at once, `last_progress_age_s` the whole seconds
-    since its engine's last step, while it has work."""
+    """One replica of a worker; `node` is the address of its machine, `capacity` is how many requests it runs at once,
+    `last_progress_age_s` the whole seconds since its engine's last step, while it has work."""
 
     phase: str
     healthy: bool
@@ -70,6 +75,7 @@ class ReplicaInfo(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int
     engine_requests: int | None = None
     last_progress_age_s: int | None = None
+    node: str = ""
 
 
 class WorkerDescription(WorkerInfo, frozen=True, kw_only=True):

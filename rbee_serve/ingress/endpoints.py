@@ -52,7 +52,9 @@ class Endpoints:
         state = self._services.state(self._named(request))
         comes = state.availability == "loading"
         healthy = bool(state.serving) or (comes and not state.was_ready)
-        body = {"status": "healthy" if healthy else "unhealthy", "vram_bytes": state.memory_bytes}
+        body: dict[str, Any] = {"status": "healthy" if healthy else "unhealthy", "vram_bytes": state.memory_bytes}
+        if state.memory_source is not None:
+            body["vram_source"] = state.memory_source
         return JSONResponse(body, 200 if healthy else 503, _RETRY_LATER if comes and not healthy else None)
 
     async def worker_ready(self, request: Request) -> Response:
@@ -128,7 +130,10 @@ class Endpoints:
 
 def _replica(replica: ReplicaState) -> dict[str, Any]:
     """One replica for `GET /v1/workers`; unknown values are left out."""
-    names = ("phase", "healthy", "devices", "running", "queued", "capacity", "engine_requests", "last_progress_age_s")
+    names = (
+        "phase", "healthy", "node", "devices", "running", "queued", "capacity", "engine_requests",
+        "last_progress_age_s",
+    )  # fmt: skip
     return {name: value for name in names if (value := getattr(replica, name)) is not None}
 
 

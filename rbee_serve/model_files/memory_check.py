@@ -7,9 +7,11 @@ from pathlib import Path
 
 import psutil
 
+from rbee_serve import nvml
 from rbee_serve.errors import InsufficientResources, InsufficientVram
 from rbee_serve.model_files.safetensors_header import read_safetensors_header
 from rbee_serve.model_files.weight_files import weights_in
+from rbee_serve.nvml import NvmlUnavailable
 from rbee_serve.worker.spec import Device
 
 _FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
@@ -41,9 +43,9 @@ def require_memory(device: Device, needs: Mapping[str, int], share: float = 1.0)
     needed = sum(needs.values())
     listed = " and ".join(f"{_gb(count)} of {purpose}" for purpose, count in needs.items())
     if device.accelerator == "cuda":
-        free = _free_vram_bytes(device.indices, share)
+        free = _free_vram_bytes(device.ids, share)
         if free is not None and needed > free:
-            where = ", ".join(f"GPU-{index}" for index in device.indices)
+            where = ", ".join(f"GPU-{gpu_id}" if gpu_id.isdecimal() else gpu_id for gpu_id in device.ids)
             raise InsufficientVram(
                 f"the model needs {listed}, but {_gb(free)} are free for it on {where}; choose a smaller or quantised "
                 "model, raise `gpus`, or stop other processes there"
@@ -55,15 +57,12 @@ def require_memory(device: Device, needs: Mapping[str, int], share: float = 1.0)
         )
 
 
-def _free_vram_bytes(indices: tuple[int, ...], share: float) -> int | None:
+def _free_vram_bytes(ids: tuple[str, ...], share: float) -> int | None:
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        memories = [pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)) for index in indices]
-    except Exception:  # pynvml raises its own types
+        memories = [nvml.gpu(gpu_id).memory() for gpu_id in ids]
+    except NvmlUnavailable:
         return None
-    return sum(min(int(memory.free), int(share * memory.total)) for memory in memories)
+    return sum(min(memory.free, int(share * memory.total)) for memory in memories)
 
 
 def _gb(count: int) -> str:

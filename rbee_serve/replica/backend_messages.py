@@ -64,6 +64,12 @@ class Loaded(_Message, frozen=True, array_like=True, tag=True):
     error: bytes | None = None
 
 
+class Memory(_Message, frozen=True, array_like=True, tag=True):
+    """The bytes that torch holds on GPUs, whenever they have changed."""
+
+    held: int
+
+
 class Item(_Message, frozen=True, array_like=True, tag=True):
     """A pickled event of a stream."""
 
@@ -79,7 +85,7 @@ class Closed(_Message, frozen=True, array_like=True, tag=True):
 
 
 ToBackend = Load | Execute | Grant | Cancel
-FromBackend = Loading | Loaded | Item | Closed
+FromBackend = Loading | Loaded | Memory | Item | Closed
 
 
 def encode(value: Any) -> bytes:

@@ -5,7 +5,7 @@ of Ray's threads take the GIL, and the engine waits to get it back.
 
     replica                                   process (backend_server)
     BackendProcess.execute   -- request -->   the worker type's own backend
-                             <-- events --
+                             <-- events, memory --
     LoadContext.report       <-- progress --  load
     LoadContext.watchdog     == shared memory ==
 """
@@ -31,7 +31,7 @@ from rbee_serve.events import Event
 from rbee_serve.replica import backend_messages as messages
 from rbee_serve.replica.backend_messages import FromBackend, ToBackend
 from rbee_serve.request import InferenceRequest
-from rbee_serve.state import LoadProgress
+from rbee_serve.state import LoadProgress, MemorySource
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.memory import memory_gauge
@@ -51,7 +51,8 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
     """The backend of a worker type, in a child process that ends with this process. `start` creates it."""
 
     def __init__(self, spec_path: str, context: LoadContext) -> None:
-        self._memory = memory_gauge(context.device)
+        self._memory = memory_gauge(context.device, lambda: self._engine_bytes)
+        self._engine_bytes = 0
         self._report: Callable[[LoadProgress], None] = context.report
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._streams: dict[int, asyncio.Queue[messages.Item | messages.Closed]] = {}
@@ -117,8 +118,12 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
         return self._lost is None and self._process.poll() is None
 
     def memory_bytes(self) -> int:
-        """Bytes that this process and its children hold, on the device if the driver reports them, else in RAM."""
+        """Bytes that this process and its children hold, on the device where there is a GPU."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
     def close(self) -> None:
         """Have the process close its backend and exit. Blocks, at most `CLOSE_TIMEOUT_S` seconds; any thread may call
@@ -140,6 +145,8 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
                     queue.put_nowait(message)
             case messages.Loading(progress):
                 self._report(messages.decode(progress))
+            case messages.Memory(held):
+                self._engine_bytes = held
             case messages.Loaded() if self._loaded.done():
                 pass  # the load was cancelled
             case messages.Loaded(None):

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -23,7 +24,9 @@ from rbee_serve.state import LoadProgress
 from rbee_serve.transport.cancellation import is_own_cancellation
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.worker.backend import InferenceBackend
+from rbee_serve.worker.cuda_memory import torch_cuda_bytes
 from rbee_serve.worker.device import set_threads
+from rbee_serve.worker.memory import MemoryGauge
 from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.registry import load_spec
 from rbee_serve.worker.spec import LoadContext
@@ -32,7 +35,7 @@ from rbee_serve.worker.watchdog import Watchdog
 logger = logging.getLogger(__name__)
 
 HEALTH_PERIOD_S = 1.0
-"""How often the process checks its backend's health."""
+"""How often the process checks its backend's health, and reports its memory."""
 
 PARENT_PERIOD_S = 1.0
 """How often the process checks that its parent, the replica, is alive."""
@@ -49,6 +52,8 @@ class BackendServer:
         self._watchdog = watchdog
         self._backend: InferenceBackend[Any, Any] | None = None
         self._loading: asyncio.Task[None]
+        self._memory: Callable[[], int] = lambda: 0
+        self._reported_bytes = 0
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._credits: dict[int, asyncio.Semaphore] = {}
         self._connection: FramedConnection[ToBackend] = FramedConnection(ToBackend, self._on_message, self._on_close)
@@ -56,8 +61,9 @@ class BackendServer:
     async def run(self, connected: socket.socket) -> None:
         """Serve the connection. Does not return: the process exits."""
         await asyncio.get_running_loop().create_connection(lambda: self._connection, sock=connected)
-        while self._backend is None or self._backend.is_healthy():  # noqa: ASYNC110  (polled: no backend notifies)
-            await asyncio.sleep(HEALTH_PERIOD_S)
+        while self._backend is None or self._backend.is_healthy():
+            self._report_memory()
+            await asyncio.sleep(HEALTH_PERIOD_S)  # polled: no backend notifies
         logger.error("the engine is dead; its process exits, and the worker is replaced")
         os._exit(1)
 
@@ -85,6 +91,8 @@ class BackendServer:
 
     async def _load(self, pickled_context: bytes) -> None:
         worker, device = messages.decode(pickled_context)
+        if device.accelerator == "cuda":
+            self._memory = MemoryGauge(torch_cuda_bytes, HEALTH_PERIOD_S / 2)
         loop = asyncio.get_running_loop()
 
         def report(progress: LoadProgress) -> None:
@@ -116,6 +124,11 @@ class BackendServer:
             if is_own_cancellation(exc):
                 raise
             self._send(messages.Closed(stream_id, messages.encode(error_from_backend(exc))))
+
+    def _report_memory(self) -> None:
+        if (held := self._memory()) != self._reported_bytes:
+            self._send(messages.Memory(held))
+            self._reported_bytes = held
 
     def _send(self, message: FromBackend) -> None:
         self._connection.send(message)

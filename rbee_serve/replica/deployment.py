@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from functools import partial
@@ -37,7 +38,7 @@ from rbee_serve.transport.request_messages import ResponseChunk
 from rbee_serve.transport.request_server import RequestServer
 from rbee_serve.transport.state_client import StateClient
 from rbee_serve.validation.parse import parse_object
-from rbee_serve.worker.device import choose_device, set_threads
+from rbee_serve.worker.device import choose_device, device_indices, set_threads
 from rbee_serve.worker.registry import load_spec
 from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
@@ -63,11 +64,13 @@ class WorkerReplica:
         self._worker = worker
         self._peers = {role: peer(worker.uses[role], handle) for role, handle in peers.items()}
         self._replica_id = serve.get_replica_context().replica_tag
+        self._node = str(ray.util.get_node_ip_address())
         self._boot_id = new_id("boot")
         self._phase: Phase = "loading"
         self._progress = LoadProgress(stage="starting")
         self._failure: tuple[str, str] | None = None
         self._device = Device("cpu" if worker.backend == "auto" else worker.backend)
+        self._indices: tuple[int, ...] = (0,)
         self._service: WorkerService | None = None
         self._request_server = RequestServer(self._respond)
         self._hub = StateClient(partial(hub.reach.remote, ray.get_runtime_context().get_node_id()))
@@ -88,7 +91,9 @@ class WorkerReplica:
 
     async def _load(self, spec_path: str) -> WorkerService:
         spec = load_spec(spec_path)
-        self._device = choose_device(self._worker, spec, self._gpu_ids())
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        self._device = choose_device(self._worker, spec, self._gpu_ids(), visible)
+        self._indices = await device_indices(self._device)
         watchdog = Watchdog(self._worker.hang_timeout_s)
         backend = await load(
             spec_path, spec, LoadContext(self._worker, self._device, self._report, watchdog, self._peers)
@@ -218,6 +223,7 @@ class WorkerReplica:
             engine_requests=backend.engine_requests(),
             last_progress_age_s=None if age_s is None else int(age_s),
             memory_bytes=backend.memory_bytes(),
+            memory_source=backend.memory_source(),
         )
         if invalid := invalid_field(state):
             raise self._invalid("a state", invalid)
@@ -235,5 +241,6 @@ class WorkerReplica:
             boot_id=self._boot_id,
             phase=self._phase,
             backend=self._device.accelerator,
-            devices=self._device.indices,
+            devices=self._indices,
+            node=self._node,
         )

@@ -47,6 +47,7 @@ async def load(spec_path: str, spec: WorkerSpec[Any], context: LoadContext) -> I
             loaded_at = time.monotonic()
             context.report(LoadProgress(stage="warming_up"))
             await warm_up(spec, backend)
+            await asyncio.to_thread(backend.memory_bytes)  # a gauge waits for a value there, and the first state has it
     except TimeoutError as exc:
         raise ConfigurationError(
             f"worker {worker.id}: the model was not loaded within {worker.load_timeout_s:.0f} s; raise load_timeout_s"

@@ -17,6 +17,7 @@ from rbee_serve.deploy_status import DeployStatus, read_status
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.call_timeout import call_with_timeout
 from rbee_serve.supervisor.checks import CheckedConfig
+from rbee_serve.supervisor.environment import mig_instances
 from rbee_serve.supervisor.log_folder import LogReader
 from rbee_serve.supervisor.ray_start import patched_ray_start
 from rbee_serve.supervisor.reaper import start_reaper
@@ -65,6 +66,7 @@ class Cluster:
                 ray.init(
                     address="local",
                     namespace="serve",
+                    num_gpus=mig_instances(os.environ),
                     include_dashboard=False,
                     logging_level=logging.WARNING,
                     log_to_driver=True,

@@ -11,6 +11,9 @@ from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.supervisor.checks import TLS_NEEDS_OWN_LISTENER, CheckedConfig
 
+_NOSET = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+"""With it Ray does not set `CUDA_VISIBLE_DEVICES`. Ray reads `1` and `true` as yes."""
+
 
 def with_proxy_location(checked: CheckedConfig, environ: Mapping[str, str]) -> CheckedConfig:
     """The configuration with the location of Serve's proxies. Unless the file sets it, or proxies are needed, there are
@@ -39,8 +42,18 @@ def with_own_token(checked: CheckedConfig) -> CheckedConfig:
     return replace(checked, document={**checked.document, "applications": applications}, token=token)
 
 
+def mig_instances(environ: Mapping[str, str]) -> int | None:
+    """How many GPUs Ray has to be given where `CUDA_VISIBLE_DEVICES` lists MIG instances: by itself it counts whole
+    GPUs. None where Ray counts right."""
+    ids = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return len(ids) if all(gpu_id.startswith("MIG-") for gpu_id in ids) else None
+
+
 def check_environment(environ: Mapping[str, str], config: ApplicationConfig) -> None:
-    """Raise `ConfigurationError` on a setting of Ray that opens a port to the network although no token is set."""
+    """Raise `ConfigurationError` on a setting of Ray by which workers do not get the GPUs that they were assigned, or
+    that opens a port to the network although no token is set."""
+    if any(worker.gpus for worker in config.workers) and environ.get(_NOSET, "").lower() in ("1", "true"):
+        raise ConfigurationError(f"{_NOSET}={environ[_NOSET]} puts every worker on the first GPU: unset the variable")
     if config.auth.required:
         return
     if environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1":

@@ -64,7 +64,7 @@ def check_worker_type(
         raise ConfigurationError(f"worker type {spec.full_name}: the module {missing} is not installed")
     if spec.check is not None:
         spec.check(worker)
-    chosen = device or choose_device(worker, spec, ())
+    chosen = device or choose_device(worker, spec, (), None)
     _run(_check(spec, worker, chosen, peers or {}, cancel_after_s, idle_within_s))
 
 
@@ -91,7 +91,7 @@ async def _check(
     watchdog = Watchdog(worker.hang_timeout_s)
     backend = await asyncio.to_thread(spec.load, LoadContext(worker, device, reports.append, watchdog, peers))
     try:
-        _check_loaded(spec, backend, reports, device)
+        await _check_loaded(spec, backend, reports, device)
         service = WorkerService(worker, spec, backend, watchdog)
         began = time.monotonic()
         await _check_stream(spec, backend, device)
@@ -107,7 +107,7 @@ async def _check(
             await asyncio.to_thread(backend.close)
 
 
-def _check_loaded(spec: WorkerSpec[Any], backend: object, reports: list[LoadProgress], device: Device) -> None:
+async def _check_loaded(spec: WorkerSpec[Any], backend: object, reports: list[LoadProgress], device: Device) -> None:
     for method in _METHODS:
         if not callable(getattr(backend, method, None)):
             fail(spec, f"load returned a {type(backend).__name__} without {method}(); make it an InferenceBackend")
@@ -117,7 +117,7 @@ def _check_loaded(spec: WorkerSpec[Any], backend: object, reports: list[LoadProg
         except (msgspec.ValidationError, TypeError) as exc:
             fail(spec, f"load reported {progress}, which cannot be sent: {exc}", exc)
     assert hasattr(backend, "memory_bytes")
-    held = backend.memory_bytes()
+    held = await asyncio.to_thread(backend.memory_bytes)  # a gauge waits for its first value there
     if type(held) is not int or held < (device.accelerator != "cuda"):  # a container may hide a GPU's processes
         fail(spec, f"memory_bytes() returned {held!r}; it must be the bytes that the model holds, an int above 0")
 

@@ -57,15 +57,16 @@ if TYPE_CHECKING:
     )
     from rbee_serve.request import InferenceRequest
     from rbee_serve.result import EncodedResult, Result
-    from rbee_serve.state import LoadProgress
+    from rbee_serve.state import LoadProgress, MemorySource
     from rbee_serve.validation.violations import violated
     from rbee_serve.worker.backend import InferenceBackend
     from rbee_serve.worker.batched_backend import BatchedBackend
     from rbee_serve.worker.batching import Batcher
     from rbee_serve.worker.blocking_backend import BlockingBackend
+    from rbee_serve.worker.cuda_memory import cuda_tree_bytes
     from rbee_serve.worker.device import usable_cores
     from rbee_serve.worker.engine_thread import EngineThread, Sink
-    from rbee_serve.worker.memory import MemoryGauge, cuda_tree_bytes, memory_gauge, process_tree_bytes
+    from rbee_serve.worker.memory import MemoryGauge, memory_gauge, process_tree_bytes
     from rbee_serve.worker.narration import narrate
     from rbee_serve.worker.options import EngineOptions
     from rbee_serve.worker.request_clock import RequestClock
@@ -101,6 +102,7 @@ __all__ = [
     "LoadContext",
     "LoadProgress",
     "MemoryGauge",
+    "MemorySource",
     "Metrics",
     "ModelFiles",
     "Narration",
@@ -152,15 +154,16 @@ _NAMES = {
     "SegmentOutput TimedWord TokenOutput",
     "request": "InferenceRequest",
     "result": "EncodedResult Result",
-    "state": "LoadProgress",
+    "state": "LoadProgress MemorySource",
     "validation.violations": "violated",
     "worker.backend": "InferenceBackend",
     "worker.batched_backend": "BatchedBackend",
     "worker.batching": "Batcher",
     "worker.request_clock": "RequestClock",
+    "worker.cuda_memory": "cuda_tree_bytes",
     "worker.device": "usable_cores",
     "worker.engine_thread": "EngineThread Sink",
-    "worker.memory": "MemoryGauge cuda_tree_bytes memory_gauge process_tree_bytes",
+    "worker.memory": "MemoryGauge memory_gauge process_tree_bytes",
     "worker.narration": "narrate",
     "worker.options": "EngineOptions",
     "worker.blocking_backend": "BlockingBackend",

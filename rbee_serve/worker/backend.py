@@ -10,6 +10,7 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.events import Event
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
+from rbee_serve.state import MemorySource
 
 RequestT_contra = TypeVar("RequestT_contra", bound=InferenceRequest, contravariant=True)
 OutputT = TypeVar("OutputT", bound=OutputValue)
@@ -57,6 +58,10 @@ class InferenceBackend(Protocol[RequestT_contra, OutputT]):
     def memory_bytes(self) -> int:
         """Bytes of device memory (VRAM, or RAM on a CPU) that the model holds. Must not block."""
         ...
+
+    def memory_source(self) -> MemorySource | None:
+        """How `memory_bytes` were counted (`MemoryGauge.source`); None if that is unknown. Must not block."""
+        return None
 
     def engine_requests(self) -> int | None:
         """Requests that the engine itself holds, by its own count; None if it has no count. Must not block."""

@@ -13,6 +13,7 @@ import msgspec
 from rbee_serve.events import Event, Output, Progress
 from rbee_serve.outputs import OutputValue
 from rbee_serve.request import InferenceRequest
+from rbee_serve.state import MemorySource
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.batching import Batcher
 from rbee_serve.worker.memory import memory_gauge
@@ -67,6 +68,10 @@ class BatchedBackend(InferenceBackend[RequestT, OutputT], Generic[RequestT, Item
     def memory_bytes(self) -> int:
         """Bytes that this process and its children hold: on the GPU where the driver reports it, else in RAM."""
         return self._memory()
+
+    def memory_source(self) -> MemorySource | None:
+        """How they were counted."""
+        return self._memory.source
 
     def close(self) -> None:
         """End the thread of the model after its batch."""

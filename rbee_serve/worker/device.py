@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from rbee_serve import nvml
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.nvml import NvmlUnavailable
 from rbee_serve.worker.spec import Device, WorkerSpec
 
+DRIVER_TIMEOUT_S = 10.0
+"""How long the numbers of GPUs are waited for. They are for information only."""
 
-def choose_device(worker: WorkerConfig, spec: WorkerSpec[Any], gpu_ids: Sequence[str]) -> Device:
+
+def choose_device(worker: WorkerConfig, spec: WorkerSpec[Any], gpu_ids: Sequence[str], visible: str | None) -> Device:
     """The device of this replica.
 
-    `gpu_ids` are the GPUs that Ray assigned to it, by their CUDA indices on the machine. Raises `ConfigurationError`
-    where the worker type or the machine does not support the configured accelerator.
+    `gpu_ids` are the GPUs that Ray assigned to it, `visible` those that CUDA shows to its process
+    (`CUDA_VISIBLE_DEVICES`; all of them if that is None). Raises `ConfigurationError` where the worker type or the
+    machine does not support the configured accelerator, or where the two differ.
     """
     accelerator = worker.backend
     if accelerator == "auto":
@@ -31,11 +38,40 @@ def choose_device(worker: WorkerConfig, spec: WorkerSpec[Any], gpu_ids: Sequence
             raise ConfigurationError(
                 f"worker {worker.id}: accelerator cuda needs `gpus` of at least a fraction, such as 1"
             )
-        indices = tuple(sorted(int(gpu) for gpu in gpu_ids))
-        return Device("cuda", indices, worker.gpus if worker.gpus < 1 else 1.0)
+        ids = tuple(visible.split(",")) if visible else ()
+        if sorted(ids) != sorted(gpu_ids):
+            sees = "all GPUs" if visible is None else f"GPU {visible}" if visible else "none"
+            raise ConfigurationError(
+                f"worker {worker.id}: Ray assigned it GPU {','.join(gpu_ids)}, but its process sees {sees} "
+                "(CUDA_VISIBLE_DEVICES); start Ray without RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+            )
+        return Device("cuda", ids, worker.gpus if worker.gpus < 1 else 1.0)
     if accelerator == "metal" and not _has_metal():
         raise ConfigurationError(f"worker {worker.id}: accelerator metal needs a Mac with Apple silicon")
     return Device(accelerator)
+
+
+async def device_indices(device: Device) -> tuple[int, ...]:
+    """The numbers of its devices on the machine, lowest first; on MIG those of the whole GPUs. The number of a UUID is
+    its place in `device.ids` where the driver does not report it within `DRIVER_TIMEOUT_S`."""
+    try:
+        async with asyncio.timeout(DRIVER_TIMEOUT_S):
+            return await asyncio.to_thread(_indices, device)
+    except TimeoutError:
+        return tuple(range(len(device.ids)))
+
+
+def _indices(device: Device) -> tuple[int, ...]:
+    return tuple(sorted({_index(device_id, place) for place, device_id in enumerate(device.ids)}))
+
+
+def _index(device_id: str, place: int) -> int:
+    if device_id.isdecimal():
+        return int(device_id)
+    try:
+        return nvml.gpu(device_id).index
+    except NvmlUnavailable:
+        return place
 
 
 def _has_metal() -> bool:

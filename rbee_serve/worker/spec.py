@@ -22,12 +22,14 @@ RequestT = TypeVar("RequestT", bound=InferenceRequest)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where a replica runs: `accelerator` is `cuda`, `cpu` or `metal`; `indices` number its devices of that kind on the
-    machine; `fraction` is the share of one device that it may use."""
+    """Where a replica runs: `accelerator` is `cuda`, `cpu` or `metal`."""
 
     accelerator: str
-    indices: tuple[int, ...] = (0,)
+    ids: tuple[str, ...] = ("0",)
+    """Its devices in the order in which its process numbers them. A GPU has the id by which CUDA knows it in
+    `CUDA_VISIBLE_DEVICES`: a number, a UUID (`GPU-…`), or the UUID of a MIG instance (`MIG-…`)."""
     fraction: float = 1.0
+    """The share of one device that it may use; of the instance on MIG."""
 
 
 Peer = Callable[[dict[str, Any]], AsyncGenerator[Event[Any], None]]

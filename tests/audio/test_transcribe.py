@@ -63,6 +63,7 @@ def text(events: list[Event[Any]]) -> list[str]:
 
 
 async def test_speech_is_transcribed_word_for_word_with_segment_timestamps(backend: TranscribeBackend) -> None:
+    await asyncio.to_thread(backend.memory_bytes)  # as after a load: in the event loop a gauge does not wait
     events = await events_of(backend, speech_file())
     assert text(events) == WORDS
     seconds = len(speech()) / 16_000

@@ -228,7 +228,9 @@ def test_a_missing_and_a_wrong_token_have_different_codes(server: Server, client
             client.info("llm")
         assert caught.value.code == code
     with client_type(server.url, TOKEN) as client:
-        assert client.info("llm").devices == ("GPU-0", "GPU-1")
+        info = client.info("llm")
+        assert (info.devices, info.nodes) == (("GPU-0", "GPU-1"), ("10.0.0.1", "10.0.0.2"))
+        assert (info.vram_bytes, info.vram_source) == (5, "driver")
         assert client.info("a b?").id == "a b?"
     with client_type(server.url, TOKEN.encode()) as client:
         assert client.info("llm").id == "llm"

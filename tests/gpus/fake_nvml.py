@@ -1,8 +1,10 @@
 """NVIDIA's driver library as tests see it: GPUs with the memory, processes and versions that a test gives them.
 
-    machine = FakeNvml(FakeGpu(total=24 * GIB), FakeGpu(uuid="GPU-b", capability=(7, 0)))
-    monkeypatch.setitem(sys.modules, "pynvml", machine)
+machine = FakeNvml(FakeGpu(total=24 * GIB), FakeGpu(uuid="GPU-b", capability=(7, 0)))
+monkeypatch.setitem(sys.modules, "pynvml", machine)
 """
+
+# ruff: noqa: N802  (pynvml's names)
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ class NVMLError(Exception):
 
 @dataclass
 class FakeGpu:
-    """One GPU, or one MIG instance of a GPU if it has a `parent`. `used` are the bytes of all processes together."""
+    """One GPU, or one MIG instance of a GPU if it has a `parent`, which is in MIG mode then. `used` are the bytes of
+    all processes together."""
 
     total: int = 24 * GIB
     used: int = 0
@@ -58,9 +61,24 @@ class FakeNvml:
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> FakeGpu:
         for gpu in self.gpus:
-            if gpu.uuid.startswith(uuid):
+            if gpu.uuid == uuid:
                 return gpu
         raise NVMLError("Not Found")
+
+    def nvmlDeviceGetMigMode(self, handle: FakeGpu) -> list[int]:
+        if handle.capability < (8, 0):
+            raise NVMLError("Not Supported")
+        enabled = int(any(gpu.parent is handle for gpu in self.gpus))
+        return [enabled, enabled]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: FakeGpu) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: FakeGpu, index: int) -> FakeGpu:
+        instances = [gpu for gpu in self.gpus if gpu.parent is handle]
+        if not 1 <= index <= len(instances):  # the first place is a gap
+            raise NVMLError("Not Found")
+        return instances[index - 1]
 
     def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, handle: FakeGpu) -> FakeGpu:
         assert handle.parent is not None

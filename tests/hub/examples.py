@@ -33,6 +33,7 @@ def replica(replica_id: str = "a", boot_id: str = "boot-a", **changes: Any) -> R
         backend="cuda",
         devices=(0,),
         memory_bytes=1000,
+        memory_source="driver",
     )
     return msgspec.structs.replace(serving, **changes)
 

@@ -115,6 +115,8 @@ def test_a_valid_message_is_accepted(kind: str) -> None:
         ("ready", "device", True),
         ("ready", "vram_bytes", 1.0),
         ("ready", "vram_bytes", -1),
+        ("ready", "vram_source", "guess"),
+        ("ready", "nodes", ["10.0.0.1", 2]),
         ("ready", "port", 65536),
         ("ready", "model_ref", None),
         ("ready", "boot_id", ""),

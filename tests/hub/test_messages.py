@@ -29,14 +29,14 @@ PAIR = worker_state(replica(devices=(3, 2)), replica("b", "boot-b", devices=(1,)
 
 def pretty(message: Message) -> str:
     """The message as it is sent, with spaces."""
-    return json.dumps(json.loads(message.model_dump_json()))
+    return json.dumps(json.loads(message.model_dump_json(exclude_none=True)))
 
 
 def test_the_ready_callback() -> None:
     assert pretty(ready_message(WORKER, PAIR, "http://box:8000/", 8000, "llm")) == (
         '{"worker_id": "llm-1", "url": "http://box:8000/workers/llm-1", "model_ref": "hf:org/model", '
-        '"backend": "cuda", "device": 1, "devices": [1, 2, 3], "vram_bytes": 2000, "port": 8000, '
-        '"worker_type": "llm", "boot_id": "boot-a"}'
+        '"backend": "cuda", "device": 1, "devices": [1, 2, 3], "vram_bytes": 2000, "vram_source": "driver", '
+        '"port": 8000, "worker_type": "llm", "boot_id": "boot-a"}'
     )
 
 
@@ -49,9 +49,50 @@ def test_the_heartbeat_for_a_hive() -> None:
 def test_the_heartbeat_for_a_queen() -> None:
     assert pretty(queen_heartbeat(worker_info(WORKER, PAIR, 8000, "llm"), NOON)) == (
         '{"worker": {"id": "llm-1", "model_id": "model", "device": "GPU-1", "devices": ["GPU-1", "GPU-2", "GPU-3"], '
-        f'"port": 8000, "status": "ready", "implementation": "rbee-serve/llm", "version": "{VERSION}"}}, '
+        f'"port": 8000, "status": "ready", "implementation": "rbee-serve/llm", "version": "{VERSION}", '
+        '"vram_bytes": 2000, "vram_source": "driver"}, '
         '"timestamp": "2026-01-31T12:00:00.250Z"}'
     )
+
+
+def test_devices_of_several_machines_are_listed_with_their_nodes() -> None:
+    near, far = replica(devices=(0, 1), node="10.0.0.1"), replica("b", "boot-b", devices=(0,), node="10.0.0.2")
+    state = worker_state(far, near, desired_replicas=2)
+    ready, info = ready_message(WORKER, state, "http://box:8000", 8000, "llm"), worker_info(WORKER, state, 8000, "llm")
+    assert (ready.device, ready.devices) == (0, [0, 1, 0])
+    assert (info["device"], info["devices"]) == ("GPU-0", ["GPU-0", "GPU-1", "GPU-0"])
+    assert ready.nodes == info["nodes"] == ["10.0.0.1", "10.0.0.1", "10.0.0.2"]
+    assert queen_heartbeat(info, NOON).worker.nodes == ready.nodes
+
+
+def test_on_one_machine_replicas_on_one_device_list_it_once_and_no_node() -> None:
+    state = worker_state(replica(node="10.0.0.1"), replica("b", "boot-b", node="10.0.0.1"), desired_replicas=2)
+    info = worker_info(WORKER, state, 8000, "llm")
+    assert info["devices"] == ["GPU-0"]
+    assert "nodes" not in info
+    assert "nodes" not in pretty(ready_message(WORKER, state, "http://box:8000", 8000, "llm"))
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        (("driver", "driver"), "driver"),
+        (("driver", "share"), "share"),
+        (("engine", "torch"), "engine"),
+        (("ram", None), "ram"),
+        ((None, None), None),
+    ],
+)
+def test_the_memory_of_several_replicas_is_as_exact_as_the_least_exact_of_them(
+    sources: tuple[str | None, ...], expected: str | None
+) -> None:
+    first, second = replica(memory_source=sources[0]), replica("b", "boot-b", memory_source=sources[1])
+    failed = replica("c", "boot-c", phase="error", memory_source="share")
+    state = worker_state(first, second, failed, desired_replicas=2)
+    assert worker_info(WORKER, state, 8000, "llm").get("vram_source") == expected
+    message = ready_message(WORKER, state, "http://box:8000", 8000, "llm")
+    assert message.vram_source == expected
+    assert ("vram_source" in pretty(message)) == (expected is not None)
 
 
 def test_the_report_of_a_failed_load() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from rbee_serve.errors import InsufficientResources, InsufficientVram
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.worker.spec import Device
+from tests.gpus.fake_nvml import FakeGpu, FakeNvml
 from tests.model_files.tiny_models import entry, model_folder, safetensors_bytes
 
 
@@ -33,19 +33,14 @@ def test_a_model_larger_than_the_memory_is_refused_with_the_numbers() -> None:
 
 
 def test_on_gpus_the_share_and_the_free_memory_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = (9 * 10**9, 10**9)  # two GPUs of 10 GB, of which the second is nearly full
-    driver = SimpleNamespace(
-        nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetMemoryInfo=lambda handle: SimpleNamespace(free=free[handle], total=10 * 10**9),
-    )
-    monkeypatch.setitem(sys.modules, "pynvml", driver)
-    require_memory(Device("cuda", (0,)), {"weights": 8 * 10**9}, share=0.9)
-    for device, share in ((Device("cuda", (0,)), 0.45), (Device("cuda", (1,)), 0.9)):
-        with pytest.raises(InsufficientVram, match=f"free for it on GPU-{device.indices[0]};"):
-            require_memory(device, {"weights": 8 * 10**9}, share)
-    require_memory(Device("cuda", (0, 1)), {"weights": 9 * 10**9}, share=0.9)
+    empty, full = FakeGpu(10 * 10**9, 10**9), FakeGpu(10 * 10**9, 9 * 10**9, uuid="GPU-b")
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(empty, full))
+    require_memory(Device("cuda"), {"weights": 8 * 10**9}, share=0.9)
+    for device_id, share, name in (("0", 0.45, "GPU-0"), ("1", 0.9, "GPU-1"), ("GPU-b", 0.9, "GPU-b")):
+        with pytest.raises(InsufficientVram, match=f"free for it on {name};"):
+            require_memory(Device("cuda", (device_id,)), {"weights": 8 * 10**9}, share)
+    require_memory(Device("cuda", ("0", "GPU-b")), {"weights": 9 * 10**9}, share=0.9)
 
 
 def test_a_model_is_accepted_if_the_driver_reports_no_memory() -> None:
-    require_memory(Device("cuda", (0,)), {"weights": psutil.virtual_memory().total * 1000})
+    require_memory(Device("cuda"), {"weights": psutil.virtual_memory().total * 1000})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncGenerator
 from itertools import count
@@ -20,6 +21,7 @@ from rbee_serve.worker import (
     TokenOutput,
     WorkerSpec,
 )
+from tests.gpus.fake_torch_cuda import FakeTorchCuda
 
 
 class ForeignError(Exception):
@@ -65,6 +67,8 @@ def load(context: LoadContext) -> RecordingBackend:
         os._exit(status)
     if file := context.worker.engine.get("broken"):
         raise ForeignError(file, 7)
+    if held := context.worker.engine.get("gpu_bytes"):
+        sys.modules["torch.cuda"] = FakeTorchCuda(held)
     context.report(
         LoadProgress(stage="loading_to_vram", bytes_done=1, bytes_total=context.worker.engine.get("bytes_total", 2))
     )

@@ -21,6 +21,7 @@ from deployments.echo import EchoRequest
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InsufficientVram, InternalError, WorkerLost
 from rbee_serve.events import End, Event, Output, Progress
+from rbee_serve.gpu_budget import CONTEXT_BYTES
 from rbee_serve.replica import backend_process
 from rbee_serve.replica.backend_messages import WINDOW
 from rbee_serve.replica.backend_process import BackendProcess
@@ -29,6 +30,7 @@ from rbee_serve.state import LoadProgress, invalid_field
 from rbee_serve.worker.registry import load_spec
 from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
+from tests.gpus.fake_nvml import GIB
 
 ECHO = "deployments.echo:SPEC"
 RECORDING = "tests.replica.recording_worker:SPEC"
@@ -43,10 +45,12 @@ async def started(
     spec_path: str,
     report: Callable[[LoadProgress], None] = ignored,
     steps: Watchdog | None = None,
+    accelerator: str = "cpu",
     **engine: Any,
 ) -> AsyncGenerator[BackendProcess, None]:
     worker = WorkerConfig(id="own-0", type=spec_path, engine=engine)
-    backend = await BackendProcess.start(spec_path, LoadContext(worker, Device("cpu"), report, steps or Watchdog(20)))
+    context = LoadContext(worker, Device(accelerator), report, steps or Watchdog(20))
+    backend = await BackendProcess.start(spec_path, context)
     try:
         yield backend
     finally:
@@ -171,12 +175,20 @@ async def test_the_watchdog_is_shared_with_the_process(tmp_path: Path) -> None:
         await until(lambda: steps.last_progress_age_s is None)
 
 
+async def test_where_the_driver_is_silent_its_memory_on_a_gpu_is_what_torch_has_reserved_in_the_process() -> None:
+    async with started(RECORDING, accelerator="cuda", gpu_bytes=5 * GIB) as backend:
+        await until(lambda: backend._engine_bytes > 0)
+        assert await asyncio.to_thread(backend.memory_bytes) == 5 * GIB + CONTEXT_BYTES
+        assert backend.memory_source() == "engine"
+
+
 async def test_the_death_of_the_process_ends_its_requests_as_lost_and_is_unhealthy(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with started(ECHO) as backend:
         assert backend.is_healthy()
-        assert backend.memory_bytes() > 20e6
+        assert await asyncio.to_thread(backend.memory_bytes) > 20e6
+        assert backend.memory_source() == "ram"
         waiting = [asyncio.create_task(events_of(backend, EchoRequest(prompt="a", delay_s=60))) for _ in range(3)]
         await asyncio.sleep(0.2)
         os.kill(backend._process.pid, signal.SIGKILL)

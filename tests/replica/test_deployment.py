@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,10 +21,11 @@ from rbee_serve.hub.state_server import StateServer
 from rbee_serve.replica import deployment as module
 from rbee_serve.replica import loading
 from rbee_serve.replica.deployment import WorkerReplica
-from rbee_serve.state import LoadProgress, Snapshot, WorkerState
+from rbee_serve.state import LoadProgress, MemorySource, Snapshot, WorkerState
 from rbee_serve.transport.refusal import refused
 from rbee_serve.worker.backend import InferenceBackend
-from rbee_serve.worker.spec import LoadContext, WorkerSpec
+from rbee_serve.worker.spec import Device, LoadContext, WorkerSpec
+from tests.gpus.fake_nvml import FakeGpu, FakeNvml
 from tests.outside_worker import LetterOutput, LetterRequest
 
 WORKER = WorkerConfig(id="echo-0", type="tests.replica.test_deployment:SPEC")
@@ -33,6 +35,7 @@ class Backend(InferenceBackend[LetterRequest, LetterOutput]):
     """Reports what a test wants it to report."""
 
     memory: Any = 26
+    source: Any = None
     engine: Any = None
     error: Exception | None = None
 
@@ -45,6 +48,10 @@ class Backend(InferenceBackend[LetterRequest, LetterOutput]):
         memory: int = self.memory
         return memory
 
+    def memory_source(self) -> MemorySource | None:
+        source: MemorySource | None = self.source
+        return source
+
     def engine_requests(self) -> int | None:
         engine: int | None = self.engine
         return engine
@@ -52,6 +59,8 @@ class Backend(InferenceBackend[LetterRequest, LetterOutput]):
 
 class Ray:
     """The few calls that a replica makes of Ray."""
+
+    util = SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1")
 
     @staticmethod
     def get_runtime_context() -> Any:
@@ -117,7 +126,54 @@ async def test_a_replica_that_has_loaded_is_ready(hub: Hub, monkeypatch: pytest.
     async with replica(hub, lambda context: Backend(), monkeypatch) as made:
         assert hub.worker.ready
         assert hub.worker.memory_bytes == 26
+        assert [replica.node for replica in hub.worker.replicas] == ["10.0.0.1"]
         await made.check_health()
+
+
+class RayWithGpus(Ray):
+    """Ray, which has assigned GPUs to the replica."""
+
+    @staticmethod
+    def get_runtime_context() -> Any:
+        ids = {"GPU": ["GPU-b", "GPU-c"]}
+        return SimpleNamespace(get_node_id=lambda: "node", get_accelerator_ids=lambda: ids)
+
+
+@pytest.fixture
+def two_gpus(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ray", RayWithGpus)
+    monkeypatch.setattr(sys.modules[__name__], "WORKER", WorkerConfig(id="echo-0", type=WORKER.type, gpus=2))
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(*(FakeGpu(uuid=f"GPU-{letter}") for letter in "abc")))
+
+
+@pytest.mark.usefixtures("two_gpus")
+async def test_a_replica_reports_the_numbers_of_its_gpus_and_loads_on_their_ids(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Device] = []
+
+    def load(context: LoadContext) -> Backend:
+        seen.append(context.device)
+        return Backend()
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-c,GPU-b")
+    async with replica(hub, load, monkeypatch):
+        assert seen == [Device("cuda", ("GPU-c", "GPU-b"))]
+        assert (hub.worker.backend, hub.worker.devices) == ("cuda", (1, 2))
+
+
+@pytest.mark.usefixtures("two_gpus")
+async def test_a_replica_that_ray_does_not_pin_to_its_gpus_fails_with_what_to_do(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(ConfigurationError):
+        async with replica(hub, lambda context: Backend(), monkeypatch):
+            pass
+    assert hub.worker.error == (
+        "worker echo-0: Ray assigned it GPU GPU-b,GPU-c, but its process sees all GPUs (CUDA_VISIBLE_DEVICES); "
+        "start Ray without RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
+    )
 
 
 async def test_a_backend_without_memory_bytes_is_an_error_that_names_it(
@@ -155,6 +211,7 @@ async def test_load_progress_of_a_wrong_type_is_an_error_that_names_its_field(
     ("name", "value", "reason"),
     [
         ("memory", 1.5, "memory_bytes (Expected `int`, got `float`)"),
+        ("source", "guess", "memory_source (Invalid enum value 'guess')"),
         ("engine", "many", "engine_requests (Expected `int | null`, got `str`)"),
         ("error", ValueError("secret"), "ValueError"),
     ],

@@ -73,6 +73,7 @@ def test_a_ready_worker_is_ready_and_healthy(served: Served) -> None:
     assert health.status_code == 200
     assert health.json()["status"] == "healthy"
     assert health.json()["vram_bytes"] > 1024**2
+    assert health.json()["vram_source"] == "ram"
 
 
 def test_info_describes_the_worker(served: Served) -> None:
@@ -86,6 +87,8 @@ def test_info_describes_the_worker(served: Served) -> None:
         "status": "ready",
         "implementation": "rbee-serve/echo",
         "version": info["version"],
+        "vram_bytes": info["vram_bytes"],
+        "vram_source": "ram",
     }
     listed = httpx.get(f"{served.url}/v1/workers").json()["workers"]
     echo = next(worker for worker in listed if worker["id"] == "echo-0")

@@ -83,6 +83,11 @@ def test_the_ingress_reaches_the_workers_at_the_address_of_their_node(nodes: Two
     assert listening & {c.raddr for c in ingress.net_connections() if c.status == "ESTABLISHED"}
 
 
+def test_a_replica_names_the_machine_whose_devices_it_lists(nodes: TwoNodes) -> None:
+    workers = httpx.get(f"{nodes.url}/v1/workers").json()["workers"]
+    assert [replica["node"] for worker in workers for replica in worker["replicas"]] == [FAR] * 3
+
+
 @pytest.mark.parametrize("worker_id", WORKERS)
 async def test_streams_from_another_node_are_complete_and_in_order(nodes: TwoNodes, worker_id: str) -> None:
     async with httpx.AsyncClient(timeout=30) as client:

@@ -10,14 +10,19 @@ import pytest
 from rbee_serve.config import ApplicationConfig, parse_application
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.ray_settings import SETTINGS, set_missing
-from rbee_serve.supervisor import checks
-from rbee_serve.supervisor.environment import check_environment, with_own_token, with_proxy_location
+from rbee_serve.supervisor import checks, environment
+from rbee_serve.supervisor.environment import (
+    check_environment,
+    mig_instances,
+    with_own_token,
+    with_proxy_location,
+)
 from tests.supervisor.configurations import ECHO, changed, written
 
 
-def configured(token_file: Path | None = None) -> ApplicationConfig:
+def configured(token_file: Path | None = None, **worker: float) -> ApplicationConfig:
     auth = {"token_file": token_file} if token_file else {}
-    return ApplicationConfig.model_validate({"workers": [{"id": "a", "type": "echo"}], "auth": auth})
+    return ApplicationConfig.model_validate({"workers": [{"id": "a", "type": "echo", **worker}], "auth": auth})
 
 
 def test_the_settings_of_rbee_serve_pass_the_check() -> None:
@@ -33,6 +38,30 @@ def test_without_a_token_nothing_may_open_a_port_to_the_network(name: str, value
     with pytest.raises(ConfigurationError, match=f"^{name}={value} .*set auth.token_file, or unset the variable$"):
         check_environment({name: value}, configured())
     check_environment({name: value}, configured(tmp_path / "token"))
+
+
+@pytest.mark.parametrize("value", ["1", "true", "True"])
+def test_workers_with_gpus_need_ray_to_show_each_process_its_own(value: str, tmp_path: Path) -> None:
+    environ = {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": value}
+    for token_file in (None, tmp_path / "token"):
+        with pytest.raises(ConfigurationError, match=f"CUDA_VISIBLE_DEVICES={value} puts .*: unset the variable$"):
+            check_environment(environ, configured(token_file, gpus=0.5))
+    check_environment(environ, configured())
+    check_environment({"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "0"}, configured(gpus=1))
+
+
+@pytest.mark.parametrize(
+    ("visible", "instances"),
+    [("MIG-a", 1), ("MIG-a,MIG-b,MIG-c", 3), ("0,1", None), ("GPU-a,GPU-b", None), ("", None), (None, None)],
+)
+def test_ray_is_given_the_number_of_mig_instances(visible: str | None, instances: int | None) -> None:
+    assert mig_instances({} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}) == instances
+
+
+def test_ray_knows_the_variable_that_hides_gpus() -> None:
+    from ray._private.accelerators import nvidia_gpu
+
+    assert nvidia_gpu.NOSET_CUDA_VISIBLE_DEVICES_ENV_VAR == environment._NOSET
 
 
 def test_ray_serve_knows_the_variables_of_the_table() -> None:

@@ -59,6 +59,7 @@ async def test_labels_with_braces_are_only_text(backends: dict[str, ClassifyBack
 
 
 async def test_the_events_are_narration_labels_metrics_and_end(backends: dict[str, ClassifyBackend]) -> None:
+    await asyncio.to_thread(backends["vit"].memory_bytes)  # as after a load
     _, narration, output, metrics, end = await events(backends["vit"], FILES["png"], top_k=3)
     assert isinstance(narration, Narration)
     assert narration.human == "Choosing from 1000 labels"

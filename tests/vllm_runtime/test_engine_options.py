@@ -46,12 +46,12 @@ def test_text_that_is_split_into_tokens_joins_to_itself(text: str, lengths: list
 
 
 def test_a_gpu_worker_gets_its_share_of_the_memory() -> None:
-    found = options(Device("cuda", (3,), 0.5), gpus=0.5)
+    found = options(Device("cuda", ("3",), 0.5), gpus=0.5)
     assert (found["gpu_memory_utilization"], found["tensor_parallel_size"]) == (0.45, 1)
 
 
 def test_several_gpus_make_a_tensor_parallel_engine_with_its_own_processes() -> None:
-    found = options(Device("cuda", (0, 1)), gpus=2)
+    found = options(Device("cuda", ("GPU-a", "GPU-b")), gpus=2)
     assert (found["tensor_parallel_size"], found["distributed_executor_backend"]) == (2, "mp")
 
 
@@ -123,7 +123,7 @@ def test_mistral_s_layout_gets_the_tokenizer_of_transformers(
 
 @pytest.mark.vllm  # only imported, which takes as long as a model
 def test_every_unknown_name_is_reported_with_the_nearest_one_of_vllm() -> None:
-    check_names(options(Device("cuda", (0,)), engine={"max_model_len": 5}), "llm-0")
+    check_names(options(Device("cuda"), engine={"max_model_len": 5}), "llm-0")
     with pytest.raises(ConfigurationError) as caught:
         check_names({"max_model_length": 1, "model": "m", "qqqqqq": 2}, "llm-0")
     assert str(caught.value) == (
@@ -137,7 +137,7 @@ def test_every_unknown_name_is_reported_with_the_nearest_one_of_vllm() -> None:
         (Device("cpu"), {}, {"max_num_batched_tokens": 256}),
         (Device("cpu"), {"max-num-seqs": 1024}, {"max_num_batched_tokens": 1024}),
         (Device("cpu"), {"enable_chunked_prefill": False}, {}),
-        (Device("cuda", (0,)), {}, {}),
+        (Device("cuda"), {}, {}),
     ],
 )
 def test_a_step_on_a_cpu_reads_few_prompt_tokens(device: Device, engine: dict[str, Any], size: dict[str, int]) -> None:
@@ -150,7 +150,7 @@ def test_a_step_on_a_cpu_reads_few_prompt_tokens(device: Device, engine: dict[st
         ("AVX2", Device("cpu"), {"dtype": "float32"}),
         ("AVX512", Device("cpu"), {}),
         ("NEON", Device("cpu"), {}),
-        ("AVX2", Device("cuda", (0,)), {}),
+        ("AVX2", Device("cuda"), {}),
     ],
 )
 def test_a_cpu_with_slow_bfloat16_uses_float32(

@@ -68,7 +68,9 @@ async def test_the_outputs_of_each_class_are_numbered_and_followed_by_metrics_an
         yield Metrics({"beams": 4})
         yield WordOutput(word="b")
 
-    *outputs, metrics, end = await events_of(Blocking(make))
+    backend = Blocking(make)
+    await asyncio.to_thread(backend.memory_bytes)  # as after a load: in the event loop a gauge does not wait
+    *outputs, metrics, end = await events_of(backend)
     assert outputs == [
         Progress(step=0, total=2),
         Output(WordOutput(word="a", i=0)),

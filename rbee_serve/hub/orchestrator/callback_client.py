@@ -73,7 +73,9 @@ class CallbackClient:
     ) -> CallbackResult:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._exchange(url, message.model_dump_json(), {**_HEADERS, **credentials}, tls)
+                return await self._exchange(
+                    url, message.model_dump_json(exclude_none=True), {**_HEADERS, **credentials}, tls
+                )
         except (TimeoutError, httpx.TimeoutException):
             return CallbackResult(failure="timeout")
         except (httpx.ProtocolError, httpx.ReadError, httpx.WriteError):

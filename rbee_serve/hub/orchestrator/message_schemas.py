@@ -1,4 +1,4 @@
-"""The messages to the orchestrator, with every field's type, range and form.
+"""The messages to the orchestrator, with every field's type, range and form. A field that is None is not sent.
 
 The hub builds its messages from these models, and the fake hive validates with them what it receives. Unknown keys are
 allowed, as in rbee-hive.
@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rbee_serve.state import MemorySource
 
 MAX_TEXT = 4096
 """Characters of the longest text."""
@@ -49,7 +51,9 @@ class Ready(_Message):
     backend: ShortName
     device: Count
     devices: list[Count] = Field(default_factory=list)
+    nodes: list[Text] | None = None
     vram_bytes: Count
+    vram_source: MemorySource | None = None
     port: Port
     worker_type: Text
     boot_id: Text
@@ -76,10 +80,13 @@ class Info(_Message):
     model_id: Text
     device: DeviceName
     devices: list[DeviceName] = Field(default_factory=list)
+    nodes: list[Text] | None = None
     port: Port
     status: Literal["starting", "ready", "busy", "stopping", "stopped", "error"]
     implementation: Text
     version: Text
+    vram_bytes: Count | None = None
+    vram_source: MemorySource | None = None
 
 
 class WorkerHeartbeat(_Message):

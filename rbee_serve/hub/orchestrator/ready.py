@@ -18,7 +18,8 @@ def ready_message(worker: WorkerConfig, state: WorkerState, base_url: str, port:
 
     rbee-hive reads `worker_id`, `url`, `model_ref`, `backend` and `device`; the other fields are additions.
     `vram_bytes` is the sum over all replicas (RAM on a CPU), `device` the lowest of `devices`, `boot_id` identifies the
-    start of the process. For a worker that needs no model `model_ref` is its served name.
+    start of the process; `nodes` and `vram_source` are those of `/info` (`worker_info`). For a worker that needs no
+    model `model_ref` is its served name.
     """
     devices = list(state.devices or (0,))
     return Ready(
@@ -28,7 +29,9 @@ def ready_message(worker: WorkerConfig, state: WorkerState, base_url: str, port:
         backend=backend_of(worker, state),
         device=devices[0],
         devices=devices,
+        nodes=list(state.nodes) or None,
         vram_bytes=state.memory_bytes,
+        vram_source=state.memory_source,
         port=port,
         worker_type=implementation,
         boot_id=state.boot_id or "",
