@@ -12,7 +12,7 @@ from deployments.llm.chat_template import ChatTokenizer
 from deployments.llm.generation_backend import GenerationBackend
 from deployments.llm.generation_request import ChatMessage, GenerationRequest, Text
 from deployments.vllm_runtime.cpu_defaults import dtype_default, step_size_default
-from deployments.vllm_runtime.engine_options import check_engine, vllm_options
+from deployments.vllm_runtime.engine_options import check_engine, sequences_default, vllm_options
 from deployments.vllm_runtime.generation_engine import (
     EngineInput,
     GenerationEngine,
@@ -78,7 +78,13 @@ def load(context: LoadContext) -> LlmBackend:
     """Fetch, check and convert the model's files, then start the engine on them."""
     assert context.worker.model_ref is not None
     check_option_names(context)
-    defaults = dtype_default(context) | step_size_default(context)
+    defaults = {
+        **dtype_default(context),
+        **step_size_default(context),
+        **sequences_default(context, SPEC.default_max_ongoing_requests),
+        # Without this a model that also reads images has memory reserved for the largest ones.
+        "language_model_only": True,
+    }
     dtype = vllm_options(context.worker).dtype or defaults.get("dtype", "bfloat16")
     model = prepare(context.worker.model_ref, context.report, dtype=dtype if dtype in ELEMENT_BYTES else "bfloat16")
     return LlmBackend(load_engine(context, model, **defaults), memory_gauge(context.device))
