@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.llm.llm_worker import defaults as llm_defaults
 from deployments.multimodal.multimodal_worker import defaults as multimodal_defaults
 from deployments.vllm_runtime.cpu_defaults import dtype_default, step_size_default
 from deployments.vllm_runtime.engine_options import (
@@ -83,6 +84,10 @@ def test_a_default_yields_to_what_is_given_and_a_table_is_completed() -> None:
 def test_a_multimodal_worker_reserves_nothing_for_videos_which_no_request_has() -> None:
     found = multimodal_defaults(context(Device("cuda", (0,)), max_ongoing_requests=16))
     assert (found["limit_mm_per_prompt"], found["max_num_seqs"]) == ({"video": 0}, 16)
+
+
+def test_an_llm_worker_reserves_nothing_for_media_which_no_request_has() -> None:
+    assert llm_defaults(context(Device("cuda", (0,))))["language_model_only"] is True
 
 
 def test_several_gpus_make_a_tensor_parallel_engine_with_its_own_processes() -> None:
