@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
@@ -20,10 +21,11 @@ from deployments.audio.transcription_engine import (
 from deployments.media.audio_files import SAMPLE_RATE
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_files.memory_check import require_memory
+from rbee_serve.model_files.memory_check import ctranslate2_memory_bytes, require_memory
 from rbee_serve.model_files.resolve import Format, check_local, prepare
 from rbee_serve.worker.device import usable_cores
-from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.gpu_limit import gpu_ids
+from rbee_serve.worker.spec import Device, LoadContext
 
 if TYPE_CHECKING:
     from deployments.media.audio_decoder import Samples
@@ -85,8 +87,9 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Fa
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS)
     if not (folder / "tokenizer.json").is_file():  # faster-whisper would download the tokenizer of another model
         raise ConfigurationError(f"{folder} lacks tokenizer.json; convert the model with its tokenizer")
-    require_memory(context.device, {"weights": (folder / "model.bin").stat().st_size}, context.device.fraction)
     on_gpu = context.device.accelerator == "cuda"
+    compute_type = options.compute_type or ("float16" if on_gpu else "int8")
+    require_memory(context.device, {"weights": weights_bytes(folder / "model.bin", compute_type, context.device)})
 
     class WatchedModel(WhisperModel):  # type: ignore[misc]
         """Reports each window. The encoder runs exactly once per window, with or without speech in it."""
@@ -100,7 +103,7 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Fa
             str(folder),
             device="cuda" if on_gpu else "cpu",
             device_index=list(range(len(context.device.ids))),  # numbered within CUDA_VISIBLE_DEVICES
-            compute_type=options.compute_type or ("float16" if on_gpu else "int8"),
+            compute_type=compute_type,
             cpu_threads=context.worker.threads or usable_cores(),
             local_files_only=True,
         )
@@ -108,6 +111,14 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Fa
         raise ConfigurationError(f"worker {context.worker.id}: CTranslate2 rejects the model or its options") from exc
     model.feature_extractor = blockwise_features(progress)(**model.feat_kwargs)
     return FasterWhisperEngine(model, options)
+
+
+def weights_bytes(file: Path, compute_type: str, device: Device) -> int:
+    """Bytes of the weights: on GPUs, of which each has a copy, converted; in RAM as stored, since they are read before
+    they are converted. CTranslate2 has no limit on GPU memory, so this is all that keeps a model within its share."""
+    if device.accelerator != "cuda":
+        return file.stat().st_size
+    return len(gpu_ids(device)) * ctranslate2_memory_bytes(file, compute_type)
 
 
 class FasterWhisperEngine:

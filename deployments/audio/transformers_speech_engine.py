@@ -74,7 +74,7 @@ def load(context: LoadContext, options: Options) -> TransformersSpeechEngine:
 
     assert worker.model_ref is not None
     folder = prepare(worker.model_ref, context.report, variant_for=options.dtype)
-    require_memory(context.device, {"weights": weights_memory_bytes(folder, options.dtype)}, context.device.fraction)
+    require_memory(context.device, {"weights": weights_memory_bytes(folder, options.dtype)})
     context.report(LoadProgress(stage="loading_to_vram"))
     kind = transformers.AutoConfig.from_pretrained(folder).model_type
     device = torch_device(context.device)

@@ -67,7 +67,7 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Tr
     if dtype == "auto":
         dtype = "float16" if context.device.accelerator == "cuda" else "float32"
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS, variant_for=dtype)
-    require_memory(context.device, {"weights": weights_memory_bytes(folder, dtype)}, context.device.fraction)
+    require_memory(context.device, {"weights": weights_memory_bytes(folder, dtype)})
     if (kind := transformers.PretrainedConfig.get_config_dict(folder)[0].get("model_type")) != "whisper":
         raise ConfigurationError(f"worker {context.worker.id}: {folder} is a model of the type {kind}, not whisper")
     model = transformers.WhisperForConditionalGeneration.from_pretrained(

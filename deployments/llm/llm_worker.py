@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from deployments.llm.generation_backend import GenerationBackend
 from deployments.llm.generation_request import ChatMessage, GenerationRequest, Text
 from deployments.vllm_runtime.cpu_defaults import dtype_default, step_size_default
 from deployments.vllm_runtime.engine_memory import engine_bytes
-from deployments.vllm_runtime.engine_options import check_engine, vllm_options
+from deployments.vllm_runtime.engine_options import check_engine, sequences_default, vllm_options
 from deployments.vllm_runtime.generation_engine import (
     EngineInput,
     GenerationEngine,
@@ -75,14 +75,25 @@ class LlmBackend(GenerationBackend[LlmRequest, TokenOutput]):
         return self._chat.tokens([message.model_dump() for message in request.messages or ()])
 
 
+def defaults(context: LoadContext) -> dict[str, Any]:
+    """vLLM's options for this worker type, which the configuration may replace."""
+    return {
+        **dtype_default(context),
+        **step_size_default(context),
+        **sequences_default(context, SPEC.default_max_ongoing_requests),
+        # Otherwise a model that also reads images has memory reserved for the largest ones.
+        "language_model_only": True,
+    }
+
+
 def load(context: LoadContext) -> LlmBackend:
     """Fetch, check and convert the model's files, then start the engine on them."""
     assert context.worker.model_ref is not None
     check_option_names(context)
-    defaults = dtype_default(context) | step_size_default(context)
-    dtype = vllm_options(context.worker).dtype or defaults.get("dtype", "bfloat16")
+    options = defaults(context)
+    dtype = vllm_options(context.worker).dtype or options.get("dtype", "bfloat16")
     model = prepare(context.worker.model_ref, context.report, dtype=dtype if dtype in ELEMENT_BYTES else "bfloat16")
-    return LlmBackend(load_engine(context, model, **defaults), memory_gauge(context.device, engine_bytes))
+    return LlmBackend(load_engine(context, model, **options), memory_gauge(context.device, engine_bytes))
 
 
 def check(worker: WorkerConfig) -> None:

@@ -16,7 +16,7 @@ from deployments.multimodal.derived_outputs import drawn, spoken
 from deployments.multimodal.multimodal_request import ImagePart, MediaMessage, MultimodalRequest, Part, TextPart
 from deployments.vllm_runtime.cpu_defaults import dtype_default
 from deployments.vllm_runtime.engine_memory import engine_bytes
-from deployments.vllm_runtime.engine_options import check_engine
+from deployments.vllm_runtime.engine_options import check_engine, sequences_default
 from deployments.vllm_runtime.generation_engine import (
     EngineInput,
     GenerationEngine,
@@ -139,13 +139,24 @@ def grey_png() -> bytes:
     return file.getvalue()
 
 
+def defaults(context: LoadContext) -> dict[str, Any]:
+    """vLLM's options for this worker type, which the configuration may replace."""
+    return {
+        **dtype_default(context),
+        **sequences_default(context, SPEC.default_max_ongoing_requests),
+        # vLLM's cache of processed media would take 4 GB in each of two processes.
+        "mm_processor_cache_gb": 0,
+        # No request has a video, and vLLM reserves memory for the largest one of each kind that it may get.
+        "limit_mm_per_prompt": {"video": 0},
+    }
+
+
 def load(context: LoadContext) -> MultimodalBackend:
     """Fetch and check the model's files, then start the engine on them."""
     assert context.worker.model_ref is not None
     check_option_names(context)
     model = prepare(context.worker.model_ref, context.report)
-    # vLLM's cache of processed media would take 4 GB in each of two processes.
-    engine = load_engine(context, model, mm_processor_cache_gb=0, **dtype_default(context))
+    engine = load_engine(context, model, **defaults(context))
     backend = MultimodalBackend(engine, context, memory_gauge(context.device, engine_bytes))
     backend.verify(context.worker.id)
     return backend

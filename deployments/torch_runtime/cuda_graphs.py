@@ -62,6 +62,13 @@ class GraphedForward:
         replay = self._replay(form, leaves, structure, tensors)
         return replay(tensors) if replay else self._forward(*arguments, **named)
 
+    def clear(self) -> None:
+        """Drop the captures, so that their memory is free. Forms that cannot be captured stay known."""
+        import torch
+
+        self._replays = OrderedDict((form, None) for form, replay in self._replays.items() if replay is None)
+        torch.cuda.empty_cache()
+
     def _form(self, leaf: Any) -> Hashable:
         if self._is_tensor(leaf):
             return (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
@@ -93,12 +100,12 @@ class GraphedForward:
         return replay
 
 
-def cuda_recorder(device: str) -> Record:
-    """Captures CUDA graphs with a shared memory pool: only one of them may run at a time."""
+def cuda_recorder(device: str, pool: Any = None) -> Record:
+    """Captures CUDA graphs with a shared memory pool, `pool` if it is given: only one of them may run at a time."""
     import torch
     from torch.utils import _pytree as tree
 
-    pool = torch.cuda.graph_pool_handle()
+    pool = pool or torch.cuda.graph_pool_handle()
 
     def record(run: Callable[[Sequence[Any]], Any], tensors: Sequence[Any]) -> Replay:
         inputs = [tensor.to(device, copy=True) for tensor in tensors]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from rbee_serve.worker.gpu_limit import memory_fraction
 from rbee_serve.worker.spec import Device
 
 _NAMES = {"cuda": "cuda", "cpu": "cpu", "metal": "mps"}
 
 
 def torch_device(device: Device) -> str:
-    """`cuda`, `cpu` or `mps`. Limits torch's GPU memory to the replica's fraction from now on: Ray assigns fractions
-    but does not enforce them."""
+    """`cuda`, `cpu` or `mps`. Limits torch's GPU memory to the worker's budget (`rbee_serve.gpu_budget`) from now on:
+    Ray assigns shares but does not enforce them."""
     if device.accelerator == "cuda":
         import torch
 
-        torch.cuda.set_per_process_memory_fraction(device.fraction)
+        torch.cuda.set_per_process_memory_fraction(memory_fraction(device))
     return _NAMES[device.accelerator]

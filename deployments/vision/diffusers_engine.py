@@ -6,20 +6,18 @@ is that of one image, and each is the image that the bare pipeline makes of its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import psutil
-
-from deployments.torch_runtime.cuda_graphs import GraphedForward, cuda_recorder
+from deployments.torch_runtime.cuda_graphs import GraphedForward, Record, Replay, cuda_recorder
 from deployments.vision.diffusers_loader import DiffusersOptions
 from deployments.vision.generation_params import ImageGenerationParams, PipelineLimits, Task, parameters
+from deployments.vision.image_memory import ImageMemory
 from deployments.vision.latent_preview import LatentPreview, is_grid, palette
 from deployments.vision.prompt_reader import PromptReader
-from rbee_serve.errors import InsufficientResources, InsufficientVram
 from rbee_serve.worker.engine_thread import Sink
 from rbee_serve.worker.spec import Device
 
@@ -69,17 +67,26 @@ class DiffusersEngine:
         self._dtypes = [model.dtype for model in self._models]
         self._report_step: Callable[[], None] = lambda: None
         self._graphed_denoiser: GraphedForward | None = None
+        self._size = (0, 0)
+        """Width and height of the image that is being generated."""
         self._last_step: Any = None
         """The CUDA event at the end of the step that was launched last."""
         self.limits = PipelineLimits(self._pipelines, tuple(options.lora_modules), options.max_side)
         """What it can generate."""
         self.prompts = PromptReader(pipeline)
         """What it reads of a prompt."""
-        self._preview, self._bytes_per_pixel = self._probe()
+        side = min(self.limits.side, PROBE_UNITS * self.limits.multiple)
+        self._preview, bytes_per_pixel = self._probe(side)
         self.limits.previews = self._preview is not None
-        if device.accelerator == "cuda" and not options.enforce_eager:
+        graphs = device.accelerator == "cuda" and not options.enforce_eager
+        pool = torch.cuda.graph_pool_handle() if graphs else None
+        self.memory = ImageMemory(device, bytes_per_pixel, pool)
+        """What an image takes of memory, and what there is."""
+        self.limits.restrict(self.memory.max_pixels((side, side)))
+        if graphs:
             denoiser = _denoiser(pipeline)
-            denoiser.forward = self._graphed_denoiser = GraphedForward(denoiser.forward, cuda_recorder("cuda"))
+            record = partial(self._record, cuda_recorder("cuda", pool))
+            denoiser.forward = self._graphed_denoiser = GraphedForward(denoiser.forward, record)
         for model in self._models:
             large = LARGE_BLOCK if model is _denoiser(pipeline) else 0
             if not large or device.accelerator == "cpu":
@@ -89,6 +96,9 @@ class DiffusersEngine:
     def generate(self, params: ImageGenerationParams, sink: Sink[Item]) -> None:
         """Put each image into `sink`, with the steps and the previews before it."""
         self._report_step = sink.step
+        self._size = params.size
+        if self._graphed_denoiser is not None and not self.memory.fits_beside_graphs(params.size):
+            self._graphed_denoiser.clear()
         for index, seed in enumerate(params.seeds):
             made = self._run(params, seed, partial(self._on_step, params, sink, index))
             nsfw = bool((getattr(made, "nsfw_content_detected", None) or [False])[0])
@@ -112,6 +122,15 @@ class DiffusersEngine:
         if self._preview and params.preview_every and step % params.preview_every == 0 and step < total:
             sink.put(GeneratedImage(self._preview.image(tensors["latents"], params.width / params.height), step))
         return {}
+
+    def _record(self, record: Record, run: Callable[[Sequence[Any]], Any], tensors: Sequence[Any]) -> Replay:
+        """`record`, unless the graph would leave too little memory for the rest of the image, such as its decoder."""
+        replay = record(run, tensors)
+        if not self.memory.fits_beside_graphs(self._size) and self._graphed_denoiser is not None:
+            del replay
+            self._graphed_denoiser.clear()  # graphs share their memory, so it is free without all of them only
+            raise ValueError("the memory of the graph is needed to generate the image")
+        return replay
 
     def _limit_launches(self) -> None:
         """Keep the CPU at most one step ahead of the GPU, so that progress is accurate and a cancellation takes at most
@@ -153,10 +172,9 @@ class DiffusersEngine:
                     model.to(dtype)
             raise
 
-    def _probe(self) -> tuple[LatentPreview | None, float]:
-        """The map from latents to colours, and the bytes per pixel that generation takes. Measured with one image: that
-        of a palette where the model can start from an image, in a last step that hardly changes it."""
-        side = min(self.limits.side, PROBE_UNITS * self.limits.multiple)
+    def _probe(self, side: int) -> tuple[LatentPreview | None, float]:
+        """The map from latents to colours, and the bytes per pixel that generation takes. Measured with one image of
+        that side: a palette where the model can start from an image, in a last step that hardly changes it."""
         params = ImageGenerationParams(prompt="An image", width=side, height=side, steps=1, seeds=(0,))
         if self.limits.with_strength:
             colors = palette(side, self.limits.multiple)
@@ -173,26 +191,6 @@ class DiffusersEngine:
         can_fit = params.image is not None and is_grid(latents[0])
         preview = LatentPreview.fitted(latents[0], image) if can_fit else None
         return preview, ACTIVATION_FACTOR * max(sizes) / side**2
-
-    def require_memory(self, params: ImageGenerationParams) -> None:
-        """Raise `InsufficientVram` or `InsufficientResources` where an image of that size needs more memory than is
-        free."""
-        needed, free = params.width * params.height * self._bytes_per_pixel, self._free_bytes()
-        if needed > free:
-            kind = InsufficientVram if self._device.accelerator == "cuda" else InsufficientResources
-            raise kind(
-                f"an image of {params.width} x {params.height} pixels takes about {needed / 1e9:.1f} GB to generate,"
-                f" and {free / 1e9:.1f} GB are free; request a smaller one, or try again later"
-            )
-
-    def _free_bytes(self) -> int:
-        if self._device.accelerator != "cuda":
-            return int(psutil.virtual_memory().available)
-        import torch
-
-        free, total = torch.cuda.mem_get_info()
-        used = torch.cuda.memory_allocated()
-        return int(min(free + torch.cuda.memory_reserved() - used, self._device.fraction * total - used))
 
 
 def _denoiser(pipeline: Any) -> Any:

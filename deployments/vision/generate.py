@@ -158,7 +158,7 @@ class ImageBackend(InferenceBackend[ImageRequest, ImageOutput]):
         )
         if violations := list(limits.violations(params)):
             raise InvalidRequest.because(violations)
-        self._engine.require_memory(params)
+        self._engine.memory.require(params.size)
         texts = {"prompt": params.prompt, "negative_prompt": params.negative_prompt}
         cut = [sentence for field, text in texts.items() if (sentence := reader.truncation(field, text))]
         return params, cut + start.changes

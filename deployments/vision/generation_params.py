@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import lcm
+from math import isqrt, lcm
 from typing import Any, Literal
 
 from deployments.vision.masks import cells, padded
@@ -17,6 +17,9 @@ Task = Literal["text", "image", "mask"]
 
 MAX_SIDE_RATIO = 2
 """The longest side of an image, as a multiple of the side that the model was trained for. Beyond that motifs repeat."""
+
+SHRINK = 0.99
+"""The factor by which a start image is scaled down until it fits into memory."""
 
 INPAINTING_MULTIPLE = 8
 """Some inpainting pipelines, such as that of Stable Diffusion XL, take no other sides, whatever the model."""
@@ -105,15 +108,28 @@ class PipelineLimits:
             task for task, known in self._parameters.items() if task != "text" and "strength" in known
         ]
         """The tasks that change an image by a `strength`."""
+        self.max_pixels: int | None = None
+        """The most pixels of an image, width times height, if memory limits them."""
         self.previews = True
         """Whether previews are possible."""
+
+    def restrict(self, max_pixels: int | None) -> None:
+        """Limit images to so many pixels, the default size too."""
+        self.max_pixels = max_pixels
+        if max_pixels is not None:
+            self.side = min(self.side, self._round_down(isqrt(max_pixels)))
 
     def size_of(self, image: Any) -> tuple[int, int]:
         """The default width and height of what is generated from this image, or from none."""
         if image is None:
             return self.side, self.side
-        scale = min(1, self._round_down(self.max_side) / max(image.size))
-        return max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        scale = min(1.0, self._round_down(self.max_side) / max(image.size))
+        while True:
+            size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+            width, height = self.canvas_of(size, has_mask=True)  # which is at least as large as without a mask
+            if self.max_pixels is None or width * height <= self.max_pixels or max(size) <= self.multiple:
+                return size
+            scale *= SHRINK
 
     def canvas_of(self, size: tuple[int, int], *, has_mask: bool) -> tuple[int, int]:
         """The smallest canvas for an image of that width and height."""
@@ -131,6 +147,10 @@ class PipelineLimits:
                 near = f"such as {self._round_down(pixels)}"
                 multiple = f"a multiple of {self.multiple}"
                 yield _violation(field, multiple, f"must be {multiple} with this model, {near}", pixels)
+        if self.max_pixels is not None and params.width * params.height > self.max_pixels:
+            side = self._round_down(isqrt(self.max_pixels))
+            message = f"times height must be at most {self.max_pixels} to fit into memory, such as {side} x {side}"
+            yield _violation("width", f"width * height <= {self.max_pixels}", message, params.width)
         if params.lora is not None and params.lora not in self._loras:
             known = ", ".join(self._loras) or "none"
             yield _violation("lora", f"one of: {known}", f"no such adapter; configured are: {known}", params.lora)

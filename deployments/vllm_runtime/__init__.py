@@ -4,6 +4,7 @@ Which module runs in which process:
 
     replica (a Ray actor)      engine_options     options of `engine:`, checked
                                cpu_defaults       defaults on a CPU
+                               memory_needs       what a model needs before it can be loaded
                                vllm_engine        start and statistics of `AsyncLLM`
                                generation_engine  prompt tokens in, text of each token out
                                media_renderer     chat tokens and media in, engine input out; patches the processor

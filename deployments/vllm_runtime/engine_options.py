@@ -14,10 +14,11 @@ from deployments.vllm_runtime.option_schema import faults_of
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.worker.gpu_limit import memory_fraction
 from rbee_serve.worker.spec import LoadContext
 
-GPU_SHARE = 0.9
-"""The part of a whole GPU that vLLM takes by default (`gpu_memory_utilization`)."""
+MAX_SEQUENCES = {"cuda": 1024, "cpu": 128}
+"""vLLM's own default of `max_num_seqs` on its largest GPUs and on a CPU (`vllm/engine/arg_utils.py`)."""
 
 CPU_KV_CACHE_BYTES = 1024**3
 """The KV cache on a CPU unless `kv_cache_memory_bytes` is set. vLLM would take half of the machine's memory."""
@@ -62,7 +63,9 @@ class VllmOptions(BaseModel):
     kv_cache_memory_bytes: Annotated[int, Field(ge=1)] | None = None
     """Bytes of the KV cache; 1 GiB on a CPU by default."""
     max_num_seqs: Annotated[int, Field(ge=1)] | None = None
-    """Requests in a step of the engine; vLLM's default if left out."""
+    """Requests in a step of the engine; as many as the worker runs at once if left out."""
+    max_num_batched_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens in a step of the engine; vLLM's default if left out."""
     enable_chunked_prefill: bool | None = None
     """Whether a long prompt may be read in several steps; vLLM's default if left out."""
     model: Any = None
@@ -157,11 +160,33 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
         "distributed_executor_backend": "mp" if len(device.ids) > 1 else "uni",
     }
     if device.accelerator == "cuda":
-        # Ray assigns fractions of a GPU but does not enforce them.
-        options["gpu_memory_utilization"] = round(GPU_SHARE * device.fraction, 4)
+        # Ray assigns shares of a GPU but does not enforce them.
+        options["gpu_memory_utilization"] = round(memory_fraction(device), 4)
         options["tensor_parallel_size"] = len(device.ids)
     else:
         options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         options["enforce_eager"] = True
         options |= worker_options()
     return options | vllm_options(context.worker).for_vllm()
+
+
+def sequences_default(context: LoadContext, default_requests: int) -> dict[str, Any]:
+    """vLLM's `max_num_seqs` for a worker type that gives each request to the engine as one sequence: as many as run at
+    once, which are `default_requests` unless the configuration sets them. vLLM reserves buffers and captures CUDA
+    graphs for that number, and its own is 1,024 on a large GPU."""
+    requests = context.worker.max_ongoing_requests or default_requests
+    limits = [requests, MAX_SEQUENCES[context.device.accelerator]]
+    if tokens := vllm_options(context.worker).max_num_batched_tokens:
+        limits.append(tokens)  # vLLM refuses more sequences than tokens in a step
+    return {"max_num_seqs": min(limits)}
+
+
+def with_defaults(options: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The options, and those defaults that they leave out. A default that is a table, such as `limit_mm_per_prompt`,
+    adds the keys that the given table leaves out."""
+    tables = {
+        name: table | options[name]
+        for name, table in defaults.items()
+        if isinstance(table, dict) and isinstance(options.get(name), dict)
+    }
+    return defaults | options | tables

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from deployments.vllm_runtime.engine_options import check_names, engine_options, vllm_options
+from deployments.vllm_runtime.engine_options import check_names, engine_options, vllm_options, with_defaults
 from deployments.vllm_runtime.mapping import fold_seed, split_text
 from deployments.vllm_runtime.stop_hold_back import patch_stop_hold_back
 from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
@@ -137,10 +137,10 @@ def check_option_names(context: LoadContext) -> None:
 
 
 def load_engine(context: LoadContext, model: Path, **defaults: Any) -> GenerationEngine:
-    """Start the engine on a model's files. `defaults` are options of vLLM that the configuration may replace. Raises
-    what `start_engine` raises."""
+    """Start the engine on a model's files. `defaults` are options of vLLM that the configuration may replace
+    (`with_defaults`). Raises what `start_engine` raises."""
     adapters = vllm_options(context.worker).lora_modules
-    options = defaults | engine_options(context, model)
+    options = with_defaults(engine_options(context, model), defaults)
     if adapters:
         options.setdefault("enable_lora", True)
     statistics = EngineStatistics(context.watchdog)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from deployments.vllm_runtime.cpu_worker import use_all_cores, without_unfit_worker
-from deployments.vllm_runtime.engine_options import GPU_SHARE, check_names
+from deployments.vllm_runtime.engine_options import check_names
+from deployments.vllm_runtime.memory_needs import memory_needs
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT, load_format, progress_socket
 from deployments.vllm_runtime.socket_folder import make_socket_folder
 from rbee_serve.errors import ConfigurationError
-from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
+from rbee_serve.model_files.memory_check import require_memory
 from rbee_serve.state import LoadProgress
-from rbee_serve.worker.spec import Device, LoadContext
+from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 
 OWNER_PID = "RBEE_SERVE_ENGINE_OWNER"
@@ -53,7 +54,8 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     `InsufficientResources` on a model that does not fit.
     """
     worker_id = context.worker.id
-    _require_memory(context.device, options)
+    needs = memory_needs(Path(options["model"]), options)
+    require_memory(context.device, needs, options.get("gpu_memory_utilization"))
     context.report(LoadProgress(stage="starting_engine"))
     os.environ[OWNER_PID] = str(os.getpid())
     make_socket_folder()
@@ -82,10 +84,3 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
         return AsyncLLM.from_vllm_config(
             vllm_config, usage_context=usage, stat_loggers=[lambda config, index: statistics]
         )
-
-
-def _require_memory(device: Device, options: dict[str, Any]) -> None:
-    needs = {"weights": weights_memory_bytes(Path(options["model"]), options.get("dtype"))}
-    if cache := options.get("kv_cache_memory_bytes"):
-        needs["KV cache"] = int(cache)
-    require_memory(device, needs, options.get("gpu_memory_utilization", GPU_SHARE))

@@ -29,13 +29,16 @@ _LAYOUT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class CTranslate2Header:
-    """The header of a CTranslate2 model. `layout` is the kind of the model, such as `WhisperSpec`."""
+    """The header of a CTranslate2 model. `layout` is the kind of the model, such as `WhisperSpec`. `matrix_elements`
+    are the numbers in weights of two dimensions, which CTranslate2 can quantise, and `other_elements` all others."""
 
     version: int
     layout: str
     revision: int
     variables: int
     weights_bytes: int
+    matrix_elements: int
+    other_elements: int
 
 
 def read_ctranslate2_header(path: Path) -> CTranslate2Header:
@@ -56,17 +59,19 @@ class _Reader(BoundedReader):
                 "pickle, which can run code when it is read; it is never loaded"
             )
         revision = self.unsigned(4)
-        names = {self._variable() for _ in range(self._count())}
+        shapes = dict(self._variable() for _ in range(self._count()))
         weights_bytes = self.position
         for _ in range(self._count()):
             self._string()  # an alias of a variable
-            if (variable := self._string()) not in names:
+            if (variable := self._string()) not in shapes:
                 raise self.error(f"it has an alias of {variable!r}, which is missing")
         if (extra := self.size - self.position) > 0:
             raise self.error(f"{extra} bytes follow its end")
-        return CTranslate2Header(version, layout, revision, len(names), weights_bytes)
+        matrix_elements = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
+        other_elements = sum(math.prod(shape) for shape in shapes.values()) - matrix_elements
+        return CTranslate2Header(version, layout, revision, len(shapes), weights_bytes, matrix_elements, other_elements)
 
-    def _variable(self) -> str:
+    def _variable(self) -> tuple[str, tuple[int, ...]]:
         name = self._string()
         dimensions = self.unsigned(1)
         if dimensions > MAX_DIMENSIONS:
@@ -76,7 +81,7 @@ class _Reader(BoundedReader):
         if kind >= len(_ELEMENT_BYTES) or math.prod(shape) * _ELEMENT_BYTES[kind] != size:
             raise self.error(f"{name!r} has a size that does not fit its shape and type")
         self.skip(size)
-        return name
+        return name, shape
 
     def _count(self) -> int:
         count = self.unsigned(4)

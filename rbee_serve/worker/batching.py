@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
 
+from rbee_serve.worker.batch_limit import BatchLimit, is_out_of_memory
 from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.watchdog import Watchdog
 
@@ -58,7 +59,7 @@ class Batcher(Generic[ItemT, ResultT]):
     Waiting requests share the model equally, so a request of one item does not wait behind one of hundreds.
 
     Where `run` or `before_batch` raises, the batch is halved until the failing item is alone: only that
-    item's request fails.
+    item's request fails. After an out-of-memory batches are limited to what fitted (`BatchLimit`).
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class Batcher(Generic[ItemT, ResultT]):
     ) -> None:
         self._run = without_stop_iteration(run)
         self._size = size
-        self._max_batch_cost = max_batch_cost
+        self._limit = BatchLimit(max_batch_cost)
         self._batch_overhead = batch_overhead
         self._watchdog = watchdog
         self._concurrency = concurrency
@@ -150,9 +151,7 @@ class Batcher(Generic[ItemT, ResultT]):
             alone = self._busy == 1 and not self._queue
             try:
                 with self._watchdog.working():
-                    outcomes = await loop.run_in_executor(
-                        self._threads, self._outcomes, [entry.item for entry in batch], alone
-                    )
+                    outcomes = await loop.run_in_executor(self._threads, self._outcomes, batch, alone)
             finally:
                 self._busy -= 1
                 self._running_cost -= cost
@@ -181,7 +180,7 @@ class Batcher(Generic[ItemT, ResultT]):
         """Remove the next batch from the queue: the first item, and those of similar size among the next ones."""
         candidates: list[_Entry[ItemT, ResultT]] = []
         share = sum(entry.size for entry in self._queue) // (self._concurrency - self._busy)
-        remaining_cost = min(self._max_batch_cost, max(share, self._batch_overhead))
+        remaining_cost = min(self._limit.cost, max(share, self._batch_overhead))
         for entry in self._queue:
             remaining_cost -= entry.size
             if candidates and remaining_cost < 0:
@@ -198,10 +197,10 @@ class Batcher(Generic[ItemT, ResultT]):
     def _grouped(self, entries: list[_Entry[ItemT, ResultT]]) -> Iterator[list[_Entry[ItemT, ResultT]]]:
         """`entries` in batches of similar sizes, the smallest first."""
         batch: list[_Entry[ItemT, ResultT]] = []
-        padding = 0
+        padding, limit = 0, self._limit.cost
         for entry in sorted(entries, key=lambda entry: entry.size):
             more = len(batch) * (entry.size - batch[-1].size) if batch else 0
-            if padding + more > self._batch_overhead or (len(batch) + 1) * entry.size > self._max_batch_cost:
+            if padding + more > self._batch_overhead or (len(batch) + 1) * entry.size > limit:
                 if batch:
                     yield batch
                 batch, padding, more = [], 0, 0
@@ -209,16 +208,27 @@ class Batcher(Generic[ItemT, ResultT]):
             padding += more
         yield batch
 
-    def _outcomes(self, items: list[ItemT], alone: bool) -> list[ResultT | Exception]:
+    def _outcomes(self, batch: list[_Entry[ItemT, ResultT]], alone: bool) -> list[ResultT | Exception]:
         """Runs in a thread of the model."""
-        try:
-            self._before_batch(alone)
-            return [result for _, result in zip(items, self._run(items), strict=True)]
-        except Exception as exc:
-            if len(items) == 1:
-                return [exc]
-        finally:
-            self._watchdog.step()
+        out_of_memory = False
+        if len(batch) == 1 or self._cost(batch) <= self._limit.cost:
+            items = [entry.item for entry in batch]
+            try:
+                self._before_batch(alone)
+                return [result for _, result in zip(items, self._run(items), strict=True)]
+            except Exception as exc:
+                if len(batch) == 1:
+                    return [exc]
+                out_of_memory = is_out_of_memory(exc)
+            finally:
+                self._watchdog.step()
         # Outside of `except`: until that block is left, the exception keeps the memory alive that ran out.
-        half = len(items) // 2
-        return self._outcomes(items[:half], alone) + self._outcomes(items[half:], alone)
+        halves = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+        if out_of_memory:
+            self._limit.lower(self._cost(batch), max(map(self._cost, halves)))
+        return self._outcomes(halves[0], alone) + self._outcomes(halves[1], alone)
+
+    def _cost(self, batch: Sequence[_Entry[ItemT, ResultT]]) -> int:
+        """What a batch costs, padding included."""
+        sizes = [entry.size for entry in batch]
+        return len(sizes) * max(sizes) if self._padded else sum(sizes)

@@ -21,5 +21,5 @@ from rbee_serve.worker.spec import Device
 def test_a_gguf_is_dequantised_to_the_type_that_vllm_computes_in(
     accelerator: str, dtype: str | None, expected: str
 ) -> None:
-    device = Device("cuda", (0,)) if accelerator == "cuda" else Device("cpu")
+    device = Device("cuda", ("0",)) if accelerator == "cuda" else Device("cpu")
     assert _gguf_dtype(device, dtype) == expected

@@ -32,7 +32,7 @@ def refusal(folder: Path, data: bytes) -> str:
 
 def test_a_valid_file_has_its_layout(tmp_path: Path) -> None:
     header = read_ctranslate2_header(written(tmp_path, GOOD))
-    assert header == CTranslate2Header(6, "TinySpec", 3, 1, header.weights_bytes)
+    assert header == CTranslate2Header(6, "TinySpec", 3, 1, header.weights_bytes, 6, 0)
     assert 12 < header.weights_bytes < len(GOOD)
 
 

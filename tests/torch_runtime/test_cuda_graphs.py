@@ -86,6 +86,20 @@ def test_a_failed_capture_runs_the_model_and_is_not_repeated(recorder: Recorder)
     assert (recorder.recorded, recorder.replayed) == (1, 0)
 
 
+def test_cleared_captures_are_recorded_anew_but_not_those_that_failed(recorder: Recorder) -> None:
+    forward = GraphedForward(scaled, recorder)
+    for _ in range(2):
+        forward(ones(2), 1)
+    recorder.fails = True
+    for _ in range(2):
+        forward(ones(3), 1)
+    recorder.fails = False
+    forward.clear()
+    for side in (2, 3):
+        assert forward(ones(side), 1)[0].shape == (side, side)
+    assert (recorder.recorded, recorder.replayed) == (3, 2)
+
+
 def test_unhashable_arguments_run_the_model(recorder: Recorder) -> None:
     forward = GraphedForward(lambda sample, names: sample * len(names), recorder)
     assert [float(forward(ones(1), {"a", "b"})) for _ in range(3)] == [2.0] * 3

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deployments.torch_runtime.cuda_graphs import GraphedForward
 from deployments.vision import generate
 from deployments.vision.diffusers_engine import _blocks
 from deployments.vision.generate import SPEC, ImageBackend, ImageRequest
@@ -22,6 +24,7 @@ from rbee_serve.replica.event_stream import ordered
 from rbee_serve.result import collect
 from rbee_serve.validation.parse import parse_object
 from tests import devices
+from tests.torch_runtime.graph_recorder import Recorder
 from tests.vision.generation import (
     FILE,
     MASK,
@@ -208,13 +211,52 @@ async def test_running_out_of_memory_fails_only_its_own_request(backend: ImageBa
 async def test_an_image_that_needs_more_memory_than_is_free_is_refused_before_any_work(
     backend: ImageBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 100 < backend._engine._bytes_per_pixel < 1000
-    monkeypatch.setattr(backend._engine, "_bytes_per_pixel", 1e12)
+    assert 100 < backend._engine.memory._bytes_per_pixel < 1000
+    monkeypatch.setattr(backend._engine.memory, "_bytes_per_pixel", 1e12)
     with pytest.raises(
         (InsufficientResources, InsufficientVram),
         match=r"32 x 32 pixels takes about 1024000.0 GB to generate, and .* are free",
     ):
         await events_of(backend)
+
+
+async def test_an_image_beyond_what_memory_can_hold_is_a_violation_and_defaults_stay_within_it(
+    backend: ImageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = backend._engine.limits
+    monkeypatch.setattr(limits, "side", limits.side)
+    monkeypatch.setattr(limits, "max_pixels", None)
+    limits.restrict(600)
+    with pytest.raises(InvalidRequest) as caught:
+        await events_of(backend, width=32, height=32)
+    assert not caught.value.retriable
+    assert "width: times height must be at most 600 to fit into memory, such as 24 x 24" in str(caught.value)
+    [made] = images_of(await events_of(backend))
+    assert made.shape == (24, 24, 3)
+    for size in [(640, 320), (31, 25), (127, 3)]:
+        [made] = images_of(await events_of(backend, image=encoded(sample_image(*size), "PNG")))
+        assert made.shape[0] * made.shape[1] <= 600
+        assert made.shape[1] / made.shape[0] == pytest.approx(size[0] / size[1], rel=0.3)
+    assert images_of(await events_of(backend, image=FILE, mask=MASK))
+
+
+async def test_graphs_are_dropped_for_an_image_that_does_not_fit_beside_them(
+    backend: ImageBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    engine = backend._engine
+    denoiser = engine._pipeline.unet
+    graphed = GraphedForward(denoiser.forward, partial(engine._record, recorder))
+    monkeypatch.setattr(denoiser, "forward", graphed)
+    monkeypatch.setattr(engine, "_graphed_denoiser", graphed)
+    monkeypatch.setattr(engine.memory, "fits_beside_graphs", lambda size: size != (48, 24))
+    plain = images_of(await events_of(backend))
+    assert recorder.replayed > 0
+    assert any(graphed._replays.values())
+    await events_of(backend, width=48, height=24)
+    assert list(graphed._replays.values()) == [None]
+    assert same(images_of(await events_of(backend)), plain)
+    assert any(graphed._replays.values())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deployments.llm.llm_worker import defaults as llm_defaults
+from deployments.multimodal.multimodal_worker import defaults as multimodal_defaults
 from deployments.vllm_runtime.cpu_defaults import dtype_default, step_size_default
 from deployments.vllm_runtime.engine_options import (
     LOAD_FORMATS,
     check_engine,
     check_names,
     engine_options,
+    sequences_default,
     vllm_options,
+    with_defaults,
 )
 from deployments.vllm_runtime.mapping import fold_seed, split_text
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.worker.spec import Device, LoadContext
+from tests.gpus.fake_nvml import GIB, FakeGpu, FakeNvml
 
 
 def context(device: Device, **settings: Any) -> LoadContext:
@@ -45,9 +51,45 @@ def test_text_that_is_split_into_tokens_joins_to_itself(text: str, lengths: list
     assert "".join(pieces) == text
 
 
-def test_a_gpu_worker_gets_its_share_of_the_memory() -> None:
-    found = options(Device("cuda", ("3",), 0.5), gpus=0.5)
-    assert (found["gpu_memory_utilization"], found["tensor_parallel_size"]) == (0.45, 1)
+def test_a_gpu_worker_gets_its_share_of_the_memory_without_the_cuda_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(FakeGpu(total=20 * GIB)))
+    found = options(Device("cuda", ("0",), 0.5), gpus=0.5)
+    assert (found["gpu_memory_utilization"], found["tensor_parallel_size"]) == (0.475, 1)
+    assert options(Device("cuda", ("0",)), engine={"gpu_memory_utilization": 0.8})["gpu_memory_utilization"] == 0.8
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "settings", "expected"),
+    [
+        ("cuda", {}, 64),
+        ("cuda", {"max_ongoing_requests": 7}, 7),
+        ("cuda", {"max_ongoing_requests": 5000}, 1024),
+        ("cpu", {"max_ongoing_requests": 5000}, 128),
+        ("cuda", {"max_ongoing_requests": 300, "engine": {"max-num-batched-tokens": 200}}, 200),
+    ],
+)
+def test_vllm_reserves_for_the_requests_that_the_worker_runs_at_once(
+    accelerator: str, settings: dict[str, Any], expected: int
+) -> None:
+    given = context(Device(accelerator, ("0",)), **settings)
+    assert sequences_default(given, 64) == {"max_num_seqs": expected}
+
+
+def test_a_default_yields_to_what_is_given_and_a_table_is_completed() -> None:
+    defaults = {"max_num_seqs": 64, "mm_processor_cache_gb": 0, "limit_mm_per_prompt": {"video": 0}}
+    assert with_defaults({"max_num_seqs": 8}, defaults) == {**defaults, "max_num_seqs": 8}
+    images = with_defaults({"limit_mm_per_prompt": {"image": 4}}, defaults)["limit_mm_per_prompt"]
+    assert images == {"video": 0, "image": 4}
+    assert with_defaults({"limit_mm_per_prompt": {"video": 1}}, defaults)["limit_mm_per_prompt"] == {"video": 1}
+
+
+def test_a_multimodal_worker_reserves_nothing_for_videos_which_no_request_has() -> None:
+    found = multimodal_defaults(context(Device("cuda", ("0",)), max_ongoing_requests=16))
+    assert (found["limit_mm_per_prompt"], found["max_num_seqs"]) == ({"video": 0}, 16)
+
+
+def test_an_llm_worker_reserves_nothing_for_media_which_no_request_has() -> None:
+    assert llm_defaults(context(Device("cuda", ("0",))))["language_model_only"] is True
 
 
 def test_several_gpus_make_a_tensor_parallel_engine_with_its_own_processes() -> None:

@@ -221,6 +221,52 @@ async def test_each_batch_is_a_step_and_steps_are_expected_only_while_a_batch_is
     assert watchdog.last_progress_age_s is None
 
 
+class SmallModel(Model):
+    """Runs out of memory on a batch that costs more than `fits`, and records what each batch costs."""
+
+    def __init__(self, fits: int, padded: bool = True) -> None:
+        super().__init__(budget=64, overhead=1000, padded=padded)
+        self.fits = fits
+        self.costs: list[int] = []
+
+    def run(self, texts: list[str]) -> Iterable[str]:
+        lengths = [len(text) for text in texts]
+        self.costs.append(len(texts) * max(lengths) if self.batcher._padded else sum(lengths))
+        if self.costs[-1] > self.fits:
+            raise OutOfMemoryError
+        return super().run(texts)
+
+
+class OutOfMemoryError(RuntimeError):
+    """By torch's name."""
+
+
+@pytest.mark.parametrize("padded", [True, False])
+async def test_after_an_out_of_memory_no_batch_exceeds_what_fitted(padded: bool) -> None:
+    model = SmallModel(fits=20, padded=padded)
+    assert await model.infer(*["aaaa"] * 16) == ["AAAA"] * 16
+    assert model.costs == [64, 32, 16, 16, 16, 16]
+    model.costs.clear()
+    await asyncio.gather(model.infer(*["bbbb"] * 16), model.infer(*["cc"] * 30), model.infer("d" * 15))
+    assert max(model.costs) <= 20
+
+
+async def test_an_item_that_is_larger_than_what_fitted_is_still_tried_alone() -> None:
+    model = SmallModel(fits=20)
+    await model.infer(*["aaaa"] * 16)
+    with pytest.raises(OutOfMemoryError):
+        await model.infer("a" * 30)
+    assert await model.infer("a" * 18) == ["A" * 18]
+
+
+async def test_another_failure_of_a_batch_does_not_lower_the_limit() -> None:
+    model = Model(budget=64, overhead=1000)
+    with pytest.raises(ValueError, match="bad text"):
+        await model.infer("bad 1", *["aaaa"] * 11)
+    await model.infer(*["bbbb"] * 16)
+    assert len(model.batches[-1]) == 16
+
+
 async def test_too_few_results_are_an_error_and_not_an_endless_wait() -> None:
     batcher: Batcher[str, str] = Batcher(lambda texts: [], len, max_batch_cost=10, watchdog=Watchdog(math.inf))
     with pytest.raises(ValueError, match="argument 2 is shorter"):

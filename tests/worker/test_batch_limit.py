@@ -1,0 +1,45 @@
+"""The limit on a batch after an out-of-memory, and how one is recognised."""
+
+from __future__ import annotations
+
+import pytest
+
+from rbee_serve.worker.batch_limit import LOWERED_S, BatchLimit, is_out_of_memory
+
+
+class OutOfMemoryError(RuntimeError):
+    """By torch's name."""
+
+
+def test_a_limit_is_lowered_for_a_while_and_never_raised() -> None:
+    now = [100.0]
+    limit = BatchLimit(64, lambda: now[0])
+    assert limit.cost == 64
+    limit.lower(64, 32)
+    limit.lower(32, 16)
+    limit.lower(60, 30)
+    assert limit.cost == 16
+    now[0] += LOWERED_S - 1
+    assert limit.cost == 16
+    now[0] += 1
+    assert limit.cost == 64
+
+
+def test_a_limit_is_at_least_one() -> None:
+    limit = BatchLimit(2)
+    limit.lower(2, 0)
+    assert limit.cost == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OutOfMemoryError("CUDA out of memory."), True),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("no such size"), False),
+    ],
+)
+def test_an_out_of_memory_is_recognised_by_name_or_status(error: Exception, expected: bool) -> None:
+    assert is_out_of_memory(error) is expected
