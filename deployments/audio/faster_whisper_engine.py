@@ -85,6 +85,7 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Fa
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS)
     if not (folder / "tokenizer.json").is_file():  # faster-whisper would download the tokenizer of another model
         raise ConfigurationError(f"{folder} lacks tokenizer.json; convert the model with its tokenizer")
+    context.wait_for_gpu()
     require_memory(context.device, {"weights": (folder / "model.bin").stat().st_size}, context.device.fraction)
     on_gpu = context.device.accelerator == "cuda"
 

@@ -66,9 +66,10 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Tr
     if dtype == "auto":
         dtype = "float16" if context.device.accelerator == "cuda" else "float32"
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS)
-    require_memory(context.device, {"weights": weights_memory_bytes(folder, dtype)}, context.device.fraction)
     if (kind := transformers.PretrainedConfig.get_config_dict(folder)[0].get("model_type")) != "whisper":
         raise ConfigurationError(f"worker {context.worker.id}: {folder} is a model of the type {kind}, not whisper")
+    context.wait_for_gpu()
+    require_memory(context.device, {"weights": weights_memory_bytes(folder, dtype)}, context.device.fraction)
     model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)

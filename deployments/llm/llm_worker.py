@@ -101,5 +101,6 @@ SPEC = WorkerSpec(
     default_max_ongoing_requests=256,
     modules=("vllm",),
     extra="cpu",
+    waits_for_gpu=True,
     check=check,
 )

@@ -57,6 +57,7 @@ def load_pipeline(context: LoadContext, options: DiffusersOptions) -> Any:
     parts = pipeline_parts(folder, diffusers)
     weights = [file for part in parts for file in _weights(folder / part)]
     needed = sum(weights_memory_bytes(file, options.dtype) for file in weights)
+    context.wait_for_gpu()
     require_memory(device, {"weights": needed}, device.fraction)
     context.report(LoadProgress(stage="loading_to_vram"))
     no_checker = {"safety_checker": None, "requires_safety_checker": False}

@@ -53,6 +53,7 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     `InsufficientResources` on a model that does not fit.
     """
     worker_id = context.worker.id
+    context.wait_for_gpu()  # vLLM is imported and the files are here
     _require_memory(context.device, options)
     context.report(LoadProgress(stage="starting_engine"))
     os.environ[OWNER_PID] = str(os.getpid())

@@ -49,6 +49,7 @@ class BackendServer:
         self._watchdog = watchdog
         self._backend: InferenceBackend[Any, Any] | None = None
         self._loading: asyncio.Task[None]
+        self._gpu_held = threading.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._credits: dict[int, asyncio.Semaphore] = {}
         self._connection: FramedConnection[ToBackend] = FramedConnection(ToBackend, self._on_message, self._on_close)
@@ -65,6 +66,8 @@ class BackendServer:
         match message:
             case messages.Load(context):
                 self._loading = asyncio.create_task(self._load(context))
+            case messages.GpuHeld():
+                self._gpu_held.set()
             case messages.Execute(stream_id, request, correlation_id):
                 self._credits[stream_id] = asyncio.Semaphore(messages.WINDOW)
                 task = asyncio.create_task(self._execute(stream_id, messages.decode(request), correlation_id))
@@ -90,9 +93,14 @@ class BackendServer:
         def report(progress: LoadProgress) -> None:
             loop.call_soon_threadsafe(self._send, messages.Loading(messages.encode_progress(progress)))
 
+        def wait_for_gpu() -> None:
+            loop.call_soon_threadsafe(self._send, messages.WaitForGpu())
+            self._gpu_held.wait()
+
         try:
             load = without_stop_iteration(load_spec(self._spec_path).load)
-            backend = await asyncio.to_thread(load, LoadContext(worker, device, report, self._watchdog))
+            context = LoadContext(worker, device, report, self._watchdog, wait_for_gpu=wait_for_gpu)
+            backend = await asyncio.to_thread(load, context)
             set_threads(worker)
         except Exception as exc:
             if not isinstance(exc, ConfigurationError | WorkerError):
