@@ -136,5 +136,6 @@ SPEC = WorkerSpec(
     default_max_ongoing_requests=256,
     modules=("sentence_transformers",),
     extra="embedding",
+    waits_for_gpu=True,
     check=check,
 )

@@ -32,9 +32,9 @@ has died is noticed at once by its closed connection."""
 class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Progress of a load. Unknown values are left out; bytes and layers are never estimated.
 
-    `stage` is `downloading`, `converting`, `starting_engine` (imports and processes), `loading_to_vram`,
-    `preparing_engine` (caches, compilation), `warming_up` or `ready`. `vram_mb` counts 10^6 bytes on the device, or in
-    RAM on a CPU.
+    `stage` is `downloading`, `converting`, `waiting_for_gpu`, `starting_engine` (imports and processes),
+    `loading_to_vram`, `preparing_engine` (caches, compilation), `warming_up` or `ready`. `vram_mb` counts 10^6 bytes on
+    the device, or in RAM on a CPU. `held_by` is the id of the worker that loads onto the GPU meanwhile.
     """
 
     stage: str
@@ -43,6 +43,7 @@ class LoadProgress(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     layers_loaded: int | None = None
     layers_total: int | None = None
     vram_mb: int | None = None
+    held_by: str | None = None
 
 
 class ReplicaState(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,7 +24,6 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.memory_check import ctranslate2_memory_bytes, require_memory
 from rbee_serve.model_files.resolve import Format, check_local, prepare
 from rbee_serve.worker.device import usable_cores
-from rbee_serve.worker.gpu_limit import gpu_ids
 from rbee_serve.worker.spec import Device, LoadContext
 
 if TYPE_CHECKING:
@@ -89,6 +88,7 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Fa
         raise ConfigurationError(f"{folder} lacks tokenizer.json; convert the model with its tokenizer")
     on_gpu = context.device.accelerator == "cuda"
     compute_type = options.compute_type or ("float16" if on_gpu else "int8")
+    context.wait_for_gpu()
     require_memory(context.device, {"weights": weights_bytes(folder / "model.bin", compute_type, context.device)})
 
     class WatchedModel(WhisperModel):  # type: ignore[misc]
@@ -118,7 +118,7 @@ def weights_bytes(file: Path, compute_type: str, device: Device) -> int:
     they are converted. CTranslate2 has no limit on GPU memory, so this is all that keeps a model within its share."""
     if device.accelerator != "cuda":
         return file.stat().st_size
-    return len(gpu_ids(device)) * ctranslate2_memory_bytes(file, compute_type)
+    return len(device.ids) * ctranslate2_memory_bytes(file, compute_type)
 
 
 class FasterWhisperEngine:

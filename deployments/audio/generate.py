@@ -243,6 +243,7 @@ SPEC = WorkerSpec(
     needs_model=False,
     modules=("numpy", "soundfile", "soxr"),
     extra="audio",
+    waits_for_gpu=True,
     check=check,
     encode_result=encode_result,
 )

@@ -230,5 +230,6 @@ SPEC = WorkerSpec(
     default_max_ongoing_requests=2,
     modules=("faster_whisper", "av"),
     extra="audio",
+    waits_for_gpu=True,
     check=check,
 )

@@ -74,19 +74,21 @@ def load(context: LoadContext, options: Options) -> TransformersSpeechEngine:
 
     assert worker.model_ref is not None
     folder = prepare(worker.model_ref, context.report, variant_for=options.dtype)
-    require_memory(context.device, {"weights": weights_memory_bytes(folder, options.dtype)})
-    context.report(LoadProgress(stage="loading_to_vram"))
     kind = transformers.AutoConfig.from_pretrained(folder).model_type
-    device = torch_device(context.device)
-    extras = {}
+    vocoder_folder = None
     if kind in SPECTROGRAM:
         if options.vocoder is None:
             raise ConfigurationError(f"engine.vocoder: {kind} needs one, such as hf:microsoft/speecht5_hifigan")
         if kind == "speecht5" and not options.voices:
             raise ConfigurationError('engine.voices: speecht5 needs {NAME: {speaker_embeddings: "file:NAME.npy"}}')
-        vocoder = transformers.SpeechT5HifiGan.from_pretrained(
-            prepare(options.vocoder, context.report), use_safetensors=True
-        )
+        vocoder_folder = prepare(options.vocoder, context.report)
+    context.wait_for_gpu()
+    require_memory(context.device, {"weights": weights_memory_bytes(folder, options.dtype)})
+    context.report(LoadProgress(stage="loading_to_vram"))
+    device = torch_device(context.device)
+    extras = {}
+    if vocoder_folder is not None:
+        vocoder = transformers.SpeechT5HifiGan.from_pretrained(vocoder_folder, use_safetensors=True)
         extras["vocoder"] = vocoder.to(device)
     model_options: dict[str, Any] = {"use_safetensors": True}
     if variant := weights_in(folder, options.dtype).variant:

@@ -67,9 +67,10 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Tr
     if dtype == "auto":
         dtype = "float16" if context.device.accelerator == "cuda" else "float32"
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS, variant_for=dtype)
-    require_memory(context.device, {"weights": weights_memory_bytes(folder, dtype)})
     if (kind := transformers.PretrainedConfig.get_config_dict(folder)[0].get("model_type")) != "whisper":
         raise ConfigurationError(f"worker {context.worker.id}: {folder} is a model of the type {kind}, not whisper")
+    context.wait_for_gpu()
+    require_memory(context.device, {"weights": weights_memory_bytes(folder, dtype)})
     model = transformers.WhisperForConditionalGeneration.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, variant=weights_in(folder, dtype).variant
     )

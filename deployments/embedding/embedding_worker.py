@@ -198,5 +198,6 @@ SPEC = WorkerSpec(
     warm_up=lambda: EmbeddingRequest(input=["Hello", "A second text, to have a batch of two"]),
     long_request=lambda: EmbeddingRequest(input=["one two three four five " * 100] * 256, truncate=True),
     default_max_ongoing_requests=256,
+    waits_for_gpu=True,
     check=check,
 )

@@ -113,5 +113,6 @@ SPEC = WorkerSpec(
     default_max_ongoing_requests=256,
     modules=("vllm",),
     extra="cpu",
+    waits_for_gpu=True,
     check=check,
 )

@@ -181,5 +181,6 @@ SPEC = WorkerSpec(
     modules=("vllm", "PIL"),
     extra="cpu,vision,audio",
     roles={"audio": "audio/generate", "image": "vision/generate"},
+    waits_for_gpu=True,
     check=check,
 )

@@ -61,9 +61,10 @@ def load_model(kind: str, context: LoadContext, options: ModelOptions) -> tuple[
     assert worker.model_ref is not None
     folder = prepare(worker.model_ref, context.report, variant_for=options.dtype)
     _refuse_pickles(folder)
-    require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)})
     context.report(LoadProgress(stage="starting_engine"))
     sentence_transformers = import_engine("sentence_transformers", "embedding")
+    context.wait_for_gpu()
+    require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)})
     context.report(LoadProgress(stage="loading_to_vram"))
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # otherwise it shows progress bars
     model_options = {

@@ -117,5 +117,6 @@ SPEC = WorkerSpec(
     long_request=lambda: ClassifyRequest(image=grey_png(8000, 6000)),  # just below `max_pixels`
     modules=("transformers", "PIL"),
     extra="vision",
+    waits_for_gpu=True,
     check=check,
 )

@@ -60,6 +60,7 @@ def load_pipeline(context: LoadContext, options: DiffusersOptions) -> Any:
     found = weights_in(folder, options.dtype)
     weights = [folder / name for name in found.names]
     needed = sum(weights_memory_bytes(file, options.dtype) for file in weights)
+    context.wait_for_gpu()
     require_memory(device, {"weights": needed})
     context.report(LoadProgress(stage="loading_to_vram"))
     no_checker = {"safety_checker": None, "requires_safety_checker": False}

@@ -78,5 +78,6 @@ SPEC = WorkerSpec(
     long_request=lambda: EmbedRequest(image=grey_png(8000, 6000)),  # just below `max_pixels`
     modules=("transformers", "PIL"),
     extra="vision",
+    waits_for_gpu=True,
     check=check,
 )

@@ -222,6 +222,7 @@ SPEC = WorkerSpec(
     modules=("diffusers", "PIL"),
     extra="vision",
     own_process=True,
+    waits_for_gpu=True,
     check=check,
     encode_result=encode_result,
 )

@@ -150,7 +150,6 @@ def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[st
     worker, device = context.worker, context.device
     assert worker.model_ref is not None
     folder = prepare(worker.model_ref, context.report, formats=FORMATS, variant_for=options.dtype)
-    require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)})
     context.report(LoadProgress(stage="starting_engine"))
     transformers = import_engine("transformers", "vision")
     local = {"local_files_only": True, "trust_remote_code": False}
@@ -161,6 +160,8 @@ def open_model(context: LoadContext, options: VisionOptions, labels: Sequence[st
             f"worker {worker.id}: {folder} is a model of the type {config.model_type}, and neither an image classifier"
             " nor CLIP or SigLIP"
         )
+    context.wait_for_gpu()
+    require_memory(device, {"weights": weights_memory_bytes(folder, options.dtype)})
     context.report(LoadProgress(stage="loading_to_vram"))
     auto_class = (
         transformers.AutoModelForImageClassification

@@ -54,6 +54,7 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     `InsufficientResources` on a model that does not fit.
     """
     worker_id = context.worker.id
+    context.wait_for_gpu()  # vLLM is imported and the files are here
     needs = memory_needs(Path(options["model"]), options)
     require_memory(context.device, needs, options.get("gpu_memory_utilization"))
     context.report(LoadProgress(stage="starting_engine"))

@@ -33,7 +33,8 @@ class Endpoints:
 
     async def all_ready(self, request: Request) -> Response:
         """`GET /v1/ready`: whether all workers are ready, and the reason for each that is not."""
-        workers = [self._readiness(worker) for worker in visible(request.scope, self._services).workers.values()]
+        services = visible(request.scope, self._services)
+        workers = [_readiness(worker, services) for worker in services.workers.values()]
         ready = all(worker["ready"] for worker in workers)
         body = {"ready": ready, "workers": workers}
         if ready:
@@ -74,15 +75,16 @@ class Endpoints:
 
     async def loading_progress(self, request: Request) -> Response | EventResponse:
         """`GET {base}/v1/loading/progress`: SSE while a replica loads or is going to, else 503."""
-        worker = self._named(request)
-        state = self._services.state(worker)
+        services = visible(request.scope, self._services)
+        worker = services.worker(request.path_params["worker_id"])
+        state = services.state(worker)
         if state.serving:
             raise WorkerUnhealthy(
                 f"worker {worker.config.id} has loaded, so there is no progress to follow; send it requests"
             )
         if state.availability == "error":
-            raise why_not_ready(state, self._services.progress_url(worker))
-        return EventResponse(self._loading(worker))
+            raise why_not_ready(state, services.progress_url(worker))
+        return EventResponse(_loading(worker, services))
 
     def _named(self, request: Request) -> Worker:
         return visible(request.scope, self._services).worker(request.path_params["worker_id"])
@@ -103,29 +105,32 @@ class Endpoints:
             "limits": {name: limits for name, field in schema["properties"].items() if (limits := _limits(field))},
         }
 
-    def _readiness(self, worker: Worker) -> dict[str, Any]:
-        state = self._services.state(worker)
-        readiness: dict[str, Any] = {"id": worker.config.id, "ready": state.ready, "state": state.availability}
-        if not state.ready or (state.degraded and state.lost is not None):
-            readiness["reason"] = state.reason
-        if not state.ready and state.error_code is not None:
-            readiness["code"] = state.error_code
-        if state.load is not None:
-            readiness["progress"] = msgspec.to_builtins(state.load)
-        return readiness
 
-    async def _loading(self, worker: Worker) -> AsyncGenerator[bytes, None]:
-        """One frame for each change of the load, until `{"stage":"ready"}` or `{"stage":"error"}` and the marker. A
-        failed attempt does not end it while another one follows."""
-        sent: bytes | None = None
-        async for state in self._services.states.changes(worker.config.id, max_wait_s=10.0):
-            if state.availability != "loading":
-                last = {"stage": "ready"} if state.serving else {"stage": "error", "message": state.reason}
-                yield frame(msgspec.json.encode(last)) + DONE
-                return
-            progress = msgspec.json.encode(state.load) if state.load else sent
-            yield frame(progress) if progress and progress != sent else KEEP_ALIVE
-            sent = progress
+def _readiness(worker: Worker, services: IngressServices) -> dict[str, Any]:
+    state = services.state(worker)
+    readiness: dict[str, Any] = {"id": worker.config.id, "ready": state.ready, "state": state.availability}
+    if not state.ready or (state.degraded and state.lost is not None):
+        readiness["reason"] = state.reason
+    if not state.ready and state.error_code is not None:
+        readiness["code"] = state.error_code
+    if (load := services.load_progress(state)) is not None:
+        readiness["progress"] = msgspec.to_builtins(load)
+    return readiness
+
+
+async def _loading(worker: Worker, services: IngressServices) -> AsyncGenerator[bytes, None]:
+    """One frame for each change of the load, until `{"stage":"ready"}` or `{"stage":"error"}` and the marker. A failed
+    attempt does not end it while another one follows."""
+    sent: bytes | None = None
+    async for state in services.states.changes(worker.config.id, max_wait_s=10.0):
+        if state.availability != "loading":
+            last = {"stage": "ready"} if state.serving else {"stage": "error", "message": state.reason}
+            yield frame(msgspec.json.encode(last)) + DONE
+            return
+        load = services.load_progress(state)
+        progress = msgspec.json.encode(load) if load else sent
+        yield frame(progress) if progress and progress != sent else KEEP_ALIVE
+        sent = progress
 
 
 def _replica(replica: ReplicaState) -> dict[str, Any]:

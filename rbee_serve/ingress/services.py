@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
+
 from rbee_serve.config import LimitsConfig, WorkerConfig
 from rbee_serve.errors import WorkerNotFound
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.worker_state_cache import WorkerStateCache
 from rbee_serve.request import InferenceRequest
-from rbee_serve.state import WorkerState
+from rbee_serve.state import LoadProgress, WorkerState
 from rbee_serve.worker.spec import WorkerSpec
 
 
@@ -74,6 +76,13 @@ class IngressServices:
     def state(self, worker: Worker) -> WorkerState:
         """The latest state of its replicas."""
         return self.states.worker(worker.config.id)
+
+    def load_progress(self, state: WorkerState) -> LoadProgress | None:
+        """The progress of its first loading replica, without the id of a worker that the client may not address."""
+        load = state.load
+        if load is not None and self.helpers and load.held_by not in self.workers:
+            return msgspec.structs.replace(load, held_by=None)
+        return load
 
     def progress_url(self, worker: Worker) -> str:
         """The URL of its load progress."""

@@ -83,5 +83,6 @@ def why_not_ready(state: WorkerState, progress_url: str) -> WorkerError:
     else:
         error = WorkerLoading(f"worker {state.worker_id}: {state.reason}; try again in some seconds, {shows}")
     error.progress_url = progress_url
-    error.progress = msgspec.to_builtins(state.load) if state.load else None
+    if state.load is not None:  # without the id of another worker, which the client may not be permitted to know
+        error.progress = msgspec.to_builtins(msgspec.structs.replace(state.load, held_by=None))
     return error

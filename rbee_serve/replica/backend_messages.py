@@ -52,6 +52,10 @@ class Cancel(_Message, frozen=True, array_like=True, tag=True):
     stream_id: int
 
 
+class GpuHeld(_Message, frozen=True, array_like=True, tag=True):
+    """The load may use its GPUs: the replica holds their locks."""
+
+
 class Loading(_Message, frozen=True, array_like=True, tag=True):
     """A pickled `LoadProgress`. Its values are checked by the replica, so they may be of any type."""
 
@@ -70,6 +74,10 @@ class Memory(_Message, frozen=True, array_like=True, tag=True):
     held: int
 
 
+class WaitForGpu(_Message, frozen=True, array_like=True, tag=True):
+    """The load has come to where it needs its GPUs. `GpuHeld` answers when it has them."""
+
+
 class Item(_Message, frozen=True, array_like=True, tag=True):
     """A pickled event of a stream."""
 
@@ -84,8 +92,8 @@ class Closed(_Message, frozen=True, array_like=True, tag=True):
     error: bytes | None = None
 
 
-ToBackend = Load | Execute | Grant | Cancel
-FromBackend = Loading | Loaded | Memory | Item | Closed
+ToBackend = Load | GpuHeld | Execute | Grant | Cancel
+FromBackend = Loading | WaitForGpu | Loaded | Memory | Item | Closed
 
 
 def encode(value: Any) -> bytes:

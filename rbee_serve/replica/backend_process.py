@@ -7,6 +7,7 @@ of Ray's threads take the GIL, and the engine waits to get it back.
     BackendProcess.execute   -- request -->   the worker type's own backend
                              <-- events, memory --
     LoadContext.report       <-- progress --  load
+    LoadContext.wait_for_gpu <-- request --   load, which goes on when it gets an answer
     LoadContext.watchdog     == shared memory ==
 """
 
@@ -54,6 +55,8 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
         self._memory = memory_gauge(context.device, lambda: self._engine_bytes)
         self._engine_bytes = 0
         self._report: Callable[[LoadProgress], None] = context.report
+        self._wait_for_gpu: Callable[[], None] = context.wait_for_gpu
+        self._waiting: asyncio.Task[None] | None = None
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._streams: dict[int, asyncio.Queue[messages.Item | messages.Closed]] = {}
         self._stream_ids = itertools.count()
@@ -147,12 +150,24 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
                 self._report(messages.decode(progress))
             case messages.Memory(held):
                 self._engine_bytes = held
+            case messages.WaitForGpu():
+                self._waiting = asyncio.get_running_loop().create_task(self._hold_gpu())
             case messages.Loaded() if self._loaded.done():
                 pass  # the load was cancelled
             case messages.Loaded(None):
                 self._loaded.set_result(None)
             case messages.Loaded(bytes(error)):
                 self._loaded.set_exception(messages.decode(error))
+
+    async def _hold_gpu(self) -> None:
+        try:
+            await asyncio.to_thread(self._wait_for_gpu)
+        except Exception as exc:
+            if not self._loaded.done():
+                self._loaded.set_exception(exc)
+            return
+        with suppress(WorkerLost):
+            self._send(messages.GpuHeld())
 
     def _on_close(self) -> None:
         self._lost = "the engine's process has ended and is being replaced; try again"

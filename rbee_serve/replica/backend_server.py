@@ -54,6 +54,7 @@ class BackendServer:
         self._loading: asyncio.Task[None]
         self._memory: Callable[[], int] = lambda: 0
         self._reported_bytes = 0
+        self._gpu_held = threading.Event()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._credits: dict[int, asyncio.Semaphore] = {}
         self._connection: FramedConnection[ToBackend] = FramedConnection(ToBackend, self._on_message, self._on_close)
@@ -71,6 +72,8 @@ class BackendServer:
         match message:
             case messages.Load(context):
                 self._loading = asyncio.create_task(self._load(context))
+            case messages.GpuHeld():
+                self._gpu_held.set()
             case messages.Execute(stream_id, request, correlation_id):
                 self._credits[stream_id] = asyncio.Semaphore(messages.WINDOW)
                 task = asyncio.create_task(self._execute(stream_id, messages.decode(request), correlation_id))
@@ -98,9 +101,14 @@ class BackendServer:
         def report(progress: LoadProgress) -> None:
             loop.call_soon_threadsafe(self._send, messages.Loading(messages.encode_progress(progress)))
 
+        def wait_for_gpu() -> None:
+            loop.call_soon_threadsafe(self._send, messages.WaitForGpu())
+            self._gpu_held.wait()
+
         try:
             load = without_stop_iteration(load_spec(self._spec_path).load)
-            backend = await asyncio.to_thread(load, LoadContext(worker, device, report, self._watchdog))
+            context = LoadContext(worker, device, report, self._watchdog, wait_for_gpu=wait_for_gpu)
+            backend = await asyncio.to_thread(load, context)
             set_threads(worker)
         except Exception as exc:
             if not isinstance(exc, ConfigurationError | WorkerError):

@@ -1,18 +1,26 @@
-"""From a configuration to a backend that has served one request."""
+"""From a configuration to a backend that has served one request.
+
+download, imports  →  wait_for_gpu  →  weights, engine, warm-up  →  ready
+                      ╰─────── no other load on its GPUs ───────╯
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from rbee_serve.errors import ConfigurationError, WorkerError
+from rbee_serve.errors import ConfigurationError, InsufficientVram, WorkerError
 from rbee_serve.events import Started
 from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.replica.event_stream import ordered
+from rbee_serve.replica.gpu_lock import gpu_locks
+from rbee_serve.replica.load_turn import LoadTurn
 from rbee_serve.result import collect
 from rbee_serve.state import LoadProgress, Snapshot
 from rbee_serve.worker.backend import InferenceBackend
@@ -25,36 +33,76 @@ logger = logging.getLogger(__name__)
 RETRY_PAUSE_S = 5.0
 """How long a replacement that could not be loaded stays, because Ray Serve starts the next one at once."""
 SNAPSHOT_TIMEOUT_S = 3.0
+MEMORY_PAUSE_S = 5.0
+"""The pause before a model is loaded once more because GPU memory was short: that of a process which has just ended is
+free some seconds later."""
 
 
 async def load(spec_path: str, spec: WorkerSpec[Any], context: LoadContext) -> InferenceBackend[Any, Any]:
-    """Load the model in a thread or a process of its own, then serve the warm-up request.
+    """Load the model in a thread or a process of its own, then serve the warm-up request. No other model is loaded onto
+    the same GPU meanwhile; the wait for that does not count against `load_timeout_s`.
 
-    Raises `ConfigurationError` or a `WorkerError` with a message for the operator, or the exception of the engine.
+    Where GPU memory was short although others have been loading onto the same GPU, the model is loaded once more, after
+    all who wait. Raises `ConfigurationError` or a `WorkerError` with a message for the operator, or the exception of
+    the engine.
     """
     worker = context.worker
     if missing := missing_module(spec):
         remedy = f"pip install 'rbee-serve[{spec.extra}]'" if spec.extra else f"install {missing}"
         raise ConfigurationError(f"worker {worker.id}: the module {missing} is not installed; {remedy}")
-    started_at = time.monotonic()
     try:
-        async with asyncio.timeout(worker.load_timeout_s):
-            backend: InferenceBackend[Any, Any]
-            if spec.own_process:
-                backend = await BackendProcess.start(spec_path, context)
-            else:
-                backend = await asyncio.to_thread(without_stop_iteration(spec.load), context)
-            loaded_at = time.monotonic()
-            context.report(LoadProgress(stage="warming_up"))
-            await warm_up(spec, backend)
-            await asyncio.to_thread(backend.memory_bytes)  # a gauge waits for a value there, and the first state has it
+        async with asyncio.timeout(worker.load_timeout_s) as timeout:
+            turn = await _turn(context, worker.gpus, timeout)
+            try:
+                return await _load_in_turn(spec_path, spec, context, turn)
+            except InsufficientVram as exc:
+                if not turn.others_loaded:
+                    raise
+                logger.warning("%s; others were loading, so it is tried once more", exc.message)
+            gc.collect()  # the exception has kept the model until here
+            turn.end()
+            await asyncio.sleep(MEMORY_PAUSE_S)
+            return await _load_in_turn(spec_path, spec, context, await _turn(context, 0.0, timeout))
     except TimeoutError as exc:
         raise ConfigurationError(
             f"worker {worker.id}: the model was not loaded within {worker.load_timeout_s:.0f} s; raise load_timeout_s"
         ) from exc
+
+
+async def _turn(context: LoadContext, share: float, limit: asyncio.Timeout) -> LoadTurn:
+    locks = await asyncio.to_thread(gpu_locks, context.device, context.worker.id, share)
+    return LoadTurn(locks, context.report, limit)
+
+
+async def _load_in_turn(
+    spec_path: str, spec: WorkerSpec[Any], context: LoadContext, turn: LoadTurn
+) -> InferenceBackend[Any, Any]:
+    context = replace(context, wait_for_gpu=turn.wait_in_thread)
+    started_at = time.monotonic()
+    backend: InferenceBackend[Any, Any] | None = None
+    try:
+        if not spec.waits_for_gpu:
+            await turn.wait()
+        if spec.own_process:
+            backend = await BackendProcess.start(spec_path, context)
+        else:
+            backend = await asyncio.to_thread(without_stop_iteration(spec.load), context)
+        loaded_at = time.monotonic()
+        await turn.wait()
+        context.report(LoadProgress(stage="warming_up"))
+        await warm_up(spec, backend)
+        await asyncio.to_thread(backend.memory_bytes)  # a gauge waits for a value there, and the first state has it
+    except BaseException as exc:
+        turn.cancel()
+        if backend is not None and (spec.own_process or isinstance(exc, InsufficientVram)):
+            await asyncio.to_thread(backend.close)
+        if spec.own_process:  # which has ended, and its memory with it
+            turn.end()
+        raise
+    turn.end()
     logger.info(
         "worker %s: loaded in %.1f s, warmed up in %.1f s",
-        worker.id, loaded_at - started_at, time.monotonic() - loaded_at,
+        context.worker.id, loaded_at - started_at, time.monotonic() - loaded_at,
     )  # fmt: skip
     return backend
 

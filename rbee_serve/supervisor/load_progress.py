@@ -36,6 +36,8 @@ class Load:
     def of(cls, progress: LoadProgress) -> Load:
         """Layers where they are known, else bytes."""
         stage = progress.stage.replace("_", " ")
+        if progress.held_by is not None:
+            stage += f", held by {progress.held_by}"
         if progress.layers_loaded is not None:
             return cls(stage, progress.layers_loaded, progress.layers_total or 0, "layers")
         if progress.bytes_done is not None:

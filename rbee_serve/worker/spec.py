@@ -37,6 +37,10 @@ Peer = Callable[[dict[str, Any]], AsyncGenerator[Event[Any], None]]
 request. A refusal is raised as a `WorkerError`."""
 
 
+def _do_not_wait() -> None:
+    """There is no GPU to wait for."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoadContext:
     """The arguments of `WorkerSpec.load`."""
@@ -50,6 +54,9 @@ class LoadContext:
     replaced; a worker type that does not use the watchdog never stalls."""
     peers: Mapping[str, Peer] = field(default_factory=dict)
     """The workers that this one may call, by role (`uses:` in the configuration)."""
+    wait_for_gpu: Callable[[], None] = _do_not_wait
+    """Blocks until no other model is being loaded onto the GPUs of this worker, which are then its own until it has
+    warmed up. Returns at once on another device, and from the second call on. See `WorkerSpec.waits_for_gpu`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,10 @@ class WorkerSpec(Generic[RequestT]):
     own_process: bool = False
     """Whether the backend runs in a process of its own (`replica.backend_process`), which is faster for an engine that
     launches many short operations from Python. A type with `roles` cannot: its peers are in the replica's process."""
+    waits_for_gpu: bool = False
+    """Whether `load` calls `LoadContext.wait_for_gpu` itself: when the files are on disk and the heavy modules are
+    imported, before the GPU's free memory is read or any of it is taken. Otherwise the wait comes before `load`, which
+    is as safe, but then other models on the same GPU wait for its download and its imports too."""
     encode_result: Callable[[RequestT, Result], EncodedResult | None] | None = None
     """Encodes the result as the file that the request asks for, such as `audio/wav`; None for JSON. Runs in a thread,
     for requests with `"stream": false`."""

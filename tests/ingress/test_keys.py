@@ -23,6 +23,7 @@ from rbee_serve.ingress.app import IngressApp
 from rbee_serve.ingress.keys import KeyRing
 from rbee_serve.ingress.router import Router
 from rbee_serve.ingress.services import Worker
+from rbee_serve.state import LoadProgress, ReplicaState, WorkerState
 from rbee_serve.transport.request_messages import ResponseChunk
 from tests.ingress.application import configured, keys_in, services_of, serving
 from tests.ingress.deployment_handle import Handle, soon
@@ -105,6 +106,17 @@ def test_a_helper_worker_is_used_by_a_key_that_may_not_address_it() -> None:
     assert services.find("speech-0", None) is None
     with pytest.raises(WorkerLoading, match="worker speech-0 is still loading"):
         services.require_ready(services.worker("multimodal-0"), {"audio"})
+
+
+def test_the_holder_of_a_gpu_is_shown_to_keys_that_may_use_it() -> None:
+    workers = {f"echo-{n}": Worker(WorkerConfig(id=f"echo-{n}", type="echo"), SPEC, MultimodalRequest) for n in (0, 1)}
+    services = services_of(workers, "echo-0")
+    load = LoadProgress(stage="waiting_for_gpu", held_by="echo-1")
+    replica = ReplicaState(worker_id="echo-0", replica_id="r", boot_id="b", phase="loading", backend="cuda", load=load)
+    state = WorkerState(worker_id="echo-0", desired_replicas=1, replicas=(replica,))
+    assert services.load_progress(state) == load
+    assert services.restricted_to(frozenset({"echo-0", "echo-1"})).load_progress(state) == load
+    assert services.restricted_to(frozenset({"echo-0"})).load_progress(state) == LoadProgress(stage="waiting_for_gpu")
 
 
 def test_the_log_has_the_name_of_the_key(url: str, caplog: pytest.LogCaptureFixture) -> None:

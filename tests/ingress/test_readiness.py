@@ -139,6 +139,18 @@ async def test_who_follows_the_load_is_told_that_nothing_more_is_tried(before: I
     assert frames(followed.text)[-2:] == ['{"stage":"error","message":"no weights"}', "[DONE]"]
 
 
+async def test_a_load_that_waits_for_its_gpu_shows_which_worker_holds_it() -> None:
+    waits = state(msgspec.structs.replace(LOADS, load=LoadProgress(stage="waiting_for_gpu", held_by="draw-0")))
+    async with client(waits, state(SERVING)) as http:
+        refused = await http.post(f"{BASE}/v1/inference", json={"prompt": "a"})
+        [mine] = (await http.get("/v1/ready")).json()["workers"]
+        followed = await http.get(URL)
+    assert refused.json()["progress"] == {"stage": "waiting_for_gpu"}
+    assert mine["progress"] == {"stage": "waiting_for_gpu", "held_by": "draw-0"}
+    assert mine["reason"] == "still loading (waiting_for_gpu)"
+    assert frames(followed.text)[0] == '{"stage":"waiting_for_gpu","held_by":"draw-0"}'
+
+
 async def test_a_worker_that_serves_has_no_progress_to_follow() -> None:
     async with client(state(SERVING)) as http:
         refused = await http.get(URL)

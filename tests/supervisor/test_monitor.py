@@ -56,6 +56,9 @@ def test_without_a_terminal_each_change_is_a_line() -> None:
             [loading("llm-0", stage="converting", bytes_done=0, bytes_total=2_000_000_000)],
             [loading("llm-0", stage="converting", bytes_done=100_000_000, bytes_total=2_000_000_000)],
             [loading("llm-0", stage="converting", bytes_done=1_000_000_000, bytes_total=2_000_000_000)],
+            [loading("llm-0", stage="waiting_for_gpu", held_by="draw-0")],
+            [loading("llm-0", stage="waiting_for_gpu", held_by="draw-0")],
+            [loading("llm-0", stage="waiting_for_gpu", held_by="classify-0")],
             [loading("llm-0", stage="loading_to_vram", layers_loaded=0, layers_total=30)],
             [loading("llm-0", stage="loading_to_vram", layers_loaded=29, layers_total=30)],
             [loading("llm-0", stage="warming_up")],
@@ -68,6 +71,8 @@ def test_without_a_terminal_each_change_is_a_line() -> None:
     assert screen.splitlines() == [
         "llm-0: converting 0.0 of 2.0 GB",
         "llm-0: converting 1.0 of 2.0 GB",
+        "llm-0: waiting for gpu, held by draw-0",
+        "llm-0: waiting for gpu, held by classify-0",
         "llm-0: loading to vram 0 of 30 layers",
         "llm-0: loading to vram 29 of 30 layers",
         "llm-0: warming up",
