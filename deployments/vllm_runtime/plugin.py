@@ -1,9 +1,9 @@
 """The plugin that vLLM loads in each of its processes (entry point group `vllm.general_plugins`).
 
-It registers our loader (`progress_loader`), applies the patch of the message queue (`cpu_shm_wakeup`), and ends the
-process with its replica. vLLM watches its child processes but not its parent: without this, the engine of a killed
-replica would hold its memory and its GPU for ever. So each engine process checks its parent once a second. The sockets
-of a killed replica's engine are removed then.
+It registers our loader (`progress_loader`), reports the exception that ends the process (`failure_report`), applies the
+patch of the message queue (`cpu_shm_wakeup`), and ends the process with its replica. vLLM watches its child processes
+but not its parent: without this, the engine of a killed replica would hold its memory and its GPU for ever. So each
+engine process checks its parent once a second. The sockets of a killed replica's engine are removed then.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import threading
 import time
 
 from deployments.vllm_runtime.cpu_shm_wakeup import patch_shm_wait
+from deployments.vllm_runtime.failure_report import report_failures
 from deployments.vllm_runtime.progress_loader import register_loader
 from deployments.vllm_runtime.socket_folder import remove_socket_folder
 from deployments.vllm_runtime.vllm_engine import OWNER_PID
@@ -29,6 +30,7 @@ def register() -> None:
     if multiprocessing.parent_process() is not None:  # not the replica itself
         parent = os.getppid()
         threading.Thread(target=_exit_with, args=(parent,), name="parent-watch", daemon=True).start()
+        report_failures()
     register_loader()
     patch_shm_wait()
 

@@ -1,15 +1,10 @@
-"""The progress of loading weights into vLLM: counting, and sending it to the replica."""
+"""The progress of loading weights into vLLM, counted."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-
 import pytest
 
-from deployments.vllm_runtime.progress_loader import LISTENER, WeightsCount, layer_of, progress_socket, send_progress
+from deployments.vllm_runtime.progress_loader import WeightsCount, layer_of
 from rbee_serve.state import LoadProgress
 
 SIZES = {
@@ -51,20 +46,3 @@ def test_a_layer_counts_when_all_of_its_tensors_have_been_read() -> None:
 def test_a_model_without_layers_has_no_layer_counts() -> None:
     progress = WeightsCount({"weight": 4}).progress(0)
     assert (progress.layers_loaded, progress.layers_total, progress.bytes_total) == (None, None, 4)
-
-
-def test_progress_of_an_engine_process_reaches_the_replica() -> None:
-    received: list[LoadProgress] = []
-    program = (
-        "from deployments.vllm_runtime.progress_loader import *; "
-        "send_progress(LoadProgress(stage='loading_to_vram', bytes_done=3))"
-    )
-    with progress_socket(received.append):
-        subprocess.run([sys.executable, "-c", program], check=True)
-        send_progress(LoadProgress(stage="preparing_engine"))
-        deadline = time.monotonic() + 5
-        while len(received) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert received == [LoadProgress(stage="loading_to_vram", bytes_done=3), LoadProgress(stage="preparing_engine")]
-    assert LISTENER not in os.environ
-    send_progress(LoadProgress(stage="nobody listens"))
