@@ -12,7 +12,7 @@ from deployments.vllm_runtime.engine_options import GPU_SHARE, check_names
 from deployments.vllm_runtime.engine_socket import EngineSocket
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT, load_format
 from deployments.vllm_runtime.running_engine import RunningEngine
-from deployments.vllm_runtime.socket_folder import FOLDER, make_socket_folder
+from deployments.vllm_runtime.socket_folder import make_socket_folder
 from rbee_serve.errors import ConfigurationError, WorkerError
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.state import LoadProgress
@@ -67,7 +67,7 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     _require_memory(context.device, options)
     context.report(LoadProgress(stage="starting_engine"))
     os.environ[OWNER_PID] = str(os.getpid())
-    make_socket_folder()
+    socket_folder = make_socket_folder()
     # vLLM would report usage to its authors.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     check_names(options, worker_id)
@@ -89,7 +89,7 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
         raise ConfigurationError(
             f"worker {worker_id}: vLLM refuses the engine options or the model: {message}"
         ) from exc
-    engine_socket = EngineSocket(Path(os.environ[FOLDER]))
+    engine_socket = EngineSocket(socket_folder)
     try:
         with engine_socket.loading(context.report):
             llm = AsyncLLM.from_vllm_config(
