@@ -15,7 +15,7 @@ from enum import Enum
 from rbee_serve.errors import CudaError, InsufficientResources, InsufficientVram, WorkerError
 
 MAX_CHARACTERS = 500
-"""Of one line of an exception: vLLM's sentence about too small a KV cache has 470."""
+"""Of one line of an exception: vLLM's about too small a KV cache has 480."""
 MAX_CHAIN = 10
 """Exceptions to look at: the one that was raised, what caused it, and so on."""
 
