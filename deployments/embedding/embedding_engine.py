@@ -36,6 +36,10 @@ class EmbeddingEngine(Protocol):
         """False if only a new process can help."""
         ...
 
+    def why_unhealthy(self) -> str | None:
+        """See `InferenceBackend.why_unhealthy`."""
+        ...
+
     def close(self) -> None:
         """Free the model."""
         ...

@@ -163,6 +163,10 @@ class EmbeddingBackend(InferenceBackend[EmbeddingRequest, EmbeddingOutput]):
         """Whether the engine is healthy."""
         return self._engine.is_healthy()
 
+    def why_unhealthy(self) -> str | None:
+        """What the engine reports."""
+        return self._engine.why_unhealthy()
+
     def memory_bytes(self) -> int:
         """Bytes of memory of the engine."""
         return self._memory()

@@ -83,6 +83,9 @@ class SentenceTransformersEngine:
         """Always: the model runs in this process."""
         return True
 
+    def why_unhealthy(self) -> None:
+        """Nothing: it always is."""
+
     def close(self) -> None:
         """End the threads."""
         self._batcher.close()

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 from pydantic import ConfigDict
 
 from deployments.embedding.embedding_engine import EmbeddingOptions, ModelCard, Tokens
 from deployments.torch_runtime.vectors import Vector
 from deployments.vllm_runtime.engine_options import check_engine, engine_options
+from deployments.vllm_runtime.running_engine import RunningEngine
 from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError, WorkerLost
+from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.gguf_conversion import FloatType
 from rbee_serve.model_files.resolve import prepare
 from rbee_serve.request import new_id
@@ -58,21 +58,21 @@ def _gguf_dtype(device: Device, dtype: object) -> FloatType:
 class VllmEmbeddingEngine:
     """An `AsyncLLM` with one vLLM request per text."""
 
-    def __init__(self, engine: Any, card: ModelCard, watchdog: Watchdog) -> None:
+    def __init__(self, engine: RunningEngine, card: ModelCard, watchdog: Watchdog) -> None:
         from vllm.inputs.engine import tokens_input
         from vllm.pooling_params import PoolingParams
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        self._engine = engine
+        self._engine, self._llm = engine, engine.llm
         self._watchdog = watchdog
         self._tokens_input, self._pooling_params, self._engine_dead = tokens_input, PoolingParams, EngineDeadError
         self.card = card
-        self.tokenizer = engine.get_tokenizer()
-        self.max_tokens = int(engine.model_config.max_model_len)
-        self.dimensions = int(engine.model_config.embedding_size)
+        self.tokenizer = self._llm.get_tokenizer()
+        self.max_tokens = int(self._llm.model_config.max_model_len)
+        self.dimensions = int(self._llm.model_config.embedding_size)
 
     async def embed(self, texts: Sequence[Tokens]) -> AsyncGenerator[Vector, None]:
-        """The vector of each text, in order, not normalized. Raises `WorkerLost` when vLLM's process dies."""
+        """The vector of each text, in order, not normalized. Raises `RunningEngine.error` when vLLM's process dies."""
         tasks = [asyncio.create_task(self._vector(text)) for text in texts]
         try:
             for task in tasks:
@@ -80,7 +80,7 @@ class VllmEmbeddingEngine:
                     vector = await task
                 yield vector
         except self._engine_dead as exc:
-            raise WorkerLost("the inference engine died and is being replaced; try again in a moment") from exc
+            raise self._engine.error() from exc
         finally:
             for task in tasks:
                 task.cancel()
@@ -88,7 +88,7 @@ class VllmEmbeddingEngine:
 
     async def _vector(self, text: Tokens) -> Vector:
         params = self._pooling_params(task="embed", use_activation=False)
-        outputs = self._engine.encode(self._tokens_input(list(text)), params, new_id("embedding"))
+        outputs = self._llm.encode(self._tokens_input(list(text)), params, new_id("embedding"))
         vector: Vector = None
         async with aclosing(outputs):
             async for output in outputs:
@@ -97,8 +97,12 @@ class VllmEmbeddingEngine:
 
     def is_healthy(self) -> bool:
         """False once vLLM's process is dead."""
-        return not self._engine.errored
+        return self._engine.alive
+
+    def why_unhealthy(self) -> str:
+        """Why vLLM's process is dead."""
+        return self._engine.why_dead()
 
     def close(self) -> None:
         """End vLLM's processes."""
-        self._engine.shutdown()
+        self._engine.close()

@@ -116,6 +116,10 @@ class GenerationBackend(InferenceBackend[RequestT, OutputT]):
         """False once the engine's process is dead."""
         return self._engine.alive
 
+    def why_unhealthy(self) -> str:
+        """Why the engine's process is dead."""
+        return self._engine.why_dead()
+
     def engine_requests(self) -> int:
         """Requests that run or wait in the engine's scheduler."""
         return self._engine.requests

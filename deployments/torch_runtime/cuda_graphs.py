@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
+
+from rbee_serve.worker.engine_failure import EngineFailure, engine_failure
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,8 @@ WARM_UPS = 2
 """Forward passes before a capture, in which libraries select kernels and allocate workspaces."""
 MAX_DIFFERENCE = 0.01
 """Maximum difference of a replay from a plain forward pass, as a fraction of the largest value."""
+RETRY_S = 60.0
+"""Seconds without captures after one that failed for want of memory: an attempt takes three forward passes."""
 
 Replay = Callable[[Sequence[Any]], Any]
 """Runs a captured forward pass with other tensors of the same form; returns the model's outputs."""
@@ -32,18 +37,25 @@ Record = Callable[[Callable[[Sequence[Any]], Any], Sequence[Any]], Replay]
 
 class GraphedForward:
     """The `forward` of a model with replays of captured forward passes. Use it in one thread, in `inference_mode`. A
-    forward pass that cannot be captured runs as usual.
+    forward pass that cannot be captured runs as usual; it is tried again if only memory was short.
 
     A capture is valid for inputs of the same form: tensors of the same shape, stride, type and device, and other
     arguments with equal values.
     """
 
-    def __init__(self, forward: Callable[..., Any], record: Record, max_graphs: int = MAX_GRAPHS) -> None:
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        record: Record,
+        max_graphs: int = MAX_GRAPHS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         import torch
         from torch.utils import _pytree
 
         functools.update_wrapper(self, forward)
-        self._forward, self._record, self._max_graphs = forward, record, max_graphs
+        self._forward, self._record, self._max_graphs, self._clock = forward, record, max_graphs, clock
+        self._paused_until = 0.0
         self._tree = _pytree
         self._is_tensor = torch.is_tensor
         self._replays: OrderedDict[Hashable, Replay | None] = OrderedDict()
@@ -82,6 +94,8 @@ class GraphedForward:
         if form not in self._recent:
             self._recent.append(form)
             return None
+        if self._clock() < self._paused_until:
+            return None
 
         def run(inputs: Sequence[Any]) -> Any:
             remaining = iter(inputs)
@@ -93,7 +107,11 @@ class GraphedForward:
             self._replays.popitem(last=False)
         try:
             replay = self._record(run, tensors)
-        except Exception as exc:  # an operation that cannot be captured, or out of memory
+        except Exception as exc:
+            if engine_failure(exc) is EngineFailure.NO_VRAM:
+                logger.info("memory was short for a CUDA graph; the next attempt follows in %.0f s", RETRY_S)
+                self._paused_until = self._clock() + RETRY_S
+                return None
             logger.info("forward passes of this form are not captured as a CUDA graph: %r", exc)
             replay = None
         self._replays[form] = replay

@@ -17,16 +17,17 @@ from deployments.vision.diffusers_loader import DiffusersOptions
 from deployments.vision.generation_params import ImageGenerationParams, PipelineLimits, Task, parameters
 from deployments.vision.image_memory import ImageMemory
 from deployments.vision.latent_preview import LatentPreview, is_grid, palette
+from deployments.vision.probe_image import (
+    PROBE_STEPS,
+    PROBE_UNITS,
+    is_nsfw,
+    parameter_count,
+    quiet_nan,
+    require_image,
+)
 from deployments.vision.prompt_reader import PromptReader
 from rbee_serve.worker.engine_thread import Sink
 from rbee_serve.worker.spec import Device
-
-PROBE_UNITS = 32
-"""The side of the probe image, generated while loading, in multiples of the smallest side: a thousand colours are
-enough to fit a preview map to them."""
-
-PROBE_STEPS = 50
-"""The probe runs the last of this many steps: the samplers in use all accept this number."""
 
 LARGE_BLOCK = 10_000_000
 """Parameters of a denoiser block from which a forward pass may take so long on a CPU that the layers within must report
@@ -101,7 +102,7 @@ class DiffusersEngine:
             self._graphed_denoiser.clear()
         for index, seed in enumerate(params.seeds):
             made = self._run(params, seed, partial(self._on_step, params, sink, index))
-            nsfw = bool((getattr(made, "nsfw_content_detected", None) or [False])[0])
+            nsfw = is_nsfw(made)
             image = params.finished(made.images[0], whole=nsfw)
             sink.put(GeneratedImage(image, nsfw=nsfw))
 
@@ -186,8 +187,10 @@ class DiffusersEngine:
             latents[:] = [tensors["latents"]]
             return {}
 
-        with _layer_bytes(self._models) as sizes:
-            image = self._run(params, 0, on_step).images[0]
+        with _layer_bytes(self._models) as sizes, quiet_nan():
+            made = self._run(params, 0, on_step)
+        require_image(made, latents[0], self._models)
+        image = made.images[0]
         can_fit = params.image is not None and is_grid(latents[0])
         preview = LatentPreview.fitted(latents[0], image) if can_fit else None
         return preview, ACTIVATION_FACTOR * max(sizes) / side**2
@@ -223,7 +226,7 @@ def _blocks(model: Any, large: int) -> Iterator[Any]:
     for part in model.children():
         if is_list:
             yield part
-        if not is_list or sum(parameter.numel() for parameter in part.parameters()) > large:
+        if not is_list or parameter_count(part) > large:
             yield from _blocks(part, large)
 
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 
 from deployments.vllm_runtime.engine_options import check_names, engine_options, vllm_options, with_defaults
 from deployments.vllm_runtime.mapping import fold_seed, split_text
+from deployments.vllm_runtime.running_engine import RunningEngine
 from deployments.vllm_runtime.stop_hold_back import patch_stop_hold_back
 from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
-from rbee_serve.errors import WorkerLost
 from rbee_serve.request import new_id
 from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
@@ -47,16 +47,19 @@ class Finish(NamedTuple):
 
 
 class GenerationEngine:
-    """A running `AsyncLLM` and the model's tokenizer. `loras` are vLLM's adapter requests by name."""
+    """A running engine and the model's tokenizer. `loras` are vLLM's adapter requests by name."""
 
-    def __init__(self, llm: Any, watchdog: Watchdog, statistics: EngineStatistics, loras: dict[str, Any]) -> None:
+    def __init__(
+        self, engine: RunningEngine, watchdog: Watchdog, statistics: EngineStatistics, loras: dict[str, Any]
+    ) -> None:
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        self.llm = llm
-        """The engine itself, for `media_renderer`."""
+        self._engine = engine
+        self.llm = llm = engine.llm
+        """The `AsyncLLM`, for `media_renderer`."""
         self.tokenizer = llm.get_tokenizer()
         """The model's tokenizer, of transformers."""
         self.context_tokens = int(llm.model_config.max_model_len)
@@ -81,7 +84,7 @@ class GenerationEngine:
         self, engine_input: EngineInput, params: GenerationParams
     ) -> AsyncGenerator[list[str] | Finish, None]:
         """For each output of the engine the texts of its new tokens, one of each token; `Finish` comes last. Closing it
-        aborts the generation. Raises `WorkerLost` when the engine has died."""
+        aborts the generation. Raises `RunningEngine.error` when the engine has died."""
         lora = None if params.lora is None else self._lora_requests[params.lora]
         outputs = self.llm.generate(engine_input, self._sampling(params), new_id("generation"), lora_request=lora)
         last: Any = None
@@ -91,9 +94,7 @@ class GenerationEngine:
                     last = output.outputs[0]
                     yield self._texts(last.text, last.token_ids)
         except self._engine_dead as exc:
-            raise WorkerLost(
-                "the inference engine died with the request on it and is being replaced; try again in a moment"
-            ) from exc
+            raise self._engine.error() from exc
         yield Finish(last.finish_reason, last.stop_reason)
 
     def _sampling(self, params: GenerationParams) -> Any:
@@ -118,7 +119,11 @@ class GenerationEngine:
     @property
     def alive(self) -> bool:
         """False once the engine's process is dead."""
-        return not self.llm.errored
+        return self._engine.alive
+
+    def why_dead(self) -> str:
+        """See `RunningEngine.why_dead`."""
+        return self._engine.why_dead()
 
     @property
     def requests(self) -> int:
@@ -127,7 +132,7 @@ class GenerationEngine:
 
     def close(self) -> None:
         """End the engine's processes."""
-        self.llm.shutdown()
+        self._engine.close()
 
 
 def check_option_names(context: LoadContext) -> None:
@@ -144,9 +149,9 @@ def load_engine(context: LoadContext, model: Path, **defaults: Any) -> Generatio
     if adapters:
         options.setdefault("enable_lora", True)
     statistics = EngineStatistics(context.watchdog)
-    llm = start_engine(context, options, statistics)
+    engine = start_engine(context, options, statistics)
     patch_stop_hold_back()
     from vllm.lora.request import LoRARequest
 
     loras = {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(adapters.items(), start=1)}
-    return GenerationEngine(llm, context.watchdog, statistics, loras)
+    return GenerationEngine(engine, context.watchdog, statistics, loras)

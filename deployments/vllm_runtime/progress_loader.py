@@ -4,27 +4,21 @@ vLLM loads them in its own processes and reports nothing meanwhile. It accepts a
 default one, and counts the tensors that pass through it against the headers of the files.
 
     vLLM's worker process                       replica
-    weights ─→ WeightsCount ─→ send_progress ══ datagrams ══→ progress_socket ─→ LoadContext.report
+    weights ─→ WeightsCount ─→ send_progress ══ datagrams ══→ EngineSocket ─→ LoadContext.report
 """
 
 from __future__ import annotations
 
 import functools
-import os
 import re
-import shutil
-import socket
-import tempfile
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import psutil
 
+from deployments.vllm_runtime.engine_socket import send_progress
 from deployments.vllm_runtime.mistral_files import WEIGHTS, has_mistral_weights
 from deployments.vllm_runtime.private_api import PROGRESS_LOADER, fits
 from rbee_serve.errors import ConfigurationError
@@ -35,11 +29,7 @@ from rbee_serve.state import LoadProgress
 LOAD_FORMAT = "rbee_serve"
 """The loader's name in vLLM (`load_format`)."""
 
-LISTENER = "RBEE_SERVE_LOAD_LISTENER"
-"""Environment variable with the path of the replica's socket, for the engine's processes."""
-
 _LAYER = re.compile(r"(?P<stack>[^\d.][\w.]*?)\.(?P<number>\d+)\.")
-_MAX_MESSAGE_BYTES = 4096
 
 
 class WeightsCount:
@@ -87,39 +77,6 @@ def sizes_of(folder: Path) -> dict[str, int]:
     except ConfigurationError:  # the engine fails on them next, with a better message
         return {}
     return {tensor.name: tensor.size_bytes for header in headers for tensor in header.tensors}
-
-
-def send_progress(progress: LoadProgress) -> None:
-    """Send it from an engine's process to the replica, if that listens. Never waits and never fails."""
-    with suppress(OSError, KeyError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.setblocking(False)
-        sender.sendto(msgspec.json.encode(progress), os.environ[LISTENER])
-
-
-@contextmanager
-def progress_socket(report: Callable[[LoadProgress], None]) -> Iterator[None]:
-    """While the block runs, call `report` from a thread with everything that `send_progress` sends."""
-    folder = Path(tempfile.mkdtemp(prefix="rbee-"))  # only its owner can enter it, so no other user can send
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    listener.bind(str(folder / "load"))
-    os.environ[LISTENER] = str(folder / "load")
-    decoder = msgspec.json.Decoder(LoadProgress)
-
-    def receive() -> None:
-        while message := listener.recv(_MAX_MESSAGE_BYTES):
-            with suppress(msgspec.DecodeError):
-                report(decoder.decode(message))
-
-    thread = threading.Thread(target=receive, name="load-listener", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        del os.environ[LISTENER]
-        listener.shutdown(socket.SHUT_RD)  # ends `recv`
-        thread.join()
-        listener.close()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def load_format(folder: Path) -> str:

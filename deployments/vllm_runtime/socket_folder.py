@@ -8,6 +8,7 @@ import functools
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 FOLDER = "VLLM_RPC_BASE_PATH"
 """vLLM's environment variable with the folder of its sockets, inherited by the engine's processes."""
@@ -17,12 +18,13 @@ use here only if both name it."""
 
 
 @functools.cache
-def make_socket_folder() -> None:
-    """Have vLLM make the sockets of this process's engines in a folder that is removed when the process exits. If it is
-    killed, its engine's process calls `remove_socket_folder` (`plugin`)."""
+def make_socket_folder() -> Path:
+    """Have vLLM make the sockets of this process's engines in a folder that is removed when the process exits, and
+    return the folder. If it is killed, its engine's process calls `remove_socket_folder` (`plugin`)."""
     if os.environ.get(FOLDER) == os.environ.get(OURS):  # neither is set, or a process above this one has set both
         os.environ[FOLDER] = os.environ[OURS] = tempfile.mkdtemp(prefix="rbee-")
         atexit.register(remove_socket_folder)
+    return Path(os.environ[FOLDER])
 
 
 def own_folder() -> str | None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 from deployments.vllm_runtime.cpu_worker import use_all_cores, without_unfit_worker
 from deployments.vllm_runtime.engine_options import check_names
+from deployments.vllm_runtime.engine_socket import EngineSocket
 from deployments.vllm_runtime.memory_needs import memory_needs
-from deployments.vllm_runtime.progress_loader import LOAD_FORMAT, load_format, progress_socket
+from deployments.vllm_runtime.progress_loader import LOAD_FORMAT, load_format
+from deployments.vllm_runtime.running_engine import RunningEngine
 from deployments.vllm_runtime.socket_folder import make_socket_folder
-from rbee_serve.errors import ConfigurationError
+from rbee_serve.errors import ConfigurationError, WorkerError
 from rbee_serve.model_files.memory_check import require_memory
 from rbee_serve.state import LoadProgress
-from rbee_serve.worker.spec import LoadContext
+from rbee_serve.worker.engine_failure import ERRORS, EngineFailure, engine_failure_in, one_line
+from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 
 OWNER_PID = "RBEE_SERVE_ENGINE_OWNER"
@@ -22,6 +26,12 @@ OWNER_PID = "RBEE_SERVE_ENGINE_OWNER"
 
 MAX_MESSAGE_CHARACTERS = 300
 """Characters of vLLM's own message in an error."""
+
+_TOO_LITTLE_MEMORY = re.compile(
+    r"KV cache is needed|No available memory|(?:Free|Available) memory on|GPU memory utilization|not enough GPU memory"
+)
+"""In vLLM's own exceptions about memory (`vllm/v1/core/kv_cache_utils.py`, `vllm/v1/worker`), which are those of a GPU
+on a CPU too."""
 
 
 class EngineStatistics:
@@ -45,13 +55,14 @@ class EngineStatistics:
         """Called by vLLM periodically; nothing to do."""
 
 
-def start_engine(context: LoadContext, options: dict[str, Any], statistics: EngineStatistics) -> Any:
+def start_engine(context: LoadContext, options: dict[str, Any], statistics: EngineStatistics) -> RunningEngine:
     """A running `AsyncLLM` that keeps `statistics` and has reported its start to `context`.
 
     Blocks until it runs: 40 to 65 s on two CPU cores, nearly all of it imports.
 
     Raises `ConfigurationError` on an option that vLLM does not know, or values that it refuses, `InsufficientVram` or
-    `InsufficientResources` on a model that does not fit.
+    `InsufficientResources` on a model that does not fit, `CudaError` where the accelerator fails, and
+    `ConfigurationError` for whatever else ends the engine's processes; vLLM's words about it are in the message.
     """
     worker_id = context.worker.id
     context.wait_for_gpu()  # vLLM is imported and the files are here
@@ -59,7 +70,7 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     require_memory(context.device, needs, options.get("gpu_memory_utilization"))
     context.report(LoadProgress(stage="starting_engine"))
     os.environ[OWNER_PID] = str(os.getpid())
-    make_socket_folder()
+    socket_folder = make_socket_folder()
     # vLLM would report usage to its authors.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     check_names(options, worker_id)
@@ -74,14 +85,30 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     usage = UsageContext.OPENAI_API_SERVER
     try:
         vllm_config = AsyncEngineArgs(**options).create_engine_config(usage)
-    except (ValueError, TypeError) as exc:
+    except Exception as exc:
         # The operator wrote these options, so vLLM's own message is for them.
         lines = str(exc).strip().splitlines() or [type(exc).__name__]
         message = lines[-1][:MAX_MESSAGE_CHARACTERS]
         raise ConfigurationError(
             f"worker {worker_id}: vLLM refuses the engine options or the model: {message}"
         ) from exc
-    with progress_socket(context.report):
-        return AsyncLLM.from_vllm_config(
-            vllm_config, usage_context=usage, stat_loggers=[lambda config, index: statistics]
-        )
+    engine_socket = EngineSocket(socket_folder)
+    try:
+        with engine_socket.loading(context.report):
+            llm = AsyncLLM.from_vllm_config(
+                vllm_config, usage_context=usage, stat_loggers=[lambda config, index: statistics]
+            )
+    except Exception as exc:
+        words = engine_socket.failure() or one_line(exc)
+        engine_socket.close()
+        raise error_of_start(worker_id, context.device, words) from exc
+    return RunningEngine(llm, engine_socket)
+
+
+def error_of_start(worker_id: str, device: Device, words: str) -> WorkerError | ConfigurationError:
+    """The error for the operator of an engine whose start has failed with these words of vLLM's."""
+    failure = engine_failure_in(words)
+    if _TOO_LITTLE_MEMORY.search(words):
+        failure = EngineFailure.NO_VRAM if device.accelerator == "cuda" else EngineFailure.NO_RAM
+    kind: type[WorkerError] | type[ConfigurationError] = ConfigurationError if failure is None else ERRORS[failure]
+    return kind(f"worker {worker_id}: vLLM's engine could not start: {words}")

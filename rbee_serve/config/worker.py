@@ -20,6 +20,12 @@ WorkerId = Annotated[
 ]
 
 
+DEFAULT_HANG_TIMEOUT_S = 28.0
+HANG_TIMEOUT_S = {"cuda": 60.0}
+"""By accelerator. On CUDA a request of a new form may compile kernels first: Triton and FlashInfer compile a form at
+its first use, and the driver a library's PTX where the GPU is newer than the library."""
+
+
 class WorkerConfig(ConfigModel):
     """One worker: a Ray Serve deployment of its own, named by `id`."""
 
@@ -51,9 +57,9 @@ class WorkerConfig(ConfigModel):
     """Requests that may wait in a replica beyond those that run. The next one is refused with 503."""
     timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     """Deadline of a request in seconds from its arrival, including the time in the queue."""
-    hang_timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 28.0
+    hang_timeout_s: Annotated[float, Field(gt=0, le=86_400)] | None = None
     """Seconds without a step, while requests run, after which the engine counts as hung and its replica is replaced.
-    Must be longer than the engine's slowest single step."""
+    Must be longer than the engine's slowest single step; 60 on CUDA and 28 elsewhere if left out."""
     load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds within which the model must be loaded."""
     uses: dict[str, WorkerId] = Field(default_factory=dict)
@@ -83,6 +89,10 @@ class WorkerConfig(ConfigModel):
         cost = "a 4-bit file takes four times its size of GPU memory and is no faster"
         remedy = "use the same model as AWQ, GPTQ or FP8 in safetensors"
         return [f"worker {self.id}: a GGUF is dequantised, so {cost}; {remedy}"]
+
+    def hang_timeout_on(self, accelerator: str) -> float:
+        """`hang_timeout_s` for a replica on `cuda`, `cpu` or `metal`."""
+        return self.hang_timeout_s or HANG_TIMEOUT_S.get(accelerator, DEFAULT_HANG_TIMEOUT_S)
 
     @property
     def desired_replicas(self) -> int:

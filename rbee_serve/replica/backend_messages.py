@@ -18,6 +18,9 @@ from rbee_serve.worker.watchdog import CELLS
 WINDOW = 32
 """Events that a stream may be ahead of its reader. The reader grants more after each half of them."""
 
+DEVICE_LOST_STATUS = 71
+"""Exit status of a process that cannot use its accelerator any more."""
+
 WATCHDOG_BYTES = 8 * CELLS
 """Size of the shared memory of the watchdog."""
 

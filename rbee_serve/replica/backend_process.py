@@ -31,6 +31,8 @@ from rbee_serve.errors import WorkerLost
 from rbee_serve.events import Event
 from rbee_serve.replica import backend_messages as messages
 from rbee_serve.replica.backend_messages import FromBackend, ToBackend
+from rbee_serve.replica.foreign_errors import error_from_exit
+from rbee_serve.replica.stderr_tail import StderrTail
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress, MemorySource
 from rbee_serve.transport.framing import FramedConnection
@@ -60,7 +62,9 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
         self._loaded: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._streams: dict[int, asyncio.Queue[messages.Item | messages.Closed]] = {}
         self._stream_ids = itertools.count()
+        self._stderr = StderrTail()
         self._lost: str | None = None
+        self._ended = "its engine's process has ended"
         self._closing = False
         self._ending: asyncio.Task[None] | None = None
         self._connection: FramedConnection[FromBackend] = FramedConnection(
@@ -76,15 +80,17 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
             self._process = subprocess.Popen(  # noqa: S603  (no argument comes from a request)
                 [sys.executable, "-m", "rbee_serve.replica.backend_server", spec_path, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
+                stderr=self._stderr.descriptor,
                 pass_fds=descriptors,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
+            self._stderr.start()
 
     @classmethod
     async def start(cls, spec_path: str, context: LoadContext) -> Self:
         """Start the process and load the model of the worker type `spec_path` in it.
 
-        Raises the exception of the load, or `RuntimeError` if the process exits before the model is loaded.
+        Raises the exception of the load, or that of `error_from_exit` if the process exits before the model is loaded.
         """
         backend = cls(spec_path, context)
         try:
@@ -119,6 +125,10 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
     def is_healthy(self) -> bool:
         """Whether the process runs and is connected."""
         return self._lost is None and self._process.poll() is None
+
+    def why_unhealthy(self) -> str:
+        """That the process has ended, and how; what it has written is in the log only."""
+        return self._ended
 
     def memory_bytes(self) -> int:
         """Bytes that this process and its children hold, on the device where there is a GPU."""
@@ -179,8 +189,12 @@ class BackendProcess(InferenceBackend[InferenceRequest, Any]):
     async def _end(self) -> None:
         status = await asyncio.to_thread(self._exit, EXIT_TIMEOUT_S)
         logger.log(logging.INFO if self._closing else logging.ERROR, "the engine's process has ended: %s", status)
+        self._ended = f"its engine's process has ended: {status}"
+        if self._process.returncode == messages.DEVICE_LOST_STATUS:
+            self._ended = "its accelerator has failed, and its process could not use it any more"
+        last_line = await asyncio.to_thread(self._stderr.last_line)
         if not self._loaded.done():
-            self._loaded.set_exception(RuntimeError(f"the engine's process ended during the load: {status}"))
+            self._loaded.set_exception(error_from_exit(status, last_line))
 
     def _exit(self, timeout_s: float) -> str:
         """Wait for the process to exit, kill it after `timeout_s` seconds, and return its exit status."""

@@ -18,7 +18,7 @@ from rbee_serve import correlation
 from rbee_serve.errors import ConfigurationError, WorkerError
 from rbee_serve.replica import backend_messages as messages
 from rbee_serve.replica.backend_messages import FromBackend, ToBackend
-from rbee_serve.replica.foreign_errors import error_from_backend
+from rbee_serve.replica.foreign_errors import error_from_backend, error_from_load
 from rbee_serve.request import InferenceRequest
 from rbee_serve.state import LoadProgress
 from rbee_serve.transport.cancellation import is_own_cancellation
@@ -26,6 +26,7 @@ from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.cuda_memory import torch_cuda_bytes
 from rbee_serve.worker.device import set_threads
+from rbee_serve.worker.engine_failure import EngineFailure, engine_failure
 from rbee_serve.worker.memory import MemoryGauge
 from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.registry import load_spec
@@ -51,6 +52,7 @@ class BackendServer:
         self._spec_path = spec_path
         self._watchdog = watchdog
         self._backend: InferenceBackend[Any, Any] | None = None
+        self._device_lost = False
         self._loading: asyncio.Task[None]
         self._memory: Callable[[], int] = lambda: 0
         self._reported_bytes = 0
@@ -62,9 +64,12 @@ class BackendServer:
     async def run(self, connected: socket.socket) -> None:
         """Serve the connection. Does not return: the process exits."""
         await asyncio.get_running_loop().create_connection(lambda: self._connection, sock=connected)
-        while self._backend is None or self._backend.is_healthy():
+        while self._backend is None or (self._backend.is_healthy() and not self._device_lost):
             self._report_memory()
             await asyncio.sleep(HEALTH_PERIOD_S)  # polled: no backend notifies
+        if self._device_lost:
+            logger.error("the process cannot use its accelerator any more; it exits, and the worker is replaced")
+            os._exit(messages.DEVICE_LOST_STATUS)
         logger.error("the engine is dead; its process exits, and the worker is replaced")
         os._exit(1)
 
@@ -113,7 +118,7 @@ class BackendServer:
         except Exception as exc:
             if not isinstance(exc, ConfigurationError | WorkerError):
                 logger.error("the model could not be loaded", exc_info=exc)  # the pickled exception has no traceback
-            self._send(messages.Loaded(_encoded_error(exc)))
+            self._send(messages.Loaded(_encoded_error(error_from_load(exc) or exc)))
             return
         self._backend = backend
         self._send(messages.Loaded())
@@ -131,6 +136,7 @@ class BackendServer:
         except (Exception, asyncio.CancelledError) as exc:
             if is_own_cancellation(exc):
                 raise
+            self._device_lost |= engine_failure(exc) is EngineFailure.DEVICE_LOST
             self._send(messages.Closed(stream_id, messages.encode(error_from_backend(exc))))
 
     def _report_memory(self) -> None:

@@ -94,7 +94,7 @@ class WorkerReplica:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         self._device = choose_device(self._worker, spec, self._gpu_ids(), visible)
         self._indices = await device_indices(self._device)
-        watchdog = Watchdog(self._worker.hang_timeout_s)
+        watchdog = Watchdog(self._worker.hang_timeout_on(self._device.accelerator))
         backend = await load(
             spec_path, spec, LoadContext(self._worker, self._device, self._report, watchdog, self._peers)
         )
@@ -145,12 +145,10 @@ class WorkerReplica:
     async def check_health(self) -> None:
         """Called by Ray Serve; raising makes it replace this replica."""
         self._require_no_failure()
-        if self._service is not None and not self._service.is_healthy():
+        if self._service is not None and (fault := self._service.fault()) is not None:
             await self._reporter.push_now()
             self._service.give_up()
-            raise WorkerUnhealthy(
-                f"worker {self._worker.id}: the engine is dead or hangs; this replica is being replaced"
-            )
+            raise WorkerUnhealthy(f"worker {self._worker.id}: {fault}; this replica is being replaced")
 
     async def __del__(self) -> None:
         """Called by Ray Serve when the replica stops gracefully."""
@@ -212,11 +210,11 @@ class WorkerReplica:
     def _serving_state(self, service: WorkerService) -> ReplicaState:
         """The state with the backend's values. Raises `ConfigurationError` for one that the hub could not decode."""
         backend, admission, age_s = service.backend, service.admission, service.watchdog.last_progress_age_s
-        healthy = service.is_healthy()
+        fault = service.fault()
         state = msgspec.structs.replace(
             self._base_state(),
-            healthy=healthy,
-            error=None if healthy else self._why_unhealthy(service),
+            healthy=fault is None,
+            error=fault,
             running=admission.running,
             queued=admission.queued,
             capacity=admission.capacity,
@@ -228,11 +226,6 @@ class WorkerReplica:
         if invalid := invalid_field(state):
             raise self._invalid("a state", invalid)
         return state
-
-    def _why_unhealthy(self, service: WorkerService) -> str:
-        if not service.backend.is_healthy():
-            return "its engine is dead"
-        return f"its engine has made no step for {self._worker.hang_timeout_s:g} s"
 
     def _base_state(self) -> ReplicaState:
         return ReplicaState(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -23,7 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 async def ordered(
-    started: Started, source: AsyncIterator[Event[Any]], *, started_sent: bool = False
+    started: Started,
+    source: AsyncIterator[Event[Any]],
+    *,
+    started_sent: bool = False,
+    on_failure: Callable[[BaseException], object] = lambda error: None,
 ) -> AsyncGenerator[Event[Any], None]:
     """`started`, then the events of `source`, then exactly one `End` or `Error`, whatever `source` does.
 
@@ -31,7 +35,8 @@ async def ordered(
     `WorkerError` and can still become an HTTP status. A wrong order, or an end without `End`, is logged and becomes an
     `Error`. Closing this generator closes `source`.
 
-    With `started_sent` the client already has `started`, so a refusal becomes an `Error` event too.
+    With `started_sent` the client already has `started`, so a refusal becomes an `Error` event too. `on_failure` is
+    called with the exception that `source` raises, before it is translated.
     """
     grammar = StreamGrammar()
     grammar.accept(started)
@@ -43,6 +48,7 @@ async def ordered(
         except (Exception, asyncio.CancelledError) as exc:
             if is_own_cancellation(exc):
                 raise
+            on_failure(exc)
             if not started_sent:
                 raise error_from_backend(exc) from exc
             yield Error.from_exception(error_from_backend(exc))
@@ -65,6 +71,7 @@ async def ordered(
         except (Exception, asyncio.CancelledError) as exc:
             if is_own_cancellation(exc):
                 raise
+            on_failure(exc)
             last = Error.from_exception(error_from_backend(exc))
     finally:
         await _close(events)

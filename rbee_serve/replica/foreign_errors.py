@@ -1,21 +1,35 @@
-"""Exceptions of other libraries, mapped to `WorkerError` where they leave the backend."""
+"""Exceptions of other libraries, mapped to `WorkerError` where they leave the backend: those of a request for its
+client, those of a load for the operator."""
 
 from __future__ import annotations
 
 import logging
 
 from rbee_serve.errors import (
-    CudaError,
+    ConfigurationError,
     InferenceTimeout,
-    InsufficientResources,
-    InsufficientVram,
     InternalError,
     WorkerError,
     WorkerLost,
     WorkerUnhealthy,
 )
+from rbee_serve.worker.engine_failure import ERRORS, EngineFailure, engine_failure, engine_failure_in, one_line
 
 logger = logging.getLogger(__name__)
+
+_FOR_CLIENTS = {
+    EngineFailure.DEVICE_LOST: "the accelerator failed and the worker is being replaced; try again later",
+    EngineFailure.NO_VRAM: "the accelerator ran out of memory; reduce the request or try again later",
+    EngineFailure.NO_RAM: "the worker ran out of memory; reduce the request or try again later",
+    EngineFailure.DEVICE_ERROR: "the accelerator failed on this request; see the worker's log for details",
+}
+_SMALLER = "choose a smaller or quantised model, or stop other processes"
+_FOR_OPERATORS = {
+    EngineFailure.DEVICE_LOST: "the accelerator failed while the model was loaded; see the worker's log",
+    EngineFailure.NO_VRAM: f"the accelerator ran out of memory while the model was loaded; raise `gpus`, {_SMALLER}",
+    EngineFailure.NO_RAM: f"memory ran out while the model was loaded; {_SMALLER}",
+    EngineFailure.DEVICE_ERROR: "the accelerator failed while the model was loaded; see the worker's log",
+}
 
 
 def error_from_backend(error: BaseException) -> WorkerError:
@@ -29,14 +43,29 @@ def error_from_backend(error: BaseException) -> WorkerError:
     if isinstance(error, WorkerError):
         return error
     logger.error("a request failed: %s", type(error).__name__, exc_info=error)
-    # torch's exceptions are recognised by class name: importing torch here would cost every replica seconds.
-    names = {kind.__name__ for kind in type(error).__mro__}
-    if "OutOfMemoryError" in names:
-        return InsufficientVram("the accelerator ran out of memory; reduce the request or try again later")
-    if isinstance(error, MemoryError):
-        return InsufficientResources("the worker ran out of memory; reduce the request or try again later")
+    if (failure := engine_failure(error)) is not None:
+        return ERRORS[failure](_FOR_CLIENTS[failure])
     if isinstance(error, TimeoutError):
         return InferenceTimeout("the request timed out; reduce it or try again later")
-    if "AcceleratorError" in names or (isinstance(error, RuntimeError) and "CUDA error" in str(error)):
-        return CudaError("the accelerator failed on this request; see the worker's log for details")
     return InternalError("the worker failed on this request; see its log under the correlation id")
+
+
+def error_from_load(error: BaseException) -> WorkerError | None:
+    """The `WorkerError` for the operator where a load failed for want of memory or by the accelerator; None for any
+    other exception. The library's own words are in it: a load has seen no request."""
+    if isinstance(error, WorkerError | ConfigurationError):
+        return None
+    if (failure := engine_failure(error)) is None:
+        return None
+    return ERRORS[failure](f"{_FOR_OPERATORS[failure]} ({one_line(error)})")
+
+
+def error_from_exit(status: str, last_line: str) -> WorkerError | ConfigurationError:
+    """The error for the operator where the engine's process has ended during the load, with that `status` and that last
+    line on its standard error."""
+    if status == "SIGKILL":  # it could write nothing about that
+        last_line = "Linux kills a process where memory runs out; the kernel's log has the reason"
+    message = f"the engine's process ended during the load: {status}"
+    failure = engine_failure_in(last_line)
+    kind: type[WorkerError] | type[ConfigurationError] = ConfigurationError if failure is None else ERRORS[failure]
+    return kind(f"{message} ({last_line})" if last_line else f"{message}; see the worker's log")

@@ -19,6 +19,7 @@ from rbee_serve.errors import ConfigurationError, InsufficientVram, WorkerError
 from rbee_serve.events import Started
 from rbee_serve.replica.backend_process import BackendProcess
 from rbee_serve.replica.event_stream import ordered
+from rbee_serve.replica.foreign_errors import error_from_load
 from rbee_serve.replica.gpu_lock import gpu_locks
 from rbee_serve.replica.load_turn import LoadTurn
 from rbee_serve.result import collect
@@ -86,7 +87,7 @@ async def _load_in_turn(
         if spec.own_process:
             backend = await BackendProcess.start(spec_path, context)
         else:
-            backend = await asyncio.to_thread(without_stop_iteration(spec.load), context)
+            backend = await load_in_thread(spec, context)
         loaded_at = time.monotonic()
         await turn.wait()
         context.report(LoadProgress(stage="warming_up"))
@@ -107,10 +108,28 @@ async def _load_in_turn(
     return backend
 
 
+async def load_in_thread(spec: WorkerSpec[Any], context: LoadContext) -> InferenceBackend[Any, Any]:
+    """The backend that `spec.load` returns. Raises its exception, as a `WorkerError` where memory or the accelerator is
+    the reason."""
+    try:
+        return await asyncio.to_thread(without_stop_iteration(spec.load), context)
+    except Exception as exc:
+        if known := error_from_load(exc):
+            raise known from exc
+        raise
+
+
 async def warm_up(spec: WorkerSpec[Any], backend: InferenceBackend[Any, Any]) -> None:
     """Serve the warm-up request of the worker type. Raises the error that it ends with."""
-    events = ordered(Started.now("warm-up", spec.name), backend.execute(spec.warm_up()))
-    await collect(events, spec.outputs)
+    failures: list[BaseException] = []
+    events = ordered(Started.now("warm-up", spec.name), backend.execute(spec.warm_up()), on_failure=failures.append)
+    try:
+        await collect(events, spec.outputs)
+    except WorkerError:
+        for failure in failures:
+            if known := error_from_load(failure):
+                raise known from failure
+        raise
 
 
 async def pause_before_retry(watch: Callable[[int, float], Awaitable[Snapshot]], worker_id: str) -> None:
@@ -132,5 +151,9 @@ def reason(error: Exception, worker_id: str, *, loaded: bool = False) -> tuple[s
         return error.code, error.message
     if isinstance(error, ConfigurationError):
         return "WORKER_UNHEALTHY", str(error)
+    known = error_from_load(error)
+    if known is not None and not loaded:
+        return known.code, known.message
     what = "its backend has failed" if loaded else "the model could not be loaded"
-    return "WORKER_UNHEALTHY", f"worker {worker_id}: {what} ({type(error).__name__}); see the worker's log"
+    code = known.code if known else "WORKER_UNHEALTHY"
+    return code, f"worker {worker_id}: {what} ({type(error).__name__}); see the worker's log"

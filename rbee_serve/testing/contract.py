@@ -33,7 +33,7 @@ from rbee_serve.worker.registry import missing_module
 from rbee_serve.worker.spec import Device, LoadContext, Peer, WorkerSpec
 from rbee_serve.worker.watchdog import Watchdog
 
-_METHODS = ("execute", "is_healthy", "is_ready", "memory_bytes", "engine_requests", "close")
+_METHODS = ("execute", "is_healthy", "why_unhealthy", "is_ready", "memory_bytes", "engine_requests", "close")
 _RESULT_FIELDS = frozenset({"job_id", "model", "started_at", "notes", "metrics", *End.__struct_fields__})
 
 
@@ -88,7 +88,7 @@ async def _check(
     idle_within_s: float,
 ) -> None:
     reports: list[LoadProgress] = []
-    watchdog = Watchdog(worker.hang_timeout_s)
+    watchdog = Watchdog(worker.hang_timeout_on(device.accelerator))
     backend = await asyncio.to_thread(spec.load, LoadContext(worker, device, reports.append, watchdog, peers))
     try:
         await _check_loaded(spec, backend, reports, device)

@@ -50,6 +50,11 @@ class InferenceBackend(Protocol[RequestT_contra, OutputT]):
         library (`LoadContext.watchdog`)."""
         return True
 
+    def why_unhealthy(self) -> str | None:
+        """Why `is_healthy` is False, such as `its engine ran out of memory`: a clause for operators that every client
+        may read, without the text of a foreign exception. None if that is unknown. Must not block."""
+        return None
+
     def is_ready(self) -> bool:
         """True once requests can be executed. Must not block."""
         return True

@@ -25,7 +25,8 @@ class Watchdog:
     """
 
     def __init__(self, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
+        """Seconds without a step, while there is work, after which the engine is stalled."""
         self._clock = clock
         self._lock = threading.Lock()
         self._cells: list[float] | memoryview[float] = [clock(), 0, 0]
@@ -74,6 +75,6 @@ class Watchdog:
     def is_stalled(self) -> bool:
         """Whether the engine is stalled. Stays true after its requests were cancelled, until the next step."""
         age_s = self.last_progress_age_s
-        if age_s is not None and age_s > self._timeout_s:
+        if age_s is not None and age_s > self.timeout_s:
             self._stalled_at = self._cells[_STEPS]
         return self._stalled_at == self._cells[_STEPS]

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -20,8 +21,10 @@ from deployments.media.audio_files import SAMPLE_RATE
 from deployments.multimodal.multimodal_request import AudioPart, ImagePart, MediaMessage, TextPart
 from deployments.multimodal.multimodal_worker import SPEC, MultimodalBackend, grey_png
 from deployments.vllm_runtime import media_renderer
+from deployments.vllm_runtime.engine_socket import EngineSocket
 from deployments.vllm_runtime.generation_engine import GenerationEngine
 from deployments.vllm_runtime.media_renderer import COUNT_ERROR
+from deployments.vllm_runtime.running_engine import RunningEngine
 from deployments.vllm_runtime.vllm_engine import EngineStatistics
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.worker.memory import MemoryGauge
@@ -57,7 +60,7 @@ def vllm() -> None:
         importlib.import_module("vllm.v1.engine.exceptions")
 
 
-def engine(template: str, limits: dict[str, int], fault: Exception | None) -> Any:
+def engine(folder: Path, template: str, limits: dict[str, int], fault: Exception | None) -> Any:
     """An engine that searches placeholders as vLLM does, where each image and recording takes three tokens."""
     from vllm.multimodal.processing.processor import BaseMultiModalProcessor, PromptReplacement
 
@@ -103,16 +106,16 @@ def engine(template: str, limits: dict[str, int], fault: Exception | None) -> An
         renderer=renderer, model_config=config, get_tokenizer=lambda: tokenizer, shutdown=lambda: None
     )
     steps = Watchdog(60)
-    return GenerationEngine(llm, steps, EngineStatistics(steps), {})
+    return GenerationEngine(RunningEngine(llm, EngineSocket(folder)), steps, EngineStatistics(steps), {})
 
 
 @pytest.fixture
-def made() -> Iterator[Made]:
+def made(tmp_path: Path) -> Iterator[Made]:
     backends: list[MultimodalBackend] = []
 
     def make(template: str = BOTH, fault: Exception | None = None, **limits: int) -> MultimodalBackend:
         context: Any = SimpleNamespace(peers={})
-        backends.append(MultimodalBackend(engine(template, limits, fault), context, MemoryGauge(int)))
+        backends.append(MultimodalBackend(engine(tmp_path, template, limits, fault), context, MemoryGauge(int)))
         return backends[-1]
 
     yield make

@@ -31,6 +31,10 @@ class ForeignError(Exception):
         super().__init__(f"{file}:{line}")
 
 
+class OutOfMemoryError(RuntimeError):
+    """As torch's is called."""
+
+
 class RecordingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
     def __init__(self, context: LoadContext) -> None:
         self._engine: dict[str, Any] = context.worker.engine
@@ -39,6 +43,8 @@ class RecordingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[TokenOutput], None]:
         if self._engine.get("cancelled_elsewhere"):
             raise asyncio.CancelledError
+        if text := self._engine.get("raises"):
+            raise RuntimeError(text)
         folder = Path(self._engine["folder"])
         try:
             if self._engine.get("block"):
@@ -63,8 +69,12 @@ class RecordingBackend(InferenceBackend[InferenceRequest, TokenOutput]):
 
 
 def load(context: LoadContext) -> RecordingBackend:
+    if words := context.worker.engine.get("writes"):
+        os.write(2, f"{words}\n\n".encode())
     if status := context.worker.engine.get("exit"):
         os._exit(status)
+    if text := context.worker.engine.get("load_raises"):
+        raise OutOfMemoryError(text)
     if file := context.worker.engine.get("broken"):
         raise ForeignError(file, 7)
     if held := context.worker.engine.get("gpu_bytes"):

@@ -19,7 +19,7 @@ import pytest
 
 from deployments.echo import EchoRequest
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import InsufficientVram, InternalError, WorkerLost
+from rbee_serve.errors import ConfigurationError, CudaError, InsufficientVram, InternalError, WorkerLost
 from rbee_serve.events import End, Event, Output, Progress
 from rbee_serve.gpu_budget import CONTEXT_BYTES
 from rbee_serve.replica import backend_process
@@ -110,9 +110,40 @@ async def test_an_exception_of_the_load_is_raised_with_its_message() -> None:
 
 
 async def test_an_exit_during_the_load_is_reported_with_its_status() -> None:
-    with pytest.raises(RuntimeError, match="ended during the load: exit status 7"):
+    with pytest.raises(ConfigurationError, match="ended during the load: exit status 7"):
         async with started(RECORDING, exit=7):
             pass
+
+
+async def test_an_exit_during_the_load_is_reported_with_the_last_line_of_the_process(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"load: exit status 7 \(no driver was found\)"):
+        async with started(RECORDING, exit=7, writes="loading\nno driver was found"):
+            pass
+    assert "no driver was found" in capfd.readouterr().err
+    with pytest.raises(InsufficientVram, match=r"what\(\): CUDA failed with error out of memory"):
+        async with started(RECORDING, exit=7, writes="  what():  CUDA failed with error out of memory"):
+            pass
+
+
+async def test_memory_that_runs_out_during_the_load_is_reported_as_such() -> None:
+    with pytest.raises(InsufficientVram, match=r"while the model was loaded; .* \(OutOfMemoryError: 2 GB\)"):
+        async with started(RECORDING, load_raises="2 GB"):
+            pass
+
+
+async def test_a_process_that_cannot_use_its_accelerator_any_more_exits() -> None:
+    async with started(RECORDING, raises="CUDA error: invalid argument") as backend:
+        with pytest.raises(CudaError):
+            await events_of(backend, InferenceRequest())
+        await asyncio.sleep(1.5)
+        assert backend.is_healthy()
+    async with started(RECORDING, raises="CUDA error: device-side assert triggered") as backend:
+        with pytest.raises(CudaError):
+            await events_of(backend, InferenceRequest())
+        await until(lambda: not backend.is_healthy())
+        await until(lambda: "accelerator" in backend.why_unhealthy())
 
 
 async def test_an_exception_of_the_load_that_cannot_be_pickled_is_reported_by_name() -> None:
@@ -199,6 +230,7 @@ async def test_the_death_of_the_process_ends_its_requests_as_lost_and_is_unhealt
         with pytest.raises(WorkerLost):
             await events_of(backend, EchoRequest(prompt="a"))
         await until(lambda: "the engine's process has ended: SIGKILL" in caplog.text)
+        await until(lambda: backend.why_unhealthy() == "its engine's process has ended: SIGKILL")
 
 
 async def test_a_lost_connection_ends_the_requests_before_the_process_is_killed() -> None:

@@ -14,7 +14,14 @@ from ray import serve
 
 from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import ConfigurationError, InternalError, WorkerError
+from rbee_serve.errors import (
+    ConfigurationError,
+    CudaError,
+    InsufficientVram,
+    InternalError,
+    WorkerError,
+    WorkerUnhealthy,
+)
 from rbee_serve.events import End, Event, StopReason
 from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.hub.state_server import StateServer
@@ -38,8 +45,11 @@ class Backend(InferenceBackend[LetterRequest, LetterOutput]):
     source: Any = None
     engine: Any = None
     error: Exception | None = None
+    lost = False
 
     async def execute(self, request: LetterRequest) -> AsyncGenerator[Event[LetterOutput], None]:
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         yield End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)
 
     def memory_bytes(self) -> int:
@@ -231,6 +241,33 @@ async def test_a_ready_backend_that_begins_to_report_nonsense_is_shown_as_failed
         assert "secret" not in hub.worker.reason
         with pytest.raises(WorkerError):
             await made.check_health()
+
+
+async def test_a_replica_whose_accelerator_is_lost_is_replaced_and_the_reason_is_shown(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = Backend()
+    async with replica(hub, lambda context: backend, monkeypatch) as made:
+        backend.lost = True
+        with pytest.raises(CudaError):
+            await made.collect({"text": "a"})
+        with pytest.raises(WorkerUnhealthy, match="its accelerator has failed"):
+            await made.check_health()
+        assert not hub.worker.ready
+        assert "accelerator" in str(hub.worker.lost)
+
+
+async def test_memory_that_runs_out_during_the_load_is_the_code_that_is_shown(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(context: LoadContext) -> Backend:
+        raise RuntimeError("cuBLAS failed with status CUBLAS_STATUS_ALLOC_FAILED")
+
+    with pytest.raises(InsufficientVram):
+        async with replica(hub, load, monkeypatch):
+            pass
+    assert hub.worker.error_code == "INSUFFICIENT_VRAM"
+    assert "CUBLAS_STATUS_ALLOC_FAILED" in str(hub.worker.error)
 
 
 async def test_a_value_beyond_64_bits_is_an_error_that_names_its_field(

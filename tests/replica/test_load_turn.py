@@ -46,7 +46,7 @@ class Loader:
     async def load(
         self,
         worker_id: str,
-        gpus: tuple[int, ...] = (0,),
+        gpus: tuple[str, ...] = ("0",),
         *,
         share: float | None = None,
         spec_path: str = SPEC,
@@ -116,7 +116,7 @@ async def test_downloads_happen_while_another_model_is_loaded(loader: Loader) ->
 
 
 async def test_workers_of_several_gpus_and_their_neighbours_do_not_wait_for_each_other_for_ever(loader: Loader) -> None:
-    gpus = [(0, 1), (1, 0), (1, 2), (2, 0), (0,), (1,), (2,), (0, 1, 2)]
+    gpus = [("0", "1"), ("1", "0"), ("1", "2"), ("2", "0"), ("0",), ("1",), ("2",), ("0", "1", "2")]
     async with asyncio.timeout(30):
         await asyncio.gather(*(loader.load(f"w-{n}", pair, load_s=0.05) for n, pair in enumerate(gpus)))
     for one, other in combinations(loader.loads, 2):
@@ -145,7 +145,7 @@ async def test_the_wait_is_a_stage_that_names_the_holder(loader: Loader, folder:
 
 async def test_a_load_that_does_not_wait_has_no_such_stage(loader: Loader, folder: Path) -> None:
     other = holding(folder)
-    await loader.load("w", (1,))
+    await loader.load("w", ("1",))
     await loader.load("on-the-cpu", accelerator="cpu")
     assert loader.stages("w") == loader.stages("on-the-cpu") == ["warming_up"]
     other.release()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 
 from deployments.echo import SPEC, EchoBackend, EchoRequest
 from rbee_serve.config import WorkerConfig
-from rbee_serve.errors import InferenceTimeout, InsufficientResources
+from rbee_serve.errors import InferenceTimeout, InsufficientResources, InsufficientVram, WorkerError
 from rbee_serve.events import End, Error, Event, Narration, Progress, Started, StopReason
 from rbee_serve.grammar import StreamGrammar
 from rbee_serve.replica.loading import load
@@ -23,10 +23,10 @@ from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 
 
-def service(**settings: Any) -> WorkerService:
+def service(on_change: Callable[[], None] = lambda: None, **settings: Any) -> WorkerService:
     worker = WorkerConfig(id="echo-0", type="echo", **settings)
-    watchdog = Watchdog(worker.hang_timeout_s)
-    return WorkerService(worker, SPEC, EchoBackend(watchdog), watchdog)
+    watchdog = Watchdog(worker.hang_timeout_on("cpu"))
+    return WorkerService(worker, SPEC, EchoBackend(watchdog), watchdog, on_change)
 
 
 async def read(worker: WorkerService, **fields: Any) -> list[Event[Any]]:
@@ -141,6 +141,89 @@ async def test_a_stalled_engine_is_unhealthy_and_a_busy_one_is_healthy() -> None
     worker.give_up()
     assert isinstance((await hanging)[-1], Error)
     assert not worker.is_healthy()
+
+
+class AcceleratorError(RuntimeError):
+    """As torch's is called."""
+
+
+def torch_s_error(text: str) -> Exception:
+    torch = pytest.importorskip("torch")
+    error: Exception = torch.AcceleratorError(text)
+    return error
+
+
+@pytest.mark.parametrize("make", [torch_s_error, AcceleratorError, RuntimeError])
+@pytest.mark.parametrize("events_before", [0, 1])
+async def test_an_accelerator_that_is_lost_makes_the_worker_unhealthy_for_good(
+    monkeypatch: pytest.MonkeyPatch, make: Callable[[str], Exception], events_before: int
+) -> None:
+    changes: list[None] = []
+    worker = service(lambda: changes.append(None))
+    texts = iter(["CUDA error: invalid argument", "CUDA error: device-side assert triggered"])
+
+    async def execute(self: EchoBackend, request: EchoRequest) -> AsyncGenerator[Event[Any], None]:
+        for _ in range(events_before):
+            yield Progress(step=1, total=2)
+        raise make(next(texts))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EchoBackend, "execute", execute)
+        assert await code_of(worker) == "CUDA_ERROR"
+        assert worker.is_healthy()
+        changes.clear()
+        assert await code_of(worker) == "CUDA_ERROR"
+    assert changes
+    assert "accelerator has failed" in str(worker.fault())
+    await read(worker)
+    assert not worker.is_healthy()
+
+
+async def code_of(worker: WorkerService) -> str:
+    """The code of the error that a request ends with."""
+    try:
+        last = (await read(worker))[-1]
+    except WorkerError as exc:
+        return exc.code
+    assert isinstance(last, Error)
+    assert last.retriable
+    return last.code
+
+
+async def test_a_dead_engine_has_the_reason_of_its_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = service()
+    monkeypatch.setattr(EchoBackend, "is_healthy", lambda self: False)
+    assert worker.fault() == "its engine is dead"
+    monkeypatch.setattr(EchoBackend, "why_unhealthy", lambda self: "its engine ran out of memory")
+    assert worker.fault() == "its engine ran out of memory"
+
+
+async def test_memory_that_runs_out_in_the_warm_up_is_an_error_of_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def execute(self: EchoBackend, request: EchoRequest) -> AsyncGenerator[Event[Any], None]:
+        yield Progress(step=1, total=2)
+        raise MemoryError
+
+    context = LoadContext(WorkerConfig(id="echo-0", type="echo"), Device("cpu"), lambda progress: None)
+    monkeypatch.setattr(EchoBackend, "execute", execute)
+    with pytest.raises(InsufficientResources, match="while the model was loaded"):
+        await load("tests:SPEC", SPEC, context)
+    with pytest.raises(InsufficientVram, match="while the model was loaded"):
+        await load("tests:SPEC", replace(SPEC, load=out_of_memory), context)
+
+
+def out_of_memory(context: LoadContext) -> EchoBackend:
+    raise RuntimeError("CUDA failed with error out of memory")
+
+
+@pytest.mark.parametrize(
+    ("configured", "accelerator", "expected"),
+    [(None, "cuda", 60), (None, "cpu", 28), (None, "metal", 28), (7, "cuda", 7), (7, "cpu", 7)],
+)
+def test_an_engine_on_cuda_has_more_time_for_a_step_by_default(
+    configured: float | None, accelerator: str, expected: float
+) -> None:
+    worker = WorkerConfig(id="echo-0", type="echo", hang_timeout_s=configured)
+    assert worker.hang_timeout_on(accelerator) == expected
 
 
 async def test_a_thousand_cancellations_at_any_moment_leak_nothing() -> None:

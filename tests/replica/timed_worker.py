@@ -30,7 +30,7 @@ class Load(NamedTuple):
     """One load: seconds of the clock that all processes share."""
 
     worker_id: str
-    gpus: tuple[int, ...]
+    gpus: tuple[str, ...]
     began_at: float
     ended_at: float
 

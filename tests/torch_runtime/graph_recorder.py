@@ -11,12 +11,12 @@ class Recorder:
 
     def __init__(self) -> None:
         self.recorded = self.replayed = 0
-        self.fails = False
+        self.fails: Exception | None = None
 
     def __call__(self, run: Callable[[Sequence[Any]], Any], tensors: Sequence[Any]) -> Callable[[Sequence[Any]], Any]:
         self.recorded += 1
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
+        if self.fails is not None:
+            raise self.fails
         inputs = [tensor.clone() for tensor in tensors]
 
         def replay(values: Sequence[Any]) -> Any:

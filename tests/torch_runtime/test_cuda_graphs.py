@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from deployments.torch_runtime.cuda_graphs import MAX_GRAPHS, GraphedForward
+from deployments.torch_runtime.cuda_graphs import MAX_GRAPHS, RETRY_S, GraphedForward
 from tests import devices
 from tests.torch_runtime.graph_recorder import Recorder
 
@@ -80,7 +80,7 @@ def test_the_most_recently_used_captures_are_kept(recorder: Recorder) -> None:
 
 
 def test_a_failed_capture_runs_the_model_and_is_not_repeated(recorder: Recorder) -> None:
-    recorder.fails = True
+    recorder.fails = RuntimeError("CUDA error: operation not permitted when stream is capturing")
     forward = GraphedForward(scaled, recorder)
     assert [float(forward(ones(1), 3)[0]) for _ in range(4)] == [3.0] * 4
     assert (recorder.recorded, recorder.replayed) == (1, 0)
@@ -98,6 +98,23 @@ def test_cleared_captures_are_recorded_anew_but_not_those_that_failed(recorder: 
     for side in (2, 3):
         assert forward(ones(side), 1)[0].shape == (side, side)
     assert (recorder.recorded, recorder.replayed) == (3, 2)
+
+
+def test_a_capture_that_fails_for_want_of_memory_is_tried_again_later(recorder: Recorder) -> None:
+    recorder.fails = RuntimeError("CUDA error: operation failed due to a previous error during capture")
+    recorder.fails.__context__ = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+    now = 0.0
+    forward = GraphedForward(scaled, recorder, clock=lambda: now)
+    for side in (1, 2, 3):  # memory is short for all forms
+        assert [float(forward(ones(side), 3)[0][0, 0]) for _ in range(4)] == [3.0] * 4
+    assert (recorder.recorded, recorder.replayed) == (1, 0)
+    now += RETRY_S
+    forward(ones(1), 3)
+    assert (recorder.recorded, recorder.replayed) == (2, 0)
+    recorder.fails = None
+    now += RETRY_S
+    assert [float(forward(ones(1), 3)[0]) for _ in range(4)] == [3.0] * 4
+    assert (recorder.recorded, recorder.replayed) == (3, 4)
 
 
 def test_unhashable_arguments_run_the_model(recorder: Recorder) -> None:

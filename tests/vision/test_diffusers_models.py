@@ -96,6 +96,19 @@ async def test_an_inpainting_model_generates_the_whole_image_where_none_is_sent(
     backend.close()
 
 
+@pytest.mark.parametrize("part", ["vae", "unet"])
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [("float16", "dtype to bfloat16"), ("bfloat16", "dtype to float32"), ("float32", "choose another model")],
+)
+def test_a_model_whose_images_are_black_is_refused_at_the_load(
+    part: str, dtype: str, remedy: str, tmp_path: Path
+) -> None:
+    folder = tiny_pipelines.save(tiny_pipelines.overflowing(part), tmp_path)
+    with pytest.raises(ConfigurationError, match=f"generates no image in {dtype}, .*{remedy}"):
+        load(folder, dtype=dtype)
+
+
 async def test_an_unsafe_image_is_black_and_narrated(tmp_path: Path) -> None:
     tiny_pipelines.save(tiny_pipelines.stable_diffusion(**tiny_pipelines.strict_checker()), tmp_path)
     backend = load(tmp_path)

@@ -91,6 +91,14 @@ def deep() -> Any:
     return diffusers.StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
+def overflowing(part: str) -> Any:
+    """A Stable Diffusion of which one part, `vae` or `unet`, returns NaN, as where float16 is too small for it."""
+    pipeline = stable_diffusion()
+    model = getattr(pipeline, part)
+    getattr(model, "decoder", model).conv_out.weight.data.fill_(float("nan"))
+    return pipeline
+
+
 def strict_checker() -> dict[str, Any]:
     """The parts of a Stable Diffusion whose safety checker flags every image."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker

@@ -1,23 +1,12 @@
-"""The progress of loading weights into vLLM: counting, and sending it to the replica."""
+"""The progress of loading weights into vLLM, counted."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from deployments.vllm_runtime.progress_loader import (
-    LISTENER,
-    WeightsCount,
-    layer_of,
-    progress_socket,
-    send_progress,
-    sizes_of,
-)
+from deployments.vllm_runtime.progress_loader import WeightsCount, layer_of, sizes_of
 from rbee_serve.state import LoadProgress
 from tests.model_files.tiny_models import entry, model_folder, safetensors_bytes
 
@@ -74,20 +63,3 @@ def test_the_tensors_of_the_files_that_vllm_reads_count(tmp_path: Path) -> None:
     assert sizes_of(folder) == {"other": 16}
     (folder / "consolidated.safetensors").write_bytes(b"broken")
     assert sizes_of(folder) == {}
-
-
-def test_progress_of_an_engine_process_reaches_the_replica() -> None:
-    received: list[LoadProgress] = []
-    program = (
-        "from deployments.vllm_runtime.progress_loader import *; "
-        "send_progress(LoadProgress(stage='loading_to_vram', bytes_done=3))"
-    )
-    with progress_socket(received.append):
-        subprocess.run([sys.executable, "-c", program], check=True)
-        send_progress(LoadProgress(stage="preparing_engine"))
-        deadline = time.monotonic() + 5
-        while len(received) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-    assert received == [LoadProgress(stage="loading_to_vram", bytes_done=3), LoadProgress(stage="preparing_engine")]
-    assert LISTENER not in os.environ
-    send_progress(LoadProgress(stage="nobody listens"))
