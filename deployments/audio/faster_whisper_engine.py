@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from deployments.audio.cublas import load_cublas
 from deployments.audio.segment_times import audible
 from deployments.audio.transcription_engine import (
     Segment,
@@ -78,7 +79,11 @@ def check(worker: WorkerConfig, options: Options) -> None:
 
 
 def load(context: LoadContext, options: Options, progress: WindowProgress) -> FasterWhisperEngine:
-    """Download, check and load the model. Raises `ConfigurationError` where CTranslate2 rejects it or an option."""
+    """Download, check and load the model. Raises `ConfigurationError` where CTranslate2 rejects it or an option, or
+    lacks its cuBLAS."""
+    on_gpu = context.device.accelerator == "cuda"
+    if on_gpu:
+        load_cublas()
     from faster_whisper import WhisperModel
 
     assert context.worker.model_ref is not None
@@ -86,7 +91,6 @@ def load(context: LoadContext, options: Options, progress: WindowProgress) -> Fa
     if not (folder / "tokenizer.json").is_file():  # faster-whisper would download the tokenizer of another model
         raise ConfigurationError(f"{folder} lacks tokenizer.json; convert the model with its tokenizer")
     require_memory(context.device, {"weights": (folder / "model.bin").stat().st_size}, context.device.fraction)
-    on_gpu = context.device.accelerator == "cuda"
 
     class WatchedModel(WhisperModel):  # type: ignore[misc]
         """Reports each window. The encoder runs exactly once per window, with or without speech in it."""
