@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
+from pathlib import Path
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
@@ -37,6 +40,15 @@ def with_own_token(checked: CheckedConfig) -> CheckedConfig:
         for application in checked.document["applications"]
     ]
     return replace(checked, document={**checked.document, "applications": applications}, token=token)
+
+
+def add_programs_to_path(environ: MutableMapping[str, str]) -> None:
+    """Put the programs of this Python environment first in `PATH`, as its activation would. Model libraries call some
+    of them, such as ninja to compile kernels."""
+    programs = str(Path(sys.executable).parent)
+    folders = environ.get("PATH", os.defpath).split(os.pathsep)
+    if programs not in folders:
+        environ["PATH"] = os.pathsep.join([programs, *folders])
 
 
 def check_environment(environ: Mapping[str, str], config: ApplicationConfig) -> None:
