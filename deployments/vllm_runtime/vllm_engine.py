@@ -8,6 +8,7 @@ from typing import Any
 
 from deployments.vllm_runtime.cpu_worker import use_all_cores, without_unfit_worker
 from deployments.vllm_runtime.engine_options import GPU_SHARE, check_names
+from deployments.vllm_runtime.platform_check import require_platform
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT, load_format, progress_socket
 from deployments.vllm_runtime.socket_folder import make_socket_folder
 from rbee_serve.errors import ConfigurationError
@@ -18,6 +19,12 @@ from rbee_serve.worker.watchdog import Watchdog
 
 OWNER_PID = "RBEE_SERVE_ENGINE_OWNER"
 """Environment variable with the replica's process id, inherited by the engine's processes."""
+
+ENVIRONMENT = {
+    # vLLM would report usage to its authors.
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""vLLM's settings where the environment has no others."""
 
 MAX_MESSAGE_CHARACTERS = 300
 """Characters of vLLM's own message in an error."""
@@ -49,16 +56,17 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
 
     Blocks until it runs: 40 to 65 s on two CPU cores, nearly all of it imports.
 
-    Raises `ConfigurationError` on an option that vLLM does not know, or values that it refuses, `InsufficientVram` or
-    `InsufficientResources` on a model that does not fit.
+    Raises `ConfigurationError` on a build of vLLM for another kind of device, an option that it does not know, or
+    values that it refuses, `InsufficientVram` or `InsufficientResources` on a model that does not fit.
     """
     worker_id = context.worker.id
     _require_memory(context.device, options)
     context.report(LoadProgress(stage="starting_engine"))
     os.environ[OWNER_PID] = str(os.getpid())
     make_socket_folder()
-    # vLLM would report usage to its authors.
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    require_platform(worker_id, context.device.accelerator)
     check_names(options, worker_id)
     options = without_unfit_worker(options)
     if options["load_format"] == LOAD_FORMAT:
