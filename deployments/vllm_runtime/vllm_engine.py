@@ -23,6 +23,9 @@ OWNER_PID = "RBEE_SERVE_ENGINE_OWNER"
 ENVIRONMENT = {
     # vLLM would report usage to its authors.
     "VLLM_NO_USAGE_STATS": "1",
+    # FlashInfer compiles its sampler at the first request that has top_p or top_k. Without a CUDA toolkit that ends the
+    # engine (https://github.com/vllm-project/vllm/issues/49497), and with one it takes minutes.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 """vLLM's settings where the environment has no others."""
 
