@@ -1,4 +1,5 @@
-# make install   into .venv;  EXTRAS=gpu,embedding,audio,vision,demo,bench,dev  on a machine with NVIDIA GPUs
+# make install   into .venv;  EXTRAS=gpu,embedding,audio,vision,demo,bench,dev  on a machine with NVIDIA GPUs.
+#                The extras are remembered in .venv/.extras, for all other targets and the next installation
 # make serve     install what is missing, then serve CONFIG (Ctrl+C stops it)
 # make check     ruff, mypy, import rules
 # make test-fast the tests that need neither Ray nor a model, 2 minutes
@@ -13,23 +14,27 @@
 # make clean     remove .venv and the caches
 
 PYTHON ?= python3
-EXTRAS ?= cpu,embedding,audio,vision,demo,bench,dev
+DEFAULT_EXTRAS := cpu,embedding,audio,vision,demo,bench,dev
+# scripts/install.py writes this file when it begins, with the date of 1970, and renews the date when it has succeeded.
+STAMP := .venv/.extras
+INSTALLED := $(shell cat $(STAMP) 2>/dev/null)
+EXTRAS ?= $(or $(INSTALLED),$(DEFAULT_EXTRAS))
 CONFIG ?= serve_config.yaml
 
-comma := ,
 BIN := .venv/bin
-STAMP := .venv/.installed-$(subst $(comma),-,$(EXTRAS))
 
 TOO_OLD := install: $(PYTHON) is older than 3.11. Install Python 3.11 or newer and name it: make install PYTHON=python3.11
 
-.PHONY: install serve test test-all test-fast bench bench-quick check format pin sbom audit clean
+.PHONY: install serve test test-all test-fast bench bench-quick check format pin sbom audit clean other-extras
 
 install: $(STAMP)
 
+ifneq ($(EXTRAS),$(INSTALLED))
+$(STAMP): other-extras
+endif
 $(STAMP): pyproject.toml scripts/install.py $(wildcard requirements/*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(TOO_OLD)")'
 	@$(PYTHON) scripts/install.py --extras '$(EXTRAS)'
-	@touch $@
 
 serve: $(STAMP)
 	@exec $(BIN)/rbee-serve serve $(CONFIG)

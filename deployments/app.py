@@ -191,6 +191,8 @@ Serve, refuses the surplus."""
 def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, Any]:
     running = worker.max_ongoing_requests or spec.default_max_ongoing_requests
     environment = {setting.name: setting.value for setting in REPLICA_SETTINGS}
+    if not worker.gpus:  # Ray leaves all GPUs visible to it, and some libraries would take the first one
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     if worker.threads is not None:
         environment["OMP_NUM_THREADS"] = str(worker.threads)
     options: dict[str, Any] = {

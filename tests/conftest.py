@@ -88,6 +88,7 @@ DEVICES: list[dict[str, Any]] = [
     {"id": "gpu-pair", **DEVICE, "gpus": 2},
     {"id": "gpu-half-a", **DEVICE, "gpus": 0.5},
     {"id": "gpu-half-b", **DEVICE, "gpus": 0.5},
+    {"id": "gpu-none", **DEVICE},
 ]
 HANGING: list[dict[str, Any]] = [{"id": f"echo-hang-{n}", **ECHO, "hang_timeout_s": 5} for n in range(3)]
 

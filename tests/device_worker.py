@@ -22,7 +22,7 @@ from rbee_serve.worker import (
 class DeviceOutput(OutputValue, frozen=True, kw_only=True, tag="device"):
     given: list[str]
     fraction: float
-    visible: list[str]
+    visible: list[str] | None
     i: int
 
     @classmethod
@@ -36,7 +36,8 @@ class DeviceBackend(InferenceBackend[InferenceRequest, DeviceOutput]):
         self._device = device
 
     async def execute(self, request: InferenceRequest) -> AsyncGenerator[Event[DeviceOutput], None]:
-        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+        visible = None if variable is None else [name for name in variable.split(",") if name]
         ids, fraction = list(self._device.ids), self._device.fraction
         yield Output(DeviceOutput(given=ids, fraction=fraction, visible=visible, i=0))
         yield End(tokens_out=0, decode_time_ms=0, stop_reason=StopReason.COMPLETE)

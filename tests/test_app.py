@@ -32,3 +32,14 @@ def test_ray_serve_gets_the_options_of_autoscaling_that_are_given() -> None:
     options = _worker_options(worker, SPEC)
     assert options["autoscaling_config"] == given
     assert "num_replicas" not in options
+
+
+def test_only_a_worker_with_gpus_sees_gpus() -> None:
+    def environment(**settings: Any) -> dict[str, str]:
+        worker = WorkerConfig(id="echo-0", type="echo", **settings)
+        variables: dict[str, str] = _worker_options(worker, SPEC)["ray_actor_options"]["runtime_env"]["env_vars"]
+        return variables
+
+    assert environment()["CUDA_VISIBLE_DEVICES"] == ""
+    assert environment(backend="cpu")["CUDA_VISIBLE_DEVICES"] == ""
+    assert "CUDA_VISIBLE_DEVICES" not in environment(gpus=0.5)  # Ray sets it

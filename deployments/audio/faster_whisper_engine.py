@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
+from deployments.audio.cublas import load_cublas
 from deployments.audio.segment_times import audible
 from deployments.audio.transcription_engine import (
     Segment,
@@ -79,14 +80,17 @@ def check(worker: WorkerConfig, options: Options) -> None:
 
 
 def load(context: LoadContext, options: Options, progress: WindowProgress) -> FasterWhisperEngine:
-    """Download, check and load the model. Raises `ConfigurationError` where CTranslate2 rejects it or an option."""
+    """Download, check and load the model. Raises `ConfigurationError` where CTranslate2 rejects it or an option, or
+    lacks its cuBLAS."""
+    on_gpu = context.device.accelerator == "cuda"
+    if on_gpu:
+        load_cublas()
     from faster_whisper import WhisperModel
 
     assert context.worker.model_ref is not None
     folder = prepare(context.worker.model_ref, context.report, formats=FORMATS)
     if not (folder / "tokenizer.json").is_file():  # faster-whisper would download the tokenizer of another model
         raise ConfigurationError(f"{folder} lacks tokenizer.json; convert the model with its tokenizer")
-    on_gpu = context.device.accelerator == "cuda"
     compute_type = options.compute_type or ("float16" if on_gpu else "int8")
     context.wait_for_gpu()
     require_memory(context.device, {"weights": weights_bytes(folder / "model.bin", compute_type, context.device)})

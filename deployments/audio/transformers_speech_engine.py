@@ -28,6 +28,7 @@ from rbee_serve.model_files.memory_check import require_memory, weights_memory_b
 from rbee_serve.model_files.resolve import check_local, prepare
 from rbee_serve.model_files.weight_files import weights_in
 from rbee_serve.state import LoadProgress
+from rbee_serve.worker.registry import extras_for
 from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 
@@ -62,7 +63,8 @@ def check(worker: WorkerConfig, options: Options) -> None:
     if worker.model_ref is None:
         raise ConfigurationError("model_ref: is missing; use hf:ORG/NAME, file:PATH or pkg:PACKAGE/PATH")
     if importlib.util.find_spec("transformers") is None:
-        raise ConfigurationError("engine.name: transformers is not installed; pip install 'rbee-serve[cpu]' or [gpu]")
+        extra = extras_for("cuda" if worker.gpus or worker.backend == "cuda" else "cpu", "cpu")
+        raise ConfigurationError(f"engine.name: transformers is not installed; pip install 'rbee-serve[{extra}]'")
     check_local(worker)
 
 

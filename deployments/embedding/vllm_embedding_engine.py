@@ -19,7 +19,7 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.gguf_conversion import FloatType
 from rbee_serve.model_files.resolve import prepare
 from rbee_serve.request import new_id
-from rbee_serve.worker.registry import import_engine
+from rbee_serve.worker.registry import extras_for, import_engine
 from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
 
@@ -40,7 +40,7 @@ def check(worker: WorkerConfig, options: Options) -> None:
 def load(context: LoadContext, options: Options) -> VllmEmbeddingEngine:
     """Start vLLM's processes with the model. Raises what `start_engine` raises."""
     assert context.worker.model_ref is not None
-    import_engine("vllm", "gpu" if context.device.accelerator == "cuda" else "cpu")
+    import_engine("vllm", extras_for(context.device.accelerator, "cpu"))
     given = options.model_extra or {}
     folder = prepare(context.worker.model_ref, context.report, dtype=_gguf_dtype(context.device, given.get("dtype")))
     worker = context.worker.model_copy(update={"engine": given})

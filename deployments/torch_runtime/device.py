@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deployments.torch_runtime.cuda_check import require_cuda
 from rbee_serve.worker.gpu_limit import memory_fraction
 from rbee_serve.worker.spec import Device
 
@@ -10,8 +11,9 @@ _NAMES = {"cuda": "cuda", "cpu": "cpu", "metal": "mps"}
 
 def torch_device(device: Device) -> str:
     """`cuda`, `cpu` or `mps`. Limits torch's GPU memory to the worker's budget (`rbee_serve.gpu_budget`) from now on:
-    Ray assigns shares but does not enforce them."""
+    Ray assigns shares but does not enforce them. Raises `ConfigurationError` if torch cannot use a GPU here."""
     if device.accelerator == "cuda":
+        require_cuda()
         import torch
 
         torch.cuda.set_per_process_memory_fraction(memory_fraction(device))

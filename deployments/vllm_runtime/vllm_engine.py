@@ -11,6 +11,7 @@ from deployments.vllm_runtime.cpu_worker import use_all_cores, without_unfit_wor
 from deployments.vllm_runtime.engine_options import check_names
 from deployments.vllm_runtime.engine_socket import EngineSocket
 from deployments.vllm_runtime.memory_needs import memory_needs
+from deployments.vllm_runtime.platform_check import require_platform
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT, load_format
 from deployments.vllm_runtime.running_engine import RunningEngine
 from deployments.vllm_runtime.socket_folder import make_socket_folder
@@ -23,6 +24,15 @@ from rbee_serve.worker.watchdog import Watchdog
 
 OWNER_PID = "RBEE_SERVE_ENGINE_OWNER"
 """Environment variable with the replica's process id, inherited by the engine's processes."""
+
+ENVIRONMENT = {
+    # vLLM would report usage to its authors.
+    "VLLM_NO_USAGE_STATS": "1",
+    # FlashInfer compiles its sampler at the first request that has top_p or top_k. Without a CUDA toolkit that ends the
+    # engine (https://github.com/vllm-project/vllm/issues/49497), and with one it takes minutes.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
+"""vLLM's settings where the environment has no others."""
 
 MAX_MESSAGE_CHARACTERS = 300
 """Characters of vLLM's own message in an error."""
@@ -60,9 +70,10 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
 
     Blocks until it runs: 40 to 65 s on two CPU cores, nearly all of it imports.
 
-    Raises `ConfigurationError` on an option that vLLM does not know, or values that it refuses, `InsufficientVram` or
-    `InsufficientResources` on a model that does not fit, `CudaError` where the accelerator fails, and
-    `ConfigurationError` for whatever else ends the engine's processes; vLLM's words about it are in the message.
+    Raises `ConfigurationError` on a build of vLLM for another kind of device, an option that it does not know, or
+    values that it refuses, `InsufficientVram` or `InsufficientResources` on a model that does not fit, `CudaError`
+    where the accelerator fails, and `ConfigurationError` for whatever else ends the engine's processes; vLLM's words
+    about it are in the message.
     """
     worker_id = context.worker.id
     context.wait_for_gpu()  # vLLM is imported and the files are here
@@ -71,8 +82,9 @@ def start_engine(context: LoadContext, options: dict[str, Any], statistics: Engi
     context.report(LoadProgress(stage="starting_engine"))
     os.environ[OWNER_PID] = str(os.getpid())
     socket_folder = make_socket_folder()
-    # vLLM would report usage to its authors.
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    require_platform(worker_id, context.device.accelerator)
     check_names(options, worker_id)
     options = without_unfit_worker(options)
     if options["load_format"] == LOAD_FORMAT:

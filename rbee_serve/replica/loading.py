@@ -26,7 +26,7 @@ from rbee_serve.result import collect
 from rbee_serve.state import LoadProgress, Snapshot
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.model_code import without_stop_iteration
-from rbee_serve.worker.registry import missing_module
+from rbee_serve.worker.registry import extras_for, missing_module
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ async def load(spec_path: str, spec: WorkerSpec[Any], context: LoadContext) -> I
     """
     worker = context.worker
     if missing := missing_module(spec):
-        remedy = f"pip install 'rbee-serve[{spec.extra}]'" if spec.extra else f"install {missing}"
+        extra = spec.extra and extras_for(context.device.accelerator, spec.extra)
+        remedy = f"pip install 'rbee-serve[{extra}]'" if extra else f"install {missing}"
         raise ConfigurationError(f"worker {worker.id}: the module {missing} is not installed; {remedy}")
     try:
         async with asyncio.timeout(worker.load_timeout_s) as timeout:

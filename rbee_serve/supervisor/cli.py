@@ -10,6 +10,7 @@ from pathlib import Path
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.scaffold.new_worker import new_worker
 from rbee_serve.supervisor.checks import CheckedConfig, check_file
+from rbee_serve.supervisor.host_requirements import host_faults, host_warnings, this_host
 from rbee_serve.worker_info import VERSION
 
 CONFIGURATION_ERROR = 2
@@ -23,7 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_next_steps(new_worker(arguments.name, Path.cwd())))
             return 0
         checked = check_file(arguments.config)
-        for warning in checked.config.warnings():
+        host = this_host()
+        warnings = [*checked.config.warnings(), *host_warnings(checked, host)]
+        if arguments.command == "check":  # of the file; another machine may serve it
+            warnings += [f"this machine cannot serve {fault}" for fault in host_faults(checked, host)]
+        for warning in warnings:
             print(f"rbee-serve: warning: {warning}", file=sys.stderr)
         if arguments.command == "check":
             print(_verdict(checked))

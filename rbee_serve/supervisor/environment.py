@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, MutableMapping
 from dataclasses import replace
+from pathlib import Path
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
@@ -47,6 +50,15 @@ def mig_instances(environ: Mapping[str, str]) -> int | None:
     GPUs. None where Ray counts right."""
     ids = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return len(ids) if all(gpu_id.startswith("MIG-") for gpu_id in ids) else None
+
+
+def add_programs_to_path(environ: MutableMapping[str, str]) -> None:
+    """Put the programs of this Python environment first in `PATH`, as its activation would. Model libraries call some
+    of them, such as ninja to compile kernels."""
+    programs = str(Path(sys.executable).parent)
+    folders = environ.get("PATH", os.defpath).split(os.pathsep)
+    if programs not in folders:
+        environ["PATH"] = os.pathsep.join([programs, *folders])
 
 
 def check_environment(environ: Mapping[str, str], config: ApplicationConfig) -> None:

@@ -18,7 +18,13 @@ from rbee_serve.supervisor.checks import CheckedConfig, check_port_is_free
 from rbee_serve.supervisor.cluster import Cluster
 from rbee_serve.supervisor.display import Display, make_display
 from rbee_serve.supervisor.drain import drain
-from rbee_serve.supervisor.environment import check_environment, with_own_token, with_proxy_location
+from rbee_serve.supervisor.environment import (
+    add_programs_to_path,
+    check_environment,
+    with_own_token,
+    with_proxy_location,
+)
+from rbee_serve.supervisor.host_requirements import require_host, this_host
 from rbee_serve.supervisor.hub_client import HubClient
 from rbee_serve.supervisor.monitor import StartFailed, Workers, monitor, wait_for_load
 from rbee_serve.supervisor.stop_signal import Stopped, StopSignal
@@ -35,7 +41,9 @@ def serve(checked: CheckedConfig, verbose: bool) -> int:
     """
     check_environment(os.environ, checked.config)
     check_port_is_free(checked.host, checked.port)
+    require_host(checked, this_host())
     set_missing(os.environ)
+    add_programs_to_path(os.environ)
     checked = with_own_token(with_proxy_location(checked, os.environ))
     stop = StopSignal()
     stop.install()

@@ -60,6 +60,13 @@ def missing_module(spec: WorkerSpec[Any]) -> str | None:
     return next((name for name in spec.modules if importlib.util.find_spec(name) is None), None)
 
 
+def extras_for(accelerator: str, extra: str) -> str:
+    """The extras to install for a device: `gpu` in place of `cpu` for `cuda`. The two are builds of the same
+    packages."""
+    names = extra.split(",")
+    return ",".join("gpu" if name == "cpu" and accelerator == "cuda" else name for name in names)
+
+
 def import_engine(name: str, extra: str) -> Any:
     """Import the heavy module `name`, for worker types that choose among several engines. Raises `ConfigurationError`
     with the extra of rbee-serve that installs it."""

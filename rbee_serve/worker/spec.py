@@ -93,7 +93,7 @@ class WorkerSpec(Generic[RequestT]):
     modules: tuple[str, ...] = ()
     """The heavy modules that `load` imports, so that a missing one is reported early and in one sentence."""
     extra: str | None = None
-    """The extra of rbee-serve that installs them."""
+    """The extra of rbee-serve that installs them, or several with commas; `cpu` stands for `gpu` on a GPU."""
     own_process: bool = False
     """Whether the backend runs in a process of its own (`replica.backend_process`), which is faster for an engine that
     launches many short operations from Python. A type with `roles` cannot: its peers are in the replica's process."""

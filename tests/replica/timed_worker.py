@@ -42,7 +42,7 @@ class Load(NamedTuple):
 def loads_in(folder: Path) -> list[Load]:
     """The loads that have ended, in the order of their beginnings."""
     lines = [path.read_text().split() for path in folder.glob("load-*")]
-    loads = [Load(words[0], tuple(map(int, words[3:])), float(words[1]), float(words[2])) for words in lines]
+    loads = [Load(words[0], tuple(words[3:]), float(words[1]), float(words[2])) for words in lines]
     return sorted(loads, key=lambda load: load.began_at)
 
 

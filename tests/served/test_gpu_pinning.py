@@ -34,6 +34,10 @@ def test_each_worker_sees_its_own_devices_and_halves_share_one(served: Served) -
         assert worker["visible"] == worker["given"]
 
 
+def test_a_worker_without_gpus_sees_none(served: Served) -> None:
+    assert devices(served, "gpu-none")["visible"] == []
+
+
 @pytest.mark.parametrize("worker_id", ["gpu-one", "gpu-pair", "gpu-half-a"])
 def test_info_and_the_ready_callback_report_the_devices(served: Served, worker_id: str) -> None:
     indices = range(len(devices(served, worker_id)["given"]))  # no driver knows the numbers of these GPUs

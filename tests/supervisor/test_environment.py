@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.ray_settings import SETTINGS, set_missing
 from rbee_serve.supervisor import checks, environment
 from rbee_serve.supervisor.environment import (
+    add_programs_to_path,
     check_environment,
     mig_instances,
     with_own_token,
@@ -110,3 +114,16 @@ def test_the_supervisor_has_a_token_where_requests_need_one(tmp_path: Path) -> N
 def test_without_keys_the_supervisor_needs_no_token(tmp_path: Path) -> None:
     checked = checks.check_file(written(tmp_path, ECHO))
     assert with_own_token(checked) is checked
+
+
+def test_the_programs_of_the_environment_are_found_as_if_it_were_activated() -> None:
+    programs = str(Path(sys.executable).parent)
+    environ = {"PATH": "/usr/bin:/bin"}
+    add_programs_to_path(environ)
+    assert environ["PATH"] == f"{programs}:/usr/bin:/bin"
+    assert shutil.which("ninja", path=environ["PATH"]) == f"{programs}/ninja"  # FlashInfer compiles with it
+    add_programs_to_path(environ)
+    assert environ["PATH"] == f"{programs}:/usr/bin:/bin"
+    bare: dict[str, str] = {}
+    add_programs_to_path(bare)
+    assert bare["PATH"] == f"{programs}:{os.defpath}"
