@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.port_range import port_range
 from rbee_serve.supervisor.checks import TLS_NEEDS_OWN_LISTENER, CheckedConfig
 
 
@@ -40,7 +41,9 @@ def with_own_token(checked: CheckedConfig) -> CheckedConfig:
 
 
 def check_environment(environ: Mapping[str, str], config: ApplicationConfig) -> None:
-    """Raise `ConfigurationError` on a setting of Ray that opens a port to the network although no token is set."""
+    """Raise `ConfigurationError` on a wrong range of ports, and on a setting of Ray that opens a port to the network
+    although no token is set."""
+    port_range(environ)
     if config.auth.required:
         return
     if environ.get("RAY_SERVE_ENABLE_HA_PROXY", "0") == "1":
