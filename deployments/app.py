@@ -17,7 +17,8 @@ from rbee_serve import correlation
 from rbee_serve.config import LOCAL_HOSTS, ApplicationConfig, WorkerConfig, parse_application
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.model_files.model_ref import parse_model_ref
-from rbee_serve.ray_settings import REPLICA_SETTINGS, warn_of_missing
+from rbee_serve.placement import placement_order
+from rbee_serve.ray_settings import replica_environment, warn_of_missing
 from rbee_serve.validation.parse import with_limits
 from rbee_serve.worker.registry import import_path, load_spec
 from rbee_serve.worker.spec import WorkerSpec
@@ -153,12 +154,13 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
     spec_paths = {worker.id: import_path(worker.type, worker.task, WORKER_TYPES) for worker in config.workers}
     implementations = {worker_id: load_spec(path).name for worker_id, path in spec_paths.items()}
     quiet = {"enable_access_log": False}
+    own_options = {"num_cpus": 0, "resources": {} if address is None else ON_THE_HEAD}
 
     hub = serve.deployment(Hub).options(
         name="hub",
         num_replicas=1,
         max_ongoing_requests=10_000,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=own_options,
         health_check_period_s=5,
         health_check_timeout_s=10,
         graceful_shutdown_timeout_s=3,
@@ -166,7 +168,7 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
         logging_config=quiet,
     ).bind(config, implementations, base_url, port)  # fmt: skip
     workers: dict[str, Any] = {}
-    for worker in sorted(config.workers, key=lambda worker: bool(worker.uses)):
+    for worker in placement_order(config.workers):
         path = spec_paths[worker.id]
         workers[worker.id] = serve.deployment(WorkerReplica).options(
             **_worker_options(worker, load_spec(path)), logging_config=quiet
@@ -175,13 +177,17 @@ def application(args: Any, http: HTTPOptions, address: Address | None) -> Any:
         name="ingress",
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=10_000,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=own_options,
         graceful_shutdown_timeout_s=3,
         graceful_shutdown_wait_loop_s=0.2,
         logging_config=quiet,
     )  # fmt: skip
     return ingress.bind(config, spec_paths, base_url, port, hub, workers, address)
 
+
+ON_THE_HEAD = {"node:__internal_head__": 0.001}
+"""The resource that only Ray's head has. An ingress that listens itself stays there, where clients know its address,
+and so does the hub, which may read the orchestrator's token file."""
 
 CONTROL_RESERVE = 32
 """Calls that Ray Serve admits to a replica beyond the running and the queued requests, so that the replica, and not
@@ -190,7 +196,7 @@ Serve, refuses the surplus."""
 
 def _worker_options(worker: WorkerConfig, spec: WorkerSpec[Any]) -> dict[str, Any]:
     running = worker.max_ongoing_requests or spec.default_max_ongoing_requests
-    environment = {setting.name: setting.value for setting in REPLICA_SETTINGS}
+    environment = replica_environment(os.environ)
     if not worker.gpus:  # Ray leaves all GPUs visible to it, and some libraries would take the first one
         environment["CUDA_VISIBLE_DEVICES"] = ""
     if worker.threads is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 
 from rbee_serve.errors import InsufficientResources, InternalError, WorkerError, WorkerLost
+from rbee_serve.port_range import ANY_PORT, port_range
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +44,12 @@ def cancel(messages: Any) -> None:
         messages.cancel()
 
 
-def host_for(node_id: str) -> str:
-    """This machine's address for processes on that Ray node: the loopback address on the same node, which no other
-    machine reaches."""
-    is_here = node_id == ray.get_runtime_context().get_node_id()
-    return "127.0.0.1" if is_here else str(ray.util.get_node_ip_address())
+def listen_address(node_id: str) -> tuple[str, range]:
+    """Where processes on that Ray node reach this one, and the ports to try: the loopback address on the same node,
+    which no other machine reaches, else the address that Ray uses for this node."""
+    if node_id == ray.get_runtime_context().get_node_id():
+        return "127.0.0.1", ANY_PORT
+    return str(ray.util.get_node_ip_address()), port_range(os.environ)
 
 
 def error_from_ray(error: BaseException, worker_id: str) -> WorkerError:

@@ -109,6 +109,16 @@ def set_missing(environ: MutableMapping[str, str], leave_out: Collection[str] = 
             environ.setdefault(setting.name, setting.value)
 
 
+def replica_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables that a worker's replicas get with the application, whatever Ray on their node was started with:
+    `REPLICA_SETTINGS`, and Serve's settings as `environ` has them, the environment of the process that builds it."""
+    of_serve = [setting.name for setting in SETTINGS if setting.name.startswith("RAY_SERVE_")]
+    return {
+        **{setting.name: setting.value for setting in REPLICA_SETTINGS},
+        **{name: environ[name] for name in of_serve if name in environ},
+    }
+
+
 def warn_of_missing(environ: Mapping[str, str]) -> None:
     """Log in one line which settings for speed Ray was started without, and what to do.
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,11 @@ def supervisor(
     workers: list[dict[str, Any]],
     environment: Mapping[str, str] | None = None,
     keys: Mapping[str, Any] | None = None,
+    options: Sequence[str] = (),
     **args: Any,
 ) -> Iterator[Supervisor]:
-    """A supervisor of those workers, with more `args`, more variables in its `environment`, and more `keys` in its
-    file. It is killed at the end."""
+    """A supervisor of those workers, with more `args`, more variables in its `environment`, more `keys` in its file and
+    more `options` of its command. It is killed at the end."""
     port = free_port()
     application = {
         "name": "rbee",
@@ -70,7 +71,7 @@ def supervisor(
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "rbee_serve.supervisor", "serve", str(config)],
+            [sys.executable, "-m", "rbee_serve.supervisor", "serve", str(config), *options],
             cwd=ROOT,
             env={**inherited, **(environment or {})},
             stdout=output,

@@ -18,7 +18,7 @@ from rbee_serve.deploy_status import read_status
 from rbee_serve.hub.announcer import Announcer
 from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.hub.state_server import StateServer
-from rbee_serve.ray_boundary import host_for
+from rbee_serve.ray_boundary import listen_address
 from rbee_serve.request import new_id
 from rbee_serve.state import Snapshot
 from rbee_serve.transport.handshake import Endpoint
@@ -51,7 +51,7 @@ class Hub:
 
     async def reach(self, node_id: str) -> Endpoint:
         """The endpoint for replicas and ingresses on that Ray node."""
-        return await self._state_server.acceptor.endpoint(host_for(node_id))
+        return await self._state_server.acceptor.endpoint(*listen_address(node_id))
 
     async def snapshot(self) -> Snapshot:
         """All workers at this moment."""

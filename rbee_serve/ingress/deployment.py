@@ -45,7 +45,8 @@ class Ingress:
     ) -> None:
         correlation.configure_logging()
         node_id = ray.get_runtime_context().get_node_id()
-        states = WorkerStateCache(StateClient(partial(hub.reach.remote, node_id)).watch, tuple(handles))
+        worker_ids = tuple(worker.id for worker in config.workers)
+        states = WorkerStateCache(StateClient(partial(hub.reach.remote, node_id)).watch, worker_ids)
         specs = {worker_id: load_spec(path) for worker_id, path in spec_paths.items()}
         workers = {
             worker.id: Worker(worker, specs[worker.id], with_limits(specs[worker.id].request, worker.limits))

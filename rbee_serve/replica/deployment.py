@@ -23,7 +23,7 @@ from rbee_serve import correlation
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, WorkerError, WorkerLoading, WorkerUnhealthy
 from rbee_serve.events import Event
-from rbee_serve.ray_boundary import host_for
+from rbee_serve.ray_boundary import listen_address
 from rbee_serve.replica.event_stream import frames
 from rbee_serve.replica.loading import load, pause_before_retry, reason
 from rbee_serve.replica.peers import peer
@@ -104,7 +104,7 @@ class WorkerReplica:
     async def reach(self, node_id: str) -> AsyncGenerator[Endpoint, None]:
         """The endpoint for an ingress on that node. The call stays open until it is cancelled, so Ray Serve counts
         it."""
-        yield await self._request_server.acceptor.endpoint(host_for(node_id))
+        yield await self._request_server.acceptor.endpoint(*listen_address(node_id))
         await asyncio.Event().wait()
 
     async def _respond(self, fields: dict[str, Any]) -> AsyncGenerator[ResponseChunk, None]:

@@ -23,6 +23,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "new":
             print(_next_steps(new_worker(arguments.name, Path.cwd())))
             return 0
+        if arguments.command == "join":
+            from rbee_serve.supervisor.join import join
+
+            join(arguments.address, arguments.option)
         checked = check_file(arguments.config)
         host = this_host()
         warnings = [*checked.config.warnings(), *host_warnings(checked, host)]
@@ -35,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from rbee_serve.supervisor.serve import serve
 
-        return serve(checked, arguments.verbose)
+        return serve(checked, arguments.verbose, arguments.wait_for_nodes)
     except ConfigurationError as exc:
         for line in str(exc).splitlines():
             print(f"rbee-serve: {line}", file=sys.stderr)
@@ -48,14 +52,30 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     serve = commands.add_parser("serve", help="start everything and serve until Ctrl+C or SIGTERM")
     serve.add_argument("-v", "--verbose", action="store_true", help="show all output of the workers, not only warnings")
+    serve.add_argument(
+        "--wait-for-nodes",
+        type=_machines,
+        default=0,
+        metavar="N",
+        help="start the workers when N other machines have joined (rbee-serve join)",
+    )
     check = commands.add_parser("check", help="validate the configuration, and start nothing")
     for command in (serve, check):
         command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
+    join = commands.add_parser("join", help="make this machine a node of a server on another one")
+    join.add_argument("address", help="HOST:PORT, as rbee-serve serve --wait-for-nodes prints it")
+    join.add_argument("option", nargs="*", help="options of `ray start` after --, such as -- --num-gpus=1")
     new = commands.add_parser(
         "new", help="write a package with a worker type of your own, its test and a configuration"
     )
     new.add_argument("name", help="the name of the package, such as word_counter")
     return parser
+
+
+def _machines(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of machines; use 1 or more")
+    return int(text)
 
 
 def _verdict(checked: CheckedConfig) -> str:

@@ -98,12 +98,22 @@ class Cluster:
             raise RuntimeError(f"Ray Serve could not be started: {getattr(exc, 'cause', exc)}") from exc
 
     def check_resources(self) -> None:
-        """Raise `ConfigurationError` if this machine lacks resources that the workers request: Serve would wait without
+        """Raise `ConfigurationError` if the machines lack resources that the workers request: Serve would wait without
         end."""
+        if missing := shortage(self._checked.config.workers, self.nodes()):
+            raise ConfigurationError(f"{self._checked.path}: {missing}")
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The entries of `ray.nodes()`: this machine, and those that have joined."""
         import ray
 
-        if missing := shortage(self._checked.config.workers, ray.cluster_resources()):
-            raise ConfigurationError(f"{self._checked.path}: {missing}")
+        return list(ray.nodes())
+
+    def address(self) -> str:
+        """Where other machines join, as `HOST:PORT`."""
+        import ray
+
+        return str(ray.get_runtime_context().gcs_address)
 
     def deploy(self) -> None:
         """Submit the application to Serve, which builds and starts it in the background."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rbee_serve.config import ApplicationConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.port_range import port_range
 from rbee_serve.supervisor.checks import TLS_NEEDS_OWN_LISTENER, CheckedConfig
 
 _NOSET = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
@@ -62,8 +63,9 @@ def add_programs_to_path(environ: MutableMapping[str, str]) -> None:
 
 
 def check_environment(environ: Mapping[str, str], config: ApplicationConfig) -> None:
-    """Raise `ConfigurationError` on a setting of Ray by which workers do not get the GPUs that they were assigned, or
-    that opens a port to the network although no token is set."""
+    """Raise `ConfigurationError` on a wrong range of ports, and on a setting of Ray by which workers do not get the
+    GPUs that they were assigned, or that opens a port to the network although no token is set."""
+    port_range(environ)
     if any(worker.gpus for worker in config.workers) and environ.get(_NOSET, "").lower() in ("1", "true"):
         raise ConfigurationError(f"{_NOSET}={environ[_NOSET]} puts every worker on the first GPU: unset the variable")
     if config.auth.required:

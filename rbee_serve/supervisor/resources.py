@@ -1,37 +1,62 @@
-"""Whether a machine has the resources that the workers request: Serve would wait for them without end or message."""
+"""Whether the machines have the resources that the workers request: Serve would wait without end or message."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import floor
+from typing import Any
 
 from rbee_serve.config import WorkerConfig
+from rbee_serve.placement import UNIT, Node, first_without_place, placement_order
 
 
-def shortage(workers: Sequence[WorkerConfig], found: Mapping[str, float]) -> str | None:
-    """One sentence about the missing resource, or None. `found` are Ray's resources of the machine, `CPU` and `GPU`."""
+def shortage(workers: Sequence[WorkerConfig], found: Sequence[Mapping[str, Any]]) -> str | None:
+    """One sentence about the missing resource, or None. `found` is `ray.nodes()` before anything runs."""
+    alive = [node for node in found if node["Alive"]]
+    nodes = [Node.of(node) for node in alive]
     cpus = sum(worker.cpus * worker.desired_replicas for worker in workers)
-    if cpus > found.get("CPU", 0):
-        return _sentence(workers, "cpus", f"{cpus:g} CPU cores", found.get("CPU", 0))
-    gpus = _gpus_needed(workers)
-    if gpus > found.get("GPU", 0):
-        return _sentence(workers, "gpus", "1 GPU" if gpus == 1 else f"{gpus} GPUs", found.get("GPU", 0))
+    cpus_found = sum(node.cpus for node in nodes) / UNIT
+    if cpus > cpus_found:
+        return _too_many(workers, "cpus", f"{cpus:g} CPU cores", cpus_found, len(nodes))
+    gpus, gpus_found = _gpus_needed(workers), sum(len(node.gpus) for node in nodes)
+    if gpus > gpus_found:
+        return _too_many(workers, "gpus", _gpus(gpus), gpus_found, len(nodes))
+    for worker in workers:
+        if not any(Node.of(node).take(worker.cpus, worker.gpus) for node in alive):
+            return (
+                f"each replica of {worker.id} requests {_amount(worker.gpus, worker.cpus)} of one machine, and none "
+                f"has that ({_listed(nodes)}): lower `gpus` or `cpus`"
+            )
+    if last := first_without_place(placement_order(workers), [Node.of(node) for node in alive]):
+        return (
+            f"beside the other replicas, the machines ({_listed(nodes)}) have no place for one of {last.id}, which "
+            f"requests {_amount(last.gpus, last.cpus)} of one machine: lower `gpus`, `cpus` or `replicas`"
+        )
     return None
 
 
 def _gpus_needed(workers: Sequence[WorkerConfig]) -> int:
-    """Whole GPUs, and shared ones: a fraction is placed on one GPU, so three of 0.6 need three."""
-    requested = [worker.gpus for worker in workers for _ in range(worker.desired_replicas)]
-    free: list[float] = []
-    for fraction in sorted((gpus for gpus in requested if 0 < gpus < 1), reverse=True):
-        fitting = next((index for index, left in enumerate(free) if left + 1e-9 >= fraction), None)
-        if fitting is None:
-            free.append(1 - fraction)
-        else:
-            free[fitting] -= fraction
-    return floor(sum(gpus for gpus in requested if gpus >= 1)) + len(free)
+    """The GPUs that a machine with enough cores would need. A share is of one GPU, so three of 0.6 need three."""
+    most = sum(max(1, int(worker.gpus)) * worker.desired_replicas for worker in workers if worker.gpus)
+    machine = Node("", UNIT, [UNIT] * most)
+    for worker in placement_order(workers):
+        for _ in range(worker.desired_replicas):
+            machine.take(0, worker.gpus)
+    return sum(left < UNIT for left in machine.gpus)
 
 
-def _sentence(workers: Sequence[WorkerConfig], key: str, resource: str, found: float) -> str:
+def _too_many(workers: Sequence[WorkerConfig], key: str, resource: str, found: float, machines: int) -> str:
     requested = ", ".join(f"{w.id} {getattr(w, key) * w.desired_replicas:g}" for w in workers if getattr(w, key))
-    return f"the workers request {resource} ({requested}), this machine has {found:g}: lower `{key}` or `replicas`"
+    have = "this machine has" if machines == 1 else f"the {machines} machines have"
+    return f"the workers request {resource} ({requested}), {have} {found:g}: lower `{key}` or `replicas`"
+
+
+def _listed(nodes: Sequence[Node]) -> str:
+    return ", ".join(f"{node.address}: {_amount(len(node.gpus), node.cpus / UNIT)}" for node in nodes)
+
+
+def _amount(gpus: float, cpus: float) -> str:
+    return " and ".join([*([_gpus(gpus)] if gpus else []), *([f"{cpus:g} CPU cores"] if cpus else [])]) or "nothing"
+
+
+def _gpus(count: float) -> str:
+    return f"{count:g} GPU" + ("" if count == 1 else "s")

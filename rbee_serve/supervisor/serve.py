@@ -26,6 +26,7 @@ from rbee_serve.supervisor.environment import (
 )
 from rbee_serve.supervisor.host_requirements import require_host, this_host
 from rbee_serve.supervisor.hub_client import HubClient
+from rbee_serve.supervisor.join import set_head_port, wait_for_nodes
 from rbee_serve.supervisor.monitor import StartFailed, Workers, monitor, wait_for_load
 from rbee_serve.supervisor.stop_signal import Stopped, StopSignal
 from rbee_serve.supervisor.summary import summary
@@ -34,8 +35,10 @@ MAX_STOP_S = 28.0
 """After this the process ends, whatever still hangs; an init system expects the end within 30 s."""
 
 
-def serve(checked: CheckedConfig, verbose: bool) -> int:
+def serve(checked: CheckedConfig, verbose: bool, other_machines: int = 0) -> int:
     """Serve until a signal arrives. Returns the exit code: 0 after a stop, 1 if nothing could be served or Ray died.
+
+    The workers start when `other_machines` have joined.
 
     Raises `ConfigurationError` on faults that show only now, before or after the start of Ray.
     """
@@ -44,6 +47,8 @@ def serve(checked: CheckedConfig, verbose: bool) -> int:
     require_host(checked, this_host())
     set_missing(os.environ)
     add_programs_to_path(os.environ)
+    if other_machines:
+        set_head_port(os.environ)
     checked = with_own_token(with_proxy_location(checked, os.environ))
     stop = StopSignal()
     stop.install()
@@ -54,7 +59,7 @@ def serve(checked: CheckedConfig, verbose: bool) -> int:
     show = _printer(console)
     try:
         with make_display(console) as display:
-            workers = _start(checked, cluster, client, display, stop, verbose)
+            workers = _start(checked, cluster, client, display, stop, verbose, other_machines)
         if workers is not None and not any(worker.ready for worker in workers):
             reasons = "\n".join(f"  {worker.id}: {worker.reason}" for worker in workers)
             raise StartFailed(f"no worker could be started\n{reasons}")
@@ -81,7 +86,13 @@ def serve(checked: CheckedConfig, verbose: bool) -> int:
 
 
 def _start(
-    checked: CheckedConfig, cluster: Cluster, client: Client, display: Display, stop: StopSignal, verbose: bool
+    checked: CheckedConfig,
+    cluster: Cluster,
+    client: Client,
+    display: Display,
+    stop: StopSignal,
+    verbose: bool,
+    other_machines: int,
 ) -> Workers | None:
     count = len(checked.config.workers)
     display.step("starting Ray")
@@ -91,6 +102,8 @@ def _start(
             cluster.start_ray(display.line, verbose)
             stop.install()
             stop.check()
+            if other_machines:
+                wait_for_nodes(other_machines, cluster.nodes, cluster.address(), cluster.alive, display)
             cluster.check_resources()
             display.step("starting Ray Serve")
             cluster.start_serve()

@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar, cast
 
+from rbee_serve.port_range import ANY_PORT
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.transport.handshake import (
     HANDSHAKE_BYTES,
@@ -21,6 +22,7 @@ from rbee_serve.transport.handshake import (
     Proof,
     new_nonce,
 )
+from rbee_serve.transport.listening_socket import listening_socket
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +60,16 @@ class Acceptor(Generic[MessageT]):
         self._servers: dict[str, asyncio.Task[asyncio.Server]] = {}
         self._next_log_s = 0.0
 
-    async def endpoint(self, host: str) -> Endpoint:
-        """The endpoint for processes that reach this machine as `host`. Raises `OSError`."""
+    async def endpoint(self, host: str, ports: range = ANY_PORT) -> Endpoint:
+        """The endpoint for processes that reach this machine as `host`, at the first free port of `ports`. Raises
+        `OSError`."""
         if host not in self._servers:
-            self._servers[host] = asyncio.create_task(self._listen(host))
+            self._servers[host] = asyncio.create_task(self._listen(host, ports))
         try:
             server = await asyncio.shield(self._servers[host])
-        except OSError:  # the next call tries again
+        except OSError as exc:  # the next call tries again
             self._servers.pop(host, None)
+            logger.error("nothing can connect to this process at %s: %s", host, exc)  # the caller is another process
             raise
         return Endpoint(host, server.sockets[0].getsockname()[1], self.token)
 
@@ -74,9 +78,9 @@ class Acceptor(Generic[MessageT]):
         for server in self._servers.values():
             (await server).close()
 
-    async def _listen(self, host: str) -> asyncio.Server:
+    async def _listen(self, host: str, ports: range) -> asyncio.Server:
         loop = asyncio.get_running_loop()
-        return await loop.create_server(self._accept, host, 0)
+        return await loop.create_server(self._accept, sock=listening_socket(host, ports))
 
     def _accept(self) -> asyncio.Protocol:
         if len(self.pending) < MAX_PENDING:

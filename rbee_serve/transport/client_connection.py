@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
+from rbee_serve.config import LOCAL_HOSTS
+from rbee_serve.port_range import VARIABLE
 from rbee_serve.transport.cancellation import is_own_cancellation
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.transport.handshake import (
@@ -107,7 +110,8 @@ class OnDemand(Generic[ClientT]):
 async def connect(
     endpoint: Endpoint, message_types: Any, on_message: Callable[[Any], None], on_close: Callable[[], None]
 ) -> FramedConnection[Any]:
-    """A connection to `endpoint` on which both ends have proven the token. Raises `OSError`."""
+    """A connection to `endpoint` on which both ends have proven the token. Raises `ConnectionError`, which names the
+    address and the port where there is no connection."""
     loop = asyncio.get_running_loop()
     challenged: asyncio.Future[Challenge] = loop.create_future()
 
@@ -122,9 +126,9 @@ async def connect(
     connection: FramedConnection[Any] = FramedConnection(
         Challenge, on_challenge, on_handshake_close, max_frame_bytes=HANDSHAKE_BYTES
     )
-    async with asyncio.timeout(HANDSHAKE_S):
-        await loop.create_connection(lambda: connection, endpoint.host, endpoint.port)
-        try:
+    try:
+        async with asyncio.timeout(HANDSHAKE_S):
+            await _open_socket(connection, endpoint)
             hello = Hello(new_nonce())
             connection.send(hello)
             challenge = await challenged
@@ -133,13 +137,31 @@ async def connect(
                 raise ConnectionError(f"{connection.peer} did not prove the token")
             if connection.closed:
                 raise ConnectionError("the connection was lost in its handshake")
-        except BaseException:
-            connection.close()
-            raise
+    except TimeoutError as exc:
+        connection.close()
+        raise _no_connection(endpoint, f"no response within {HANDSHAKE_S:g} s") from exc
+    except BaseException:
+        connection.close()
+        raise
     connection.expect(message_types, on_message, on_close)
     connection.send(Proof(nonces.connector_proof(endpoint.token)))
     connection.flush()  # a frame of its own: the acceptor decodes no other message before it
     return connection
+
+
+async def _open_socket(connection: FramedConnection[Any], endpoint: Endpoint) -> None:
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: connection, endpoint.host, endpoint.port)
+    except OSError as exc:
+        raise _no_connection(endpoint, os.strerror(exc.errno).lower() if exc.errno else "unreachable") from exc
+
+
+def _no_connection(endpoint: Endpoint, reason: str) -> ConnectionError:
+    """The error for the log of this process: where nothing could be connected, and what may be in the way."""
+    sentence = f"no connection to {endpoint.host}:{endpoint.port} ({reason})"
+    if endpoint.host not in LOCAL_HOSTS:
+        sentence += f"; if a firewall is between the nodes, let a range of ports through and set {VARIABLE} to it"
+    return ConnectionError(sentence)
 
 
 def _retrieve_exception(opening: asyncio.Task[Any]) -> None:

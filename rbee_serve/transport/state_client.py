@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from rbee_serve.transport.client_connection import ClientConnection, OnDemand
 from rbee_serve.transport.framing import encoded
 from rbee_serve.transport.handshake import Endpoint
 from rbee_serve.transport.state_messages import FromHub, SnapshotUpdate, StateAck, StateUpdate, Watch
+
+logger = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 """Time limit for the Ray call to the hub and the connection."""
@@ -48,7 +51,12 @@ class StateClient:
     async def _open(self) -> _Connection:
         connection = _Connection()
         async with asyncio.timeout(CONNECT_S):
-            await connection.open(await self._reach())
+            endpoint = await self._reach()
+            try:
+                await connection.open(endpoint)
+            except ConnectionError as exc:  # a call may have given up before, and then nobody else has the reason
+                logger.warning("the hub cannot be reached: %s", exc)
+                raise
         return connection
 
 

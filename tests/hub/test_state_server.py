@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from rbee_serve.config import WorkerConfig
 from rbee_serve.hub.replica_registry import ReplicaRegistry
 from rbee_serve.hub.state_server import StateServer
 from rbee_serve.state import LoadProgress, ReplicaState
+from rbee_serve.transport import client_connection
 from rbee_serve.transport.acceptor import Acceptor
 from rbee_serve.transport.framing import FramedConnection
 from rbee_serve.transport.handshake import Endpoint
@@ -216,6 +218,26 @@ async def test_a_client_without_the_token_changes_nothing() -> None:
         with pytest.raises(ConnectionError, match="did not prove the token"):
             await stranger.push(state(), 1)
         assert hub.registry.worker("echo-0").replicas == ()
+
+
+async def test_a_hub_that_does_not_respond_is_named_in_the_log_although_the_push_has_given_up_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_connection, "HANDSHAKE_S", 0.2)
+    with socket.create_server(("127.0.0.2", 0)) as silent:  # as behind a firewall that drops packets
+        port = silent.getsockname()[1]
+
+        async def reach() -> Endpoint:
+            return Endpoint("127.0.0.2", port, "token")
+
+        client = StateClient(reach)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await client.push(state(), 1)
+        async with asyncio.timeout(5):
+            while not caplog.records:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert f"the hub cannot be reached: no connection to 127.0.0.2:{port} (no response within 0.2 s); " in caplog.text
 
 
 async def test_a_hub_that_starts_waits_for_the_replicas_that_run_before_its_first_snapshot() -> None:

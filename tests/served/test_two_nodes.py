@@ -26,6 +26,8 @@ from tests.served.waiting import eventually
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
+PORTS = range(31_000, 31_100)
+"""Of the connections between the nodes."""
 WORKERS = ("echo-one", "echo-two")
 """One with a single replica, and one with two, between which Ray Serve chooses."""
 
@@ -65,7 +67,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     )
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     command = [sys.executable, "-m", "benchmarks.baselines.two_nodes", str(config)]
-    tree = ProcessTree(command, {**inherited, "PYTHONPATH": str(ROOT)}, folder / "log")
+    environment = {"PYTHONPATH": str(ROOT), "RBEE_SERVE_PORTS": f"{PORTS[0]}-{PORTS[-1]}"}
+    tree = ProcessTree(command, {**inherited, **environment}, folder / "log")
     try:
         running = TwoNodes(tree, port)
         wait_until_it_answers(f"{running.url}/v1/ready", 90)
@@ -80,7 +83,27 @@ def test_the_ingress_reaches_the_workers_at_the_address_of_their_node(nodes: Two
     ingress = next(process for process in nodes.node_of("ingress") if ":ingress" in " ".join(process.cmdline()))
     [replica] = [process for process in nodes.node_of("echo-one") if ":echo-one" in " ".join(process.cmdline())]
     listening = {c.laddr for c in replica.net_connections() if c.status == "LISTEN" and c.laddr.ip == FAR}
-    assert listening & {c.raddr for c in ingress.net_connections() if c.status == "ESTABLISHED"}
+    [address] = listening & {c.raddr for c in ingress.net_connections() if c.status == "ESTABLISHED"}
+    assert address.port in PORTS
+
+
+def test_an_ingress_that_is_killed_comes_back_on_its_node_and_at_its_address(nodes: TwoNodes) -> None:
+    head = nodes.node_of("ingress")[0]
+    for _ in range(3):
+        [killed] = [p for p in nodes.node_of("ingress") if ":ingress" in " ".join(p.cmdline())]
+        killed.kill()
+        started_at = time.monotonic()
+        eventually(lambda: is_up(nodes), 60)
+        measured("ingress killed", "its address answers again", time.monotonic() - started_at, 15)
+        assert nodes.node_of("ingress")[0] == head
+
+
+def is_up(nodes: TwoNodes) -> bool:
+    """Whether an ingress answers and knows the workers."""
+    try:
+        return nodes.ready()
+    except httpx.HTTPError:
+        return False
 
 
 def test_a_replica_names_the_machine_whose_devices_it_lists(nodes: TwoNodes) -> None:

@@ -68,6 +68,13 @@ def test_ray_knows_the_variable_that_hides_gpus() -> None:
     assert nvidia_gpu.NOSET_CUDA_VISIBLE_DEVICES_ENV_VAR == environment._NOSET
 
 
+def test_a_wrong_range_of_ports_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    for config in (configured(), configured(tmp_path / "token")):
+        with pytest.raises(ConfigurationError, match=r"^RBEE_SERVE_PORTS=20000 is no range of ports"):
+            check_environment({"RBEE_SERVE_PORTS": "20000"}, config)
+        check_environment({"RBEE_SERVE_PORTS": "20000-20100"}, config)
+
+
 def test_ray_serve_knows_the_variables_of_the_table() -> None:
     from ray.serve._private import constants
 

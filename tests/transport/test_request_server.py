@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -120,11 +121,13 @@ async def test_ingresses_on_one_machine_get_one_endpoint_and_each_replica_has_it
     await asyncio.gather(one.close(0), other.close(0))
 
 
-async def test_a_host_without_an_address_here_is_an_error_each_time_and_does_not_disturb_the_close() -> None:
+async def test_an_address_without_a_free_port_is_an_error_each_time_and_does_not_disturb_the_close() -> None:
     replica = RequestServer(never)
-    for _ in range(2):
-        with pytest.raises(OSError, match="bind"):
-            await replica.acceptor.endpoint("203.0.113.1")
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port = other.getsockname()[1]
+        for _ in range(2):
+            with pytest.raises(OSError, match="is taken"):
+                await replica.acceptor.endpoint("127.0.0.2", range(port, port + 1))
     assert (await replica.acceptor.endpoint(HOST)).host == HOST
     await replica.close(0)
 
