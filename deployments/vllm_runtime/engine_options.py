@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from deployments.vllm_runtime.cpu_worker import worker_options
 from deployments.vllm_runtime.option_schema import faults_of
+from deployments.vllm_runtime.parallel_sizes import tensor_parallel_size
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError
@@ -141,7 +142,7 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
     if device.accelerator == "cuda":
         # Ray assigns fractions of a GPU but does not enforce them.
         options["gpu_memory_utilization"] = round(GPU_SHARE * device.fraction, 4)
-        options["tensor_parallel_size"] = len(device.indices)
+        options["tensor_parallel_size"] = tensor_parallel_size(len(device.indices), context.worker.engine)
     else:
         options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         options["enforce_eager"] = True

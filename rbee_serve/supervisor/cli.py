@@ -25,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         checked = check_file(arguments.config)
         for warning in checked.config.warnings():
             print(f"rbee-serve: warning: {warning}", file=sys.stderr)
-        if arguments.command == "check":
+        if arguments.command in ("check", "plan"):
+            _report_memory(checked, arguments)
             print(_verdict(checked))
             return 0
         from rbee_serve.supervisor.serve import serve
@@ -44,13 +45,42 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="start everything and serve until Ctrl+C or SIGTERM")
     serve.add_argument("-v", "--verbose", action="store_true", help="show all output of the workers, not only warnings")
     check = commands.add_parser("check", help="validate the configuration, and start nothing")
-    for command in (serve, check):
+    planning = commands.add_parser("plan", help="show what fits on GPUs that need not be here, and start nothing")
+    planning.add_argument(
+        "--gpu",
+        action="append",
+        required=True,
+        metavar="SIZE",
+        help="a GPU by the size on its box, such as 24GiB, or as nvidia-smi reports it, such as 23028MiB; "
+        "once for each GPU",
+    )
+    planning.add_argument(
+        "--facts", type=Path, metavar="FOLDER", help="files about models, for a machine that does not reach the Hub"
+    )
+    for command in (serve, check, planning):
         command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
     new = commands.add_parser(
         "new", help="write a package with a worker type of your own, its test and a configuration"
     )
     new.add_argument("name", help="the name of the package, such as word_counter")
     return parser
+
+
+def _report_memory(checked: CheckedConfig, arguments: argparse.Namespace) -> None:
+    """The memory plan, where workers have GPUs: for those of the command, or for those of this machine."""
+    if not any(worker.gpus for worker in checked.config.workers):
+        return
+    from rbee_serve.memory_plan.facts_file import facts_in_folder
+    from rbee_serve.memory_plan.facts_finder import FactsFinder
+    from rbee_serve.memory_plan.gpu_size import parse_gpu_size
+    from rbee_serve.supervisor.memory_report import gpus_here, report_memory
+
+    if arguments.command == "check":
+        if gpus := gpus_here():
+            report_memory(checked, gpus, FactsFinder())
+        return
+    given = facts_in_folder(arguments.facts) if arguments.facts is not None else {}
+    report_memory(checked, [parse_gpu_size(text) for text in arguments.gpu], FactsFinder(given))
 
 
 def _verdict(checked: CheckedConfig) -> str:
