@@ -13,8 +13,8 @@ from pydantic import ConfigDict
 from deployments.embedding.embedding_engine import EmbeddingOptions, ModelCard, Tokens
 from deployments.torch_runtime.vectors import Vector
 from deployments.vllm_runtime.engine_options import check_engine, engine_options
-from deployments.vllm_runtime.memory_needs import vllm_memory_needs
 from deployments.vllm_runtime.parallel_sizes import check_parallel_sizes
+from deployments.vllm_runtime.planned_needs import vllm_memory_needs
 from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, WorkerLost

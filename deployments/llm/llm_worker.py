@@ -19,8 +19,8 @@ from deployments.vllm_runtime.generation_engine import (
     check_option_names,
     load_engine,
 )
-from deployments.vllm_runtime.memory_needs import vllm_memory_needs
 from deployments.vllm_runtime.parallel_sizes import check_parallel_sizes
+from deployments.vllm_runtime.planned_needs import vllm_memory_needs
 from rbee_serve.config import WorkerConfig
 from rbee_serve.events import Event
 from rbee_serve.memory_plan.model_facts import ModelFacts

@@ -23,8 +23,8 @@ from deployments.vllm_runtime.generation_engine import (
     load_engine,
 )
 from deployments.vllm_runtime.media_renderer import MediaRenderer, PlaceholderMismatch, UnreadableMedia
-from deployments.vllm_runtime.memory_needs import vllm_memory_needs
 from deployments.vllm_runtime.parallel_sizes import check_parallel_sizes
+from deployments.vllm_runtime.planned_needs import vllm_memory_needs
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Event
@@ -167,7 +167,7 @@ def check(worker: WorkerConfig) -> None:
 def memory_needs(worker: WorkerConfig, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
     """See `WorkerSpec.memory`."""
     sequences = worker.max_ongoing_requests or MAX_ONGOING_REQUESTS
-    return vllm_memory_needs(worker.engine, worker.gpus, sequences, facts, gpu_bytes)
+    return vllm_memory_needs(worker.engine, worker.gpus, sequences, facts, gpu_bytes, images=True)
 
 
 SPEC = WorkerSpec(

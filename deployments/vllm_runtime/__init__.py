@@ -4,7 +4,7 @@ Which module runs in which process:
 
     rbee-serve check, plan     option_schema      options and their types, from vLLM's source files
                                parallel_sizes     how a model is divided among the GPUs of a worker
-                               memory_needs       what a worker needs of each; kv_cache_size, forward_pass_memory
+                               planned_needs      what a worker needs of each; kv_cache_size, forward_pass_memory
     replica (a Ray actor)      engine_options     options of `engine:`, checked
                                cpu_defaults       defaults on a CPU
                                vllm_engine        start and statistics of `AsyncLLM`

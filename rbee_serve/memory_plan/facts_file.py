@@ -19,7 +19,7 @@ from rbee_serve.config import parse_mapping
 from rbee_serve.config.base import ConfigModel
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.memory_plan.model_facts import ModelFacts, WeightFile
-from rbee_serve.model_files.resolve import read_json
+from rbee_serve.model_files.json_file import read_json
 
 
 class LicenseFact(ConfigModel):

@@ -51,6 +51,8 @@ class FactsFinder:
         if self._hub_is_reached:
             try:
                 if (found := hub_facts(model, ref, endpoint=self._endpoint)) is not None:
+                    if not found.weights:
+                        self.missing[ref] = f"{ref}: its weights are counted when its files are on this machine only"
                     return found
                 self.missing[ref] = (
                     f"{ref}: the Hub does not give this model; check the name, or log in for a gated one"

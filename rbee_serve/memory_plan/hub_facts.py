@@ -10,13 +10,16 @@ from typing import Any
 
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.memory_plan.local_facts import facts_of_path
-from rbee_serve.memory_plan.model_facts import ModelFacts, WeightFile
-from rbee_serve.memory_plan.weight_files import MAX_CONFIG_BYTES, is_config, loaded_weights
-from rbee_serve.model_files.huggingface_download import files_to_download
+from rbee_serve.memory_plan.model_facts import ModelFacts, WeightFile, is_config
 from rbee_serve.model_files.model_ref import HubModel
+from rbee_serve.model_files.weight_files import weights_to_load
 
 TIMEOUT_S = 10.0
 """Of each call; the Hub's own client has none."""
+
+
+MAX_JSON_BYTES = 16 * 2**20
+"""Larger files are not read; an index of 100,000 tensors has 10 MB."""
 
 
 class HubUnreachable(Exception):
@@ -36,10 +39,11 @@ def cached_facts(model: HubModel, ref: str) -> ModelFacts | None:
 
 
 def hub_facts(model: HubModel, ref: str, *, endpoint: str | None = None) -> ModelFacts | None:
-    """The facts by calls of the Hub, or None where it has no such model or does not give it to this user.
+    """The facts by calls of the Hub, or None where it has no such model or does not give it to this user. The weights
+    of a GGUF are unknown: its header, which has the size after it is dequantised, is not read from the Hub.
 
-    Raises `HubUnreachable`, and `ConfigurationError` for a model without weights that are accepted. `endpoint` is
-    huggingface_hub's own (`HF_ENDPOINT`) if None.
+    Raises `HubUnreachable`, and `ConfigurationError` for an index without a map. `endpoint` is huggingface_hub's own
+    (`HF_ENDPOINT`) if None.
     """
     import huggingface_hub as hub
 
@@ -47,15 +51,13 @@ def hub_facts(model: HubModel, ref: str, *, endpoint: str | None = None) -> Mode
     try:
         info = api.model_info(model.repo, revision=model.revision, files_metadata=True, timeout=TIMEOUT_S)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-        weights = {
-            name: WeightFile(sizes[name], _elements(api, model.repo, name, info.sha))
-            for name in loaded_weights(files_to_download(model, sizes))
-        }
-        configs = {
-            name: _json(hub, model.repo, name, info.sha, endpoint)
-            for name in sizes
-            if is_config(name) and sizes[name] <= MAX_CONFIG_BYTES
-        }
+
+        def read(name: str) -> Mapping[str, Any]:
+            return _json(hub, model.repo, name, info.sha, endpoint) if sizes[name] <= MAX_JSON_BYTES else {}
+
+        names = weights_to_load(sizes, read).names or [name for name in sizes if name == "model.bin"]
+        weights = {name: WeightFile(sizes[name], _elements(api, model.repo, name, info.sha)) for name in names}
+        configs = {name: read(name) for name in sizes if is_config(name)}
     except ConfigurationError:
         raise
     except Exception as exc:  # huggingface_hub raises types of its own

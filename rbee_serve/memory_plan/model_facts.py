@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from typing import Any
 
 from rbee_serve.memory_plan.needs import Figure
@@ -14,6 +15,15 @@ FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 
 ELEMENT_BYTES = {"float16": 2, "half": 2, "bfloat16": 2, "float32": 4, "float": 4}
 """Bytes of one element, by torch's and vLLM's names."""
+
+
+CONFIGS = ("config.json", "*/config.json", "model_index.json", "sentence_bert_config.json")
+"""The configuration files that the plan reads, as patterns."""
+
+
+def is_config(path: str) -> bool:
+    """Whether the plan reads this file of a model: at its root, or in the folder of a part."""
+    return path.count("/") <= 1 and any(fnmatch(path, pattern) for pattern in CONFIGS)
 
 
 @dataclass(frozen=True, slots=True)

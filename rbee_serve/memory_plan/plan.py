@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rbee_serve.config import WorkerConfig
-from rbee_serve.gpu_budget import CONTEXT_BYTES, budget_bytes
+from rbee_serve.gpu_budget import CONTEXT_BYTES, MAX_SHARE, budget_bytes
 from rbee_serve.memory_plan.gpu_size import GIB, GpuSize
 from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.memory_plan.placement import placed_replicas
-
-MAX_SHARES = 0.95
-"""The most that the shares of one GPU should sum to, and what a worker with whole GPUs is planned to use of each: the
-rest is for a desktop, for fragments, and for what an estimate lacks."""
 
 LENGTH_STEP = 256
 """A length that would fit is rounded down to a multiple of it."""
@@ -48,7 +44,7 @@ class PlannedWorker:
     @property
     def share(self) -> float:
         """Its part of this GPU."""
-        return min(self.worker.gpus, MAX_SHARES) if self.worker.gpus >= 1 else self.worker.gpus
+        return min(self.worker.gpus, MAX_SHARE)
 
     @property
     def share_bytes(self) -> int:
@@ -82,7 +78,7 @@ class PlannedWorker:
         """The smallest `gpus`, in hundredths, with which it fits; None if no share of this GPU is enough, or figures
         are unknown."""
         share = math.ceil(100 * self.sum_bytes / self.gpu_bytes) / 100
-        return share if share <= MAX_SHARES and not self.needs.unknown else None
+        return share if share <= MAX_SHARE and not self.needs.unknown else None
 
     @property
     def fitting_length(self) -> int | None:
@@ -105,7 +101,7 @@ class PlannedWorker:
         if self.fitting_length is not None:
             choices.append(f"{self.needs.length_option}: {self.fitting_length}")
         if not choices or self.worker.gpus >= 1:
-            choices.append(f"GPUs with {math.ceil(self.sum_bytes / MAX_SHARES / GIB)} GiB, or a smaller model")
+            choices.append(f"GPUs with {math.ceil(self.sum_bytes / MAX_SHARE / GIB)} GiB, or a smaller model")
         return ", or ".join(choices)
 
 
@@ -177,12 +173,12 @@ class MemoryPlan:
         sentences += [
             gpu.too_much
             for gpu in self.gpus
-            if gpu.certain_bytes <= gpu.size.usable_bytes and gpu.sum_bytes > MAX_SHARES * gpu.size.usable_bytes
+            if gpu.certain_bytes <= gpu.size.usable_bytes and gpu.sum_bytes > MAX_SHARE * gpu.size.usable_bytes
         ]
         return sentences + [
             f"the shares of GPU {gpu.index} sum to {gpu.shares:g}; leave 0.05 for the desktop and for fragments"
             for gpu in self.gpus
-            if gpu.shares > MAX_SHARES + 1e-9 and all(planned.worker.gpus < 1 for planned in gpu.workers)
+            if gpu.shares > MAX_SHARE + 1e-9 and all(planned.worker.gpus < 1 for planned in gpu.workers)
         ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +12,9 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.memory_plan.facts_file import facts_in_folder, read_facts_file
 from rbee_serve.memory_plan.facts_finder import FactsFinder
 from rbee_serve.memory_plan.local_facts import facts_of_path
-from rbee_serve.memory_plan.model_facts import ModelFacts, WeightFile
-from rbee_serve.memory_plan.weight_files import is_config, loaded_weights
+from rbee_serve.memory_plan.model_facts import ModelFacts, WeightFile, is_config
 from tests.gpus.shipped import MODELS
-from tests.model_files.test_huggingface_download import Hub
+from tests.model_files.stub_hub import Hub, Refusal, running_hub
 from tests.model_files.tiny_models import GOOD_SAFETENSORS, ctranslate2_bytes, gguf_bytes, model_folder
 
 
@@ -25,33 +23,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     """A Hub on this machine and an empty cache."""
     pytest.importorskip("huggingface_hub")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.mark.parametrize(
-    ("names", "loaded"),
-    [
-        (["model.safetensors", "model.fp16.safetensors"], ["model.safetensors"]),
-        (["model.fp16.safetensors"], ["model.fp16.safetensors"]),
-        (["model.safetensors", "model.fp32-00001-of-00002.safetensors"], ["model.safetensors"]),
-        (["a-00001-of-00002.safetensors", "a-00002-of-00002.safetensors"],) * 2,
-        (["unet/d.safetensors", "unet/d.non_ema.safetensors", "all.safetensors", "model_index.json"],
-         ["unet/d.safetensors"]),
-        (["model.safetensors", "consolidated.safetensors"], ["model.safetensors"]),
-        (["consolidated.safetensors"], ["consolidated.safetensors"]),
-        (["model.bin", "config.json"], ["model.bin"]),
-        (["Qwen2.5-7B.safetensors"], ["Qwen2.5-7B.safetensors"]),
-        (["config.json"], []),
-    ],
-)  # fmt: skip
-def test_the_same_weights_in_another_form_are_not_counted_twice(names: list[str], loaded: list[str]) -> None:
-    assert loaded_weights(names) == loaded
+    with running_hub() as server:
+        yield server
 
 
 def test_only_small_configurations_near_the_root_are_read() -> None:
@@ -98,15 +71,35 @@ def test_a_model_on_the_hub_is_known_from_its_header_and_nothing_is_downloaded(h
 
 
 @pytest.mark.parametrize(
-    ("error", "status"), [("RepoNotFound", 404), ("GatedRepo", 403), ("", 500)], ids=["absent", "gated", "broken"]
+    "refusal",
+    [Refusal(404, "RepoNotFound"), Refusal(403, "GatedRepo"), Refusal(500)],
+    ids=["absent", "gated", "broken"],
 )
-def test_a_model_that_the_hub_does_not_give_is_unknown_in_one_sentence(hub: Hub, error: str, status: int) -> None:
-    hub.error, hub.status = error or "Other", status
+def test_a_model_that_the_hub_does_not_give_is_unknown_in_one_sentence(hub: Hub, refusal: Refusal) -> None:
+    hub.refusal = refusal
     finder = FactsFinder(endpoint=hub.url)
     assert not finder.find("hf:org/name").weights
     assert finder.missing == {
         "hf:org/name": "hf:org/name: the Hub does not give this model; check the name, or log in for a gated one"
     }
+
+
+def test_the_same_weights_in_another_precision_and_parts_that_are_not_used_count_once(hub: Hub) -> None:
+    index = b'{"unet": ["diffusers", "UNet"], "safety_checker": [null, null]}'
+    parts = ("unet/model.safetensors", "unet/model.fp16.safetensors", "safety_checker/model.safetensors")
+    hub.files = {"model_index.json": index, "all.safetensors": GOOD_SAFETENSORS} | dict.fromkeys(
+        parts, GOOD_SAFETENSORS
+    )
+    assert list(FactsFinder(endpoint=hub.url).find("hf:org/name").weights) == ["unet/model.safetensors"]
+
+
+def test_a_gguf_on_the_hub_is_unknown_until_it_is_here(hub: Hub) -> None:
+    hub.files = {"model.gguf": gguf_bytes()}
+    finder = FactsFinder(endpoint=hub.url)
+    assert not finder.find("hf:org/name").weights
+    assert list(finder.missing.values()) == [
+        "hf:org/name: its weights are counted when its files are on this machine only"
+    ]
 
 
 def test_a_hub_that_is_not_reached_is_called_once(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from rbee_serve.gpu_budget import MAX_SHARE
 from rbee_serve.memory_plan.facts_file import read_facts_file
-from rbee_serve.memory_plan.plan import MAX_SHARES, PlannedGpu, Verdict
+from rbee_serve.memory_plan.plan import PlannedGpu, Verdict
 from rbee_serve.supervisor.checks import check_file
 from rbee_serve.supervisor.resources import shortage
 from tests.gpus.shipped import MODELS, OLD_FILE, ROOT, SHIPPED, plan_of
@@ -31,8 +32,8 @@ def test_every_worker_of_a_shipped_file_fits_its_share_with_its_context(name: st
 @pytest.mark.parametrize("name", SHIPPED)
 def test_what_the_workers_of_a_shipped_file_need_leaves_a_part_of_each_gpu_free(name: str) -> None:
     for gpu in plan_of(ROOT / name, SHIPPED[name]).gpus:
-        assert sum(planned.sum_bytes for planned in gpu.workers) <= MAX_SHARES * gpu.size.usable_bytes
-        assert sum(planned.share for planned in gpu.workers) <= MAX_SHARES + 1e-9
+        assert sum(planned.sum_bytes for planned in gpu.workers) <= MAX_SHARE * gpu.size.usable_bytes
+        assert sum(planned.share for planned in gpu.workers) <= MAX_SHARE + 1e-9
 
 
 @pytest.mark.parametrize("name", SHIPPED)

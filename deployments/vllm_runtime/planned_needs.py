@@ -30,18 +30,19 @@ QUANTISED_AT_LOAD = frozenset(
 
 
 def vllm_memory_needs(
-    engine: Mapping[str, Any], gpus: float, sequences: int, facts: ModelFacts, gpu_bytes: int, dtype: str | None = None
+    engine: Mapping[str, Any], gpus: float, sequences: int, facts: ModelFacts, gpu_bytes: int, *, images: bool = False
 ) -> MemoryNeeds:
     """The needs of a model with these options (vLLM's names, with `_` or `-`) on GPUs of `gpu_bytes`.
 
-    `sequences` is the default of `max_num_seqs`. Weights and KV cache are exact where the files are known; what a
-    forward pass holds is assumed.
+    `sequences` is the default of `max_num_seqs`; `images` tells whether requests may have some. Weights and KV cache
+    are exact where the files are known; what a forward pass holds is assumed.
     """
     options = {name.replace("-", "_"): value for name, value in engine.items()}
     config = facts.config()
     tensor, pipeline = tensor_parallel_size(gpus, options), parallel_size(options, "pipeline_parallel_size")
-    dtype = options.get("dtype") or dtype
-    stored = facts.weights_figure(_loaded_dtype(dtype, config))
+    dtype = options.get("dtype") or "auto"
+    # vLLM's `auto` keeps half precision and converts float32 to it.
+    stored = facts.weights_figure("bfloat16" if dtype == "auto" else dtype)
     element_bytes = kv_element_bytes(options.get("kv_cache_dtype"), dtype)
     per_token = kv_bytes_per_token(
         config, element_bytes=element_bytes, tensor_parallel=tensor, pipeline_parallel=pipeline
@@ -52,7 +53,7 @@ def vllm_memory_needs(
         kv_cache=_kv_cache(options.get("kv_cache_memory_bytes"), per_token, length, facts),
         kv_tokens=length or 0,
         kv_bytes_per_token=per_token or 0,
-        activations=_activations(options, config, tensor, sequences, gpu_bytes),
+        activations=_activations(options, config, tensor, sequences, gpu_bytes, images=images),
         memory_fraction=_fraction(options.get("gpu_memory_utilization")),
     )
 
@@ -68,15 +69,6 @@ def _weights(stored: Figure, options: Mapping[str, Any], config: Mapping[str, An
     return Figure(count, source, assumed)
 
 
-def _loaded_dtype(dtype: str | None, config: Mapping[str, Any]) -> str | None:
-    """The type of the floats in memory: vLLM loads a float32 model in half precision unless told otherwise."""
-    if dtype not in (None, "auto"):
-        return dtype
-    stored = str(config.get("torch_dtype", config.get("dtype"))).removeprefix("torch.")
-    # Other types are in the files as the engine loads them, and what is quantised stays so.
-    return "bfloat16" if stored in ("float32", "None") else None
-
-
 def _kv_cache(fixed: object, per_token: float | None, length: int | None, facts: ModelFacts) -> Figure | None:
     if isinstance(fixed, int) and not isinstance(fixed, bool) and fixed > 0:
         return Figure(fixed, "engine.kv_cache_memory_bytes")
@@ -87,7 +79,7 @@ def _kv_cache(fixed: object, per_token: float | None, length: int | None, facts:
 
 
 def _activations(
-    options: Mapping[str, Any], config: Mapping[str, Any], tensor: int, sequences: int, gpu_bytes: int
+    options: Mapping[str, Any], config: Mapping[str, Any], tensor: int, sequences: int, gpu_bytes: int, *, images: bool
 ) -> Figure | None:
     tokens = options.get("max_num_batched_tokens")
     if not isinstance(tokens, int):
@@ -102,8 +94,9 @@ def _activations(
     )
     if text is None:
         return None
-    images = image_encoder_bytes(config, batched_tokens=tokens, max_pixels=_max_pixels(options))
-    return Figure(text + images, "an estimate of vLLM's forward pass, sampler and CUDA graphs", assumed=True)
+    if images:
+        text += image_encoder_bytes(config, batched_tokens=tokens, max_pixels=_max_pixels(options))
+    return Figure(text, "an estimate of vLLM's forward pass, sampler and CUDA graphs", assumed=True)
 
 
 def _max_pixels(options: Mapping[str, Any]) -> int | None:
