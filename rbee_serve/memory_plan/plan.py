@@ -13,6 +13,9 @@ from rbee_serve.memory_plan.gpu_size import GIB, GpuSize
 from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.memory_plan.placement import placed_replicas
 
+MAX_ESTIMATE_FACTOR = 4
+"""An estimate is not taken to be more times too high: a worker that would not fit even then is refused."""
+
 LENGTH_STEP = 256
 """A length that would fit is rounded down to a multiple of it."""
 
@@ -24,7 +27,7 @@ class Verdict(StrEnum):
     EDGE = "on the edge"
     """It fits only if the figures that are assumed are too high."""
     TOO_LARGE = "does not fit"
-    """The figures that are certain are more than the share."""
+    """The figures that are certain are more than the share, or the estimates far more."""
     UNKNOWN = "unknown"
     """Figures are missing, and the others fit."""
     NO_GPU = "no GPU left"
@@ -67,11 +70,12 @@ class PlannedWorker:
     @property
     def verdict(self) -> Verdict:
         """Whether it fits."""
-        if self.needs.certain_bytes > self.budget_bytes or not self.budget_bytes:
+        certain, total = self.needs.certain_bytes, self.needs.total_bytes
+        if certain + (total - certain) / MAX_ESTIMATE_FACTOR > self.budget_bytes or not self.budget_bytes:
             return Verdict.TOO_LARGE
         if self.needs.unknown:
             return Verdict.UNKNOWN
-        return Verdict.EDGE if self.needs.total_bytes > self.budget_bytes else Verdict.FITS
+        return Verdict.EDGE if total > self.budget_bytes else Verdict.FITS
 
     @property
     def fitting_share(self) -> float | None:

@@ -41,10 +41,11 @@ def plan(workers: list[WorkerConfig], worker_needs: MemoryNeeds, *, count: int =
         (needs(4, 4, 1.5), Verdict.FITS),
         (needs(4, 4, 1.6), Verdict.EDGE),
         (needs(4, 5.6), Verdict.TOO_LARGE),
+        (needs(4, 4, 7), Verdict.TOO_LARGE),
         (MemoryNeeds(weights=None, activations=None), Verdict.UNKNOWN),
         (MemoryNeeds(weights=Figure(10 * GIB, "files"), activations=None), Verdict.TOO_LARGE),
     ],
-    ids=["exactly", "with estimates", "certainly", "nothing known", "too large in what is known"],
+    ids=["exactly", "with estimates", "certainly", "by far", "nothing known", "too large in what is known"],
 )
 def test_a_worker_fits_its_share_less_the_context(worker_needs: MemoryNeeds, verdict: Verdict) -> None:
     assert CONTEXT_BYTES == GIB / 2
