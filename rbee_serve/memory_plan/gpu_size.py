@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.nvml import Gpu
 
 GIB = 1024**3
 
@@ -26,10 +27,11 @@ _SIZE = re.compile(r"(?P<number>\d{1,5}(?:\.\d{1,3})?)\s?(?P<unit>GiB|GB|MiB)")
 
 @dataclass(frozen=True, slots=True)
 class GpuSize:
-    """One GPU of the plan: its name for people, and the bytes that CUDA can use."""
+    """One GPU of the plan: its name for people, the bytes that CUDA can use, and those in use by other processes."""
 
     name: str
     usable_bytes: int
+    used_bytes: int = 0
 
 
 def parse_gpu_size(text: str) -> GpuSize:
@@ -46,6 +48,13 @@ def parse_gpu_size(text: str) -> GpuSize:
     if usable <= 0:
         raise ConfigurationError(f"--gpu: {text!r} leaves nothing beside the driver; write a size such as 24GiB")
     return GpuSize(f"{text.strip()}" if reported else f"a card of {match['number']} GB", usable)
+
+
+def gpu_here(gpu: Gpu) -> GpuSize:
+    """A GPU of this machine. Raises `NvmlUnavailable`."""
+    memory = gpu.memory()
+    # What the driver keeps counts as used.
+    return GpuSize(gpu.name, usable_bytes(memory.total), max(0, memory.total - memory.free - DRIVER_BYTES))
 
 
 def usable_bytes(reported_bytes: int) -> int:

@@ -12,7 +12,7 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.memory_plan.local_facts import facts_of_path
 from rbee_serve.memory_plan.model_facts import ModelFacts, WeightFile, is_config
 from rbee_serve.model_files.model_ref import HubModel
-from rbee_serve.model_files.weight_files import weights_to_load
+from rbee_serve.model_files.weight_files import weights_in, weights_to_load
 
 TIMEOUT_S = 10.0
 """Of each call; the Hub's own client has none."""
@@ -31,11 +31,12 @@ def cached_facts(model: HubModel, ref: str) -> ModelFacts | None:
     import huggingface_hub as hub
 
     try:
-        folder = hub.snapshot_download(model.repo, revision=model.revision, local_files_only=True, allow_patterns=[])
-        facts = facts_of_path(ref, Path(folder))
+        found = hub.snapshot_download(model.repo, revision=model.revision, local_files_only=True, allow_patterns=[])
+        folder = Path(found)
+        facts = None if weights_in(folder).missing else facts_of_path(ref, folder)
     except Exception:  # huggingface_hub raises types of its own; a damaged copy is as good as none
         return None
-    return facts if facts.weights else None
+    return facts if facts is not None and facts.weights else None
 
 
 def hub_facts(model: HubModel, ref: str, *, endpoint: str | None = None) -> ModelFacts | None:

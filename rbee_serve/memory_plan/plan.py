@@ -128,6 +128,11 @@ class PlannedGpu:
         return sum(planned.sum_bytes for planned in self.workers)
 
     @property
+    def left_bytes(self) -> int:
+        """What the shares of its workers leave."""
+        return self.size.usable_bytes - sum(planned.share_bytes for planned in self.workers)
+
+    @property
     def certain_bytes(self) -> int:
         """The part of it that is not assumed, and the contexts."""
         return sum(planned.needs.certain_bytes + planned.context_bytes for planned in self.workers)
@@ -178,6 +183,12 @@ class MemoryPlan:
             gpu.too_much
             for gpu in self.gpus
             if gpu.certain_bytes <= gpu.size.usable_bytes and gpu.sum_bytes > MAX_SHARE * gpu.size.usable_bytes
+        ]
+        sentences += [
+            f"other processes use {gib(gpu.size.used_bytes)} GiB of GPU {gpu.index}, of which the shares leave "
+            f"{gib(gpu.left_bytes)} GiB; stop them, or lower `gpus` of its workers"
+            for gpu in self.gpus
+            if gpu.workers and gpu.size.used_bytes > gpu.left_bytes
         ]
         return sentences + [
             f"the shares of GPU {gpu.index} sum to {gpu.shares:g}; leave 0.05 for the desktop and for fragments"

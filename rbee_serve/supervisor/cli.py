@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.scaffold.new_worker import new_worker
@@ -45,8 +46,24 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="start everything and serve until Ctrl+C or SIGTERM")
     serve.add_argument("-v", "--verbose", action="store_true", help="show all output of the workers, not only warnings")
     check = commands.add_parser("check", help="validate the configuration, and start nothing")
-    planning = commands.add_parser("plan", help="show what fits on GPUs that need not be here, and start nothing")
-    planning.add_argument(
+    _add_plan(commands)
+    for command in (serve, check):
+        command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
+    new = commands.add_parser(
+        "new", help="write a package with a worker type of your own, its test and a configuration"
+    )
+    new.add_argument("name", help="the name of the package, such as word_counter")
+    return parser
+
+
+def _verdict(checked: CheckedConfig) -> str:
+    workers = ", ".join(f"{worker.id} ({worker.type})" for worker in checked.config.workers)
+    return f"{checked.path}: the configuration is valid; it serves {workers} on {checked.base_url}"
+
+
+def _add_plan(commands: Any) -> None:
+    parser = commands.add_parser("plan", help="show what fits on GPUs that need not be here, and start nothing")
+    parser.add_argument(
         "--gpu",
         action="append",
         required=True,
@@ -54,16 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a GPU by the size on its box, such as 24GiB, or as nvidia-smi reports it, such as 23028MiB; "
         "once for each GPU",
     )
-    planning.add_argument(
+    parser.add_argument(
         "--facts", type=Path, metavar="FOLDER", help="files about models, for a machine that does not reach the Hub"
     )
-    for command in (serve, check, planning):
-        command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
-    new = commands.add_parser(
-        "new", help="write a package with a worker type of your own, its test and a configuration"
-    )
-    new.add_argument("name", help="the name of the package, such as word_counter")
-    return parser
+    parser.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.gpu.yaml")
 
 
 def _report_memory(checked: CheckedConfig, arguments: argparse.Namespace) -> None:
@@ -81,11 +92,6 @@ def _report_memory(checked: CheckedConfig, arguments: argparse.Namespace) -> Non
         return
     given = facts_in_folder(arguments.facts) if arguments.facts is not None else {}
     report_memory(checked, [parse_gpu_size(text) for text in arguments.gpu], FactsFinder(given))
-
-
-def _verdict(checked: CheckedConfig) -> str:
-    workers = ", ".join(f"{worker.id} ({worker.type})" for worker in checked.config.workers)
-    return f"{checked.path}: the configuration is valid; it serves {workers} on {checked.base_url}"
 
 
 def _next_steps(folder: Path) -> str:

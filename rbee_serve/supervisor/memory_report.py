@@ -13,7 +13,7 @@ from rbee_serve import nvml
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.memory_plan.facts_finder import FactsFinder
-from rbee_serve.memory_plan.gpu_size import GpuSize, usable_bytes
+from rbee_serve.memory_plan.gpu_size import GpuSize, gpu_here
 from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.memory_plan.plan import plan_memory
 from rbee_serve.memory_plan.table import print_plan
@@ -28,7 +28,7 @@ def gpus_here() -> list[GpuSize]:
     sizes = []
     with suppress(nvml.NvmlUnavailable):
         gpus = nvml.gpus() if visible is None else [nvml.gpu(each) for each in visible.split(",") if each]
-        sizes = [GpuSize(gpu.name, usable_bytes(gpu.memory().total)) for gpu in gpus]
+        sizes = [gpu_here(gpu) for gpu in gpus]
     return sizes
 
 

@@ -119,6 +119,17 @@ def test_a_local_model_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
     assert list(finder.missing.values()) == [f"file:{tmp_path}/none: {tmp_path}/none does not exist on this machine"]
 
 
+def test_a_model_in_the_cache_is_read_there_and_an_incomplete_one_is_not(hub: Hub, tmp_path: Path) -> None:
+    snapshot = tmp_path / "cache" / "models--org--name" / "snapshots" / "0123"
+    model_folder(snapshot, '{"hidden_size": 8}')
+    (refs := tmp_path / "cache" / "models--org--name" / "refs").mkdir()
+    (refs / "main").write_text("0123")
+    assert FactsFinder(endpoint="http://127.0.0.1:9").find("hf:org/name").source == "the files on this machine"
+    (snapshot / "model.safetensors.index.json").write_text('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}')
+    (snapshot / "model.safetensors").rename(snapshot / "model-00002-of-00002.safetensors")
+    assert not FactsFinder(endpoint="http://127.0.0.1:9").find("hf:org/name").weights
+
+
 def test_given_facts_come_first() -> None:
     given = ModelFacts("hf:org/name", "a file")
     assert FactsFinder({"hf:org/name": given}, endpoint="http://127.0.0.1:9").find("hf:org/name") is given

@@ -108,6 +108,23 @@ def test_check_plans_for_the_gpus_that_are_there(
     assert ("worker a needs" in captured.err) == (code == 2)
 
 
+@pytest.mark.parametrize(("used", "warned"), [(int(0.6 * GIB), False), (12 * GIB, True)])
+def test_check_warns_of_other_processes_on_a_gpu(
+    used: int,
+    warned: bool,
+    local_model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(FakeGpu(total=24 * GIB, used=used)))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    path = with_worker(tmp_path, f"{{id: a, type: embedding, model_ref: 'file:{local_model}', gpus: 0.6}}")
+    assert main(["check", str(path)]) == 0
+    sentence = "other processes use 11.4 GiB of GPU 0, of which the shares leave 9.4 GiB; stop them, or lower `gpus`"
+    assert (sentence in capsys.readouterr().err) == warned
+
+
 def test_check_sees_only_the_gpus_that_are_visible(
     local_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
