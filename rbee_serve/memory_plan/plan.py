@@ -30,8 +30,6 @@ class Verdict(StrEnum):
     """The figures that are certain are more than the share, or the estimates far more."""
     UNKNOWN = "unknown"
     """Figures are missing, and the others fit."""
-    NO_GPU = "no GPU left"
-    """The GPUs are given to other workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +106,12 @@ class PlannedWorker:
             choices.append(f"GPUs with {math.ceil(self.sum_bytes / MAX_SHARE / GIB)} GiB, or a smaller model")
         return ", or ".join(choices)
 
+    @property
+    def advice(self) -> str:
+        """The remedy as the end of a sentence."""
+        remedy = self.remedy or "a larger share"
+        return f"set {remedy}" if ":" in remedy else f"use {remedy}"
+
 
 @dataclass(frozen=True, slots=True)
 class PlannedGpu:
@@ -157,15 +161,18 @@ class MemoryPlan:
         """A sentence for each worker that cannot fit, with the number that would."""
         sentences = [
             f"worker {planned.label} needs {gib(planned.sum_bytes)} GiB of GPU {gpu.index}, and its share is "
-            f"{gib(planned.share_bytes)} GiB: set {planned.remedy or 'a larger share'}"
+            f"{gib(planned.share_bytes)} GiB: {planned.advice}"
             for gpu in self.gpus
             for planned in gpu.workers
             if planned.verdict is Verdict.TOO_LARGE
         ]
-        sentences += [gpu.too_much for gpu in self.gpus if gpu.certain_bytes > gpu.size.usable_bytes]
+        return sentences + [gpu.too_much for gpu in self.gpus if gpu.certain_bytes > gpu.size.usable_bytes]
+
+    def unplaced(self) -> list[str]:
+        """A sentence for each worker for which no GPU is left."""
         count = len(self.gpus)
-        given = "1 GPU of the plan is" if count == 1 else f"{count} GPUs of the plan are"
-        return sentences + [
+        given = "1 GPU is" if count == 1 else f"{count} GPUs are"
+        return [
             f"worker {label} has no GPU: the {given} given to the others; lower `gpus` or `replicas`"
             for label in self.without_gpu
         ]
@@ -174,7 +181,7 @@ class MemoryPlan:
         """A sentence for each worker on the edge, and for each GPU that is given away to its last bytes."""
         sentences = [
             f"worker {planned.label} is on the edge: by the estimates it needs {gib(planned.sum_bytes)} GiB of GPU "
-            f"{gpu.index}, and its share is {gib(planned.share_bytes)} GiB; set {planned.remedy}"
+            f"{gpu.index}, and its share is {gib(planned.share_bytes)} GiB; {planned.advice}"
             for gpu in self.gpus
             for planned in gpu.workers
             if planned.verdict is Verdict.EDGE

@@ -88,7 +88,7 @@ def _report_memory(checked: CheckedConfig, arguments: argparse.Namespace) -> Non
 
     if arguments.command == "check":
         if gpus := gpus_here():
-            report_memory(checked, gpus, FactsFinder())
+            report_memory(checked, gpus, FactsFinder(), all_gpus=False)
         return
     given = facts_in_folder(arguments.facts) if arguments.facts is not None else {}
     report_memory(checked, [parse_gpu_size(text) for text in arguments.gpu], FactsFinder(given))

@@ -32,8 +32,11 @@ def gpus_here() -> list[GpuSize]:
     return sizes
 
 
-def report_memory(checked: CheckedConfig, gpus: Sequence[GpuSize], finder: FactsFinder) -> None:
-    """Print the plan of the workers with GPUs on `gpus`, and warnings on stderr.
+def report_memory(
+    checked: CheckedConfig, gpus: Sequence[GpuSize], finder: FactsFinder, *, all_gpus: bool = True
+) -> None:
+    """Print the plan of the workers with GPUs on `gpus`, and warnings on stderr. Without `all_gpus` other machines may
+    have more of them, so a worker for which none is left is a warning.
 
     Raises `ConfigurationError` with a line for each worker that cannot fit, and the number that would.
     """
@@ -45,7 +48,8 @@ def report_memory(checked: CheckedConfig, gpus: Sequence[GpuSize], finder: Facts
 
     memory = plan_memory(checked.config.workers, gpus, needs_of)
     print_plan(memory, Console(file=sys.stdout))
-    for sentence in (*finder.missing.values(), *memory.warnings()):
+    unplaced = memory.unplaced()
+    for sentence in (*finder.missing.values(), *memory.warnings(), *([] if all_gpus else unplaced)):
         print(f"rbee-serve: warning: {sentence}", file=sys.stderr)
-    if refusals := memory.refusals():
+    if refusals := [*memory.refusals(), *(unplaced if all_gpus else [])]:
         raise ConfigurationError("\n".join(f"{checked.path}: {sentence}" for sentence in refusals))

@@ -83,7 +83,7 @@ def test_whole_gpus_are_planned_with_a_twentieth_free_and_each_gpu_has_its_part(
     assert [gpu.workers[0].verdict for gpu in memory.gpus] == [Verdict.FITS] * 2
     assert [gpu.workers[0].share for gpu in memory.gpus] == [0.95, 0.95]
     assert planned(2, needs(18.6), count=2).verdict is Verdict.TOO_LARGE
-    assert planned(2, needs(18.6), count=2).remedy == "GPUs with 21 GiB, or a smaller model"
+    assert planned(2, needs(18.6), count=2).advice == "use GPUs with 21 GiB, or a smaller model"
 
 
 def test_the_engines_own_limit_counts_where_it_is_less_than_the_share() -> None:
@@ -97,9 +97,7 @@ def test_a_worker_without_a_gpu_is_refused_by_name() -> None:
     workers = [WorkerConfig(id=name, type="echo", gpus=0.6) for name in ("a", "b")]
     memory = plan(workers, needs(1))
     assert memory.without_gpu == ("b",)
-    assert memory.refusals() == [
-        "worker b has no GPU: the 1 GPU of the plan is given to the others; lower `gpus` or `replicas`"
-    ]
+    assert memory.unplaced() == ["worker b has no GPU: the 1 GPU is given to the others; lower `gpus` or `replicas`"]
 
 
 def test_a_refusal_has_the_share_and_the_length_that_would_fit() -> None:

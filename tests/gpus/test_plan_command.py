@@ -135,6 +135,19 @@ def test_check_sees_only_the_gpus_that_are_visible(
     assert "GPU 0: NVIDIA Second" in capsys.readouterr().out
 
 
+def test_check_warns_only_where_other_machines_may_have_the_gpus(
+    local_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(FakeGpu()))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    worker = f"{{id: a, type: embedding, model_ref: 'file:{local_model}', gpus: 1, replicas: 2}}"
+    path = with_worker(tmp_path, worker)
+    assert main(["check", str(path)]) == 0
+    assert "warning: worker a #2 has no GPU: the 1 GPU is given to the others" in capsys.readouterr().err
+    assert main(["plan", "--gpu", "24GiB", str(path)]) == 2
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_check_without_a_gpu_has_no_table(
     local_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
