@@ -20,6 +20,7 @@ from rbee_serve.model_files.model_ref import parse_model_ref
 from rbee_serve.placement import placement_order
 from rbee_serve.ray_settings import replica_environment, warn_of_missing
 from rbee_serve.validation.parse import with_limits
+from rbee_serve.worker.gpu_rules import gpu_faults
 from rbee_serve.worker.registry import import_path, load_spec
 from rbee_serve.worker.spec import WorkerSpec
 
@@ -93,9 +94,7 @@ def _faults(worker: WorkerConfig) -> Iterator[str]:
             parse_model_ref(worker.model_ref)
         except ConfigurationError as exc:
             yield f"model_ref: {str(exc).removeprefix('model_ref: ')}"
-    if worker.backend != "auto" and worker.backend not in spec.accelerators:
-        supported = ", ".join(sorted(spec.accelerators))
-        yield f"backend: a {spec.name} worker cannot run on {worker.backend}; it runs on {supported}"
+    yield from gpu_faults(worker, spec)
     try:
         with_limits(spec.request, worker.limits)
     except ConfigurationError as exc:

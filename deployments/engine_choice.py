@@ -5,6 +5,7 @@ A worker type has a table of engine names and module names. Only the chosen modu
     Options                                  a subclass of `EngineOptions`
     check(worker, options) -> None           raises `ConfigurationError`; runs before Ray starts
     load(context, options, ...) -> engine    loads the model; the worker type defines the protocol of its engines
+    memory_needs(worker, options, facts, gpu_bytes) -> MemoryNeeds      see `WorkerSpec.memory`
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from pydantic import ConfigDict
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.config.base import ConfigModel
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 
 
 class EngineOptions(ConfigModel):
@@ -44,3 +47,12 @@ def choose_engine(engines: Mapping[str, str], worker: WorkerConfig) -> tuple[Mod
         raise ConfigurationError(f"engine.name: {name!r} is unknown; known are {', '.join(engines)}{hint}")
     module = importlib.import_module(engines[name])
     return module, parse_engine(module.Options, worker)
+
+
+def engine_memory_needs(
+    engines: Mapping[str, str], worker: WorkerConfig, facts: ModelFacts, gpu_bytes: int
+) -> MemoryNeeds:
+    """What the chosen engine needs, for `WorkerSpec.memory`: `partial(engine_memory_needs, ENGINES)`."""
+    module, options = choose_engine(engines, worker)
+    needs: MemoryNeeds = module.memory_needs(worker, options, facts, gpu_bytes)
+    return needs

@@ -14,9 +14,12 @@ from deployments.request_fields import Text
 from deployments.torch_runtime import cross_encoder
 from deployments.torch_runtime.cross_encoder import CrossEncoderEngine, Pair
 from deployments.torch_runtime.literal_text import truncation
+from deployments.torch_runtime.text_encoder_needs import text_encoder_needs
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import RequestTooLong, Violation
 from rbee_serve.events import Event, Output
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import RankOutput
 from rbee_serve.request import InferenceRequest
@@ -124,6 +127,11 @@ def check(worker: WorkerConfig) -> None:
     cross_encoder.check(worker, parse_engine(cross_encoder.Options, worker))
 
 
+def memory_needs(worker: WorkerConfig, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    return text_encoder_needs(parse_engine(cross_encoder.Options, worker), facts)
+
+
 SPEC = WorkerSpec(
     name="reranker",
     request=RerankRequest,
@@ -138,4 +146,6 @@ SPEC = WorkerSpec(
     extra="embedding",
     waits_for_gpu=True,
     check=check,
+    max_gpus=1,
+    memory=memory_needs,
 )

@@ -79,13 +79,14 @@ print(*sorted(name for name in set(sys.modules) - before if name.startswith("dep
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_an_engine_module_has_options_with_a_sentence_for_each_field_a_check_and_a_load(name: str) -> None:
+def test_an_engine_module_has_options_with_a_sentence_for_each_field_a_check_a_load_and_its_needs(name: str) -> None:
     module = importlib.import_module(name)
     assert issubclass(module.Options, EngineOptions)
     assert module.Options()
     assert [field for field, info in module.Options.model_fields.items() if not info.description] == []
     assert callable(module.check)
     assert callable(module.load)
+    assert callable(module.memory_needs)
 
 
 @pytest.mark.parametrize("name", [*MODULES, "deployments.torch_runtime.cross_encoder"])

@@ -42,14 +42,15 @@ PUBLIC = {
     "rbee_serve.worker": {
         "AudioChunkOutput", "BatchedBackend", "Batcher", "BlockingBackend", "ConfigurationError", "CudaError",
         "Device", "EmbeddingOutput", "EncodedResult", "End", "EngineOptions", "EngineThread", "Error", "Event",
-        "FileField", "ImageOutput", "InferenceBackend", "InferenceRequest", "InferenceTimeout",
+        "Figure", "FileField", "ImageOutput", "InferenceBackend", "InferenceRequest", "InferenceTimeout",
         "InsufficientResources", "InsufficientVram", "InternalError", "InvalidRequest", "Label", "LabelOutput",
-        "LoadContext", "LoadProgress", "MemoryGauge", "MemorySource", "Metrics", "ModelFiles", "Narration", "Output",
-        "OutputValue", "Peer", "Progress", "RankOutput", "RecordingOutput", "RequestClock", "RequestTooLong", "Result",
-        "SegmentOutput", "Sink", "Started", "StopReason", "TimedWord", "TokenOutput", "Violation", "Watchdog",
-        "WorkerConfig", "WorkerError", "WorkerLost", "WorkerSpec", "WorkerUnhealthy", "check_local_model",
-        "cuda_tree_bytes", "memory_gauge", "narrate", "parse_engine", "prepare_model", "process_tree_bytes",
-        "require_memory", "resolve_model", "usable_cores", "violated", "weights_memory_bytes",
+        "LoadContext", "LoadProgress", "MemoryGauge", "MemoryNeeds", "MemorySource", "Metrics", "ModelFacts",
+        "ModelFiles", "Narration", "Output", "OutputValue", "Peer", "Progress", "RankOutput", "RecordingOutput",
+        "RequestClock", "RequestTooLong", "Result", "SegmentOutput", "Sink", "Started", "StopReason", "TimedWord",
+        "TokenOutput", "Violation", "Watchdog", "WorkerConfig", "WorkerError", "WorkerLost", "WorkerSpec",
+        "WorkerUnhealthy", "check_local_model", "cuda_tree_bytes", "memory_gauge", "narrate", "parse_engine",
+        "prepare_model", "process_tree_bytes", "require_memory", "resolve_model", "usable_cores", "violated",
+        "weights_memory_bytes",
     },
 }  # fmt: skip
 

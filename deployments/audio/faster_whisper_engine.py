@@ -19,9 +19,12 @@ from deployments.audio.transcription_engine import (
     Word,
     prompt_notes,
 )
+from deployments.audio.whisper_needs import ctranslate2_needs
 from deployments.media.audio_files import SAMPLE_RATE
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.memory_check import ctranslate2_memory_bytes, require_memory
 from rbee_serve.model_files.resolve import Format, check_local, prepare
 from rbee_serve.worker.device import usable_cores
@@ -77,6 +80,11 @@ _LOAD_OPTIONS = frozenset({*TranscriptionOptions.model_fields, "compute_type"})
 def check(worker: WorkerConfig, options: Options) -> None:
     """See `WorkerSpec.check`."""
     check_local(worker, FORMATS)
+
+
+def memory_needs(worker: WorkerConfig, options: Options, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    return ctranslate2_needs(options.compute_type, facts)
 
 
 def load(context: LoadContext, options: Options, progress: WindowProgress) -> FasterWhisperEngine:

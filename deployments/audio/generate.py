@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterable
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -22,7 +23,7 @@ from deployments.audio.encoding import (
 )
 from deployments.audio.speech_engine import SpeechEngine, Spoken, SynthesisParams
 from deployments.audio.speech_text import is_speakable, spoken_text
-from deployments.engine_choice import choose_engine
+from deployments.engine_choice import choose_engine, engine_memory_needs
 from deployments.request_fields import Seed
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import InvalidRequest
@@ -246,4 +247,6 @@ SPEC = WorkerSpec(
     waits_for_gpu=True,
     check=check,
     encode_result=encode_result,
+    max_gpus=1,
+    memory=partial(engine_memory_needs, ENGINES),
 )

@@ -20,6 +20,8 @@ from deployments.audio.speech_engine import AudioPiece, SynthesisParams, clause_
 from deployments.engine_choice import EngineOptions
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import NOTHING, MemoryNeeds
 from rbee_serve.model_files.model_ref import PackageModel
 from rbee_serve.worker.spec import LoadContext
 from rbee_serve.worker.watchdog import Watchdog
@@ -62,9 +64,16 @@ def check(worker: WorkerConfig, options: Options) -> None:
     """See `WorkerSpec.check`."""
     if worker.model_ref is not None:
         raise ConfigurationError("model_ref: the engine hibari brings its own models; leave it out")
+    if worker.gpus:
+        raise ConfigurationError("gpus: the engine hibari runs on the CPU; leave it out, or set engine.name")
     known = json.loads(PackageModel("hibari", PurePosixPath("assets/voices.json")).locate().read_bytes())
     if unknown := [voice for voice in options.voices if voice not in known]:
         raise ConfigurationError(f"engine.voices: hibari has no voice {unknown[0]!r}; it has {', '.join(known)}")
+
+
+def memory_needs(worker: WorkerConfig, options: Options, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """Nothing: it runs on the CPU."""
+    return MemoryNeeds(weights=NOTHING, activations=NOTHING)
 
 
 def load(context: LoadContext, options: Options) -> HibariEngine:

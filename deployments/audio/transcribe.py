@@ -9,6 +9,7 @@ import threading
 import wave
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING
 
 from deployments.audio.segment_times import is_silent, within
@@ -20,7 +21,7 @@ from deployments.audio.transcription_engine import (
     WindowProgress,
 )
 from deployments.audio.transcription_request import TranscribeRequest
-from deployments.engine_choice import choose_engine
+from deployments.engine_choice import choose_engine, engine_memory_needs
 from deployments.media.audio_decoder import AudioDecoder
 from deployments.media.audio_files import SAMPLE_RATE
 from rbee_serve.config import WorkerConfig
@@ -232,4 +233,6 @@ SPEC = WorkerSpec(
     extra="audio",
     waits_for_gpu=True,
     check=check,
+    max_gpus=1,
+    memory=partial(engine_memory_needs, ENGINES),
 )

@@ -20,10 +20,13 @@ from pydantic import Field
 from deployments.audio.encoding import faded
 from deployments.audio.musicgen_stream import MusicStream, can_stream
 from deployments.audio.speech_engine import AudioPiece, SynthesisParams, split_text
+from deployments.audio.speech_needs import speech_needs
 from deployments.engine_choice import EngineOptions
 from deployments.torch_runtime.device import torch_device
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import check_local, prepare
 from rbee_serve.model_files.weight_files import weights_in
@@ -66,6 +69,11 @@ def check(worker: WorkerConfig, options: Options) -> None:
         extra = extras_for("cuda" if worker.gpus or worker.backend == "cuda" else "cpu", "cpu")
         raise ConfigurationError(f"engine.name: transformers is not installed; pip install 'rbee-serve[{extra}]'")
     check_local(worker)
+
+
+def memory_needs(worker: WorkerConfig, options: Options, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    return speech_needs(options.dtype, facts)
 
 
 def load(context: LoadContext, options: Options) -> TransformersSpeechEngine:

@@ -17,10 +17,13 @@ from deployments.audio.transcription_engine import (
     Word,
     prompt_notes,
 )
+from deployments.audio.whisper_needs import whisper_needs
 from deployments.media.audio_files import SAMPLE_RATE
 from deployments.torch_runtime.device import torch_device
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
 from rbee_serve.model_files.resolve import Format, check_local, prepare
 from rbee_serve.model_files.weight_files import weights_in
@@ -56,6 +59,11 @@ class Options(TranscriptionOptions):
 def check(worker: WorkerConfig, options: Options) -> None:
     """See `WorkerSpec.check`."""
     check_local(worker, FORMATS)
+
+
+def memory_needs(worker: WorkerConfig, options: Options, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    return whisper_needs("float16" if options.dtype == "auto" else options.dtype, options.num_beams or 1, facts)
 
 
 def load(context: LoadContext, options: Options, progress: WindowProgress) -> TransformersWhisperEngine:

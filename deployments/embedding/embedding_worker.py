@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
 from deployments.embedding.embedding_engine import EmbeddingEngine, Tokens
-from deployments.engine_choice import choose_engine
+from deployments.engine_choice import choose_engine, engine_memory_needs
 from deployments.request_fields import Text
 from deployments.torch_runtime.literal_text import ControlNames, canonical, truncation
 from deployments.torch_runtime.vectors import shaped
@@ -204,4 +205,5 @@ SPEC = WorkerSpec(
     default_max_ongoing_requests=256,
     waits_for_gpu=True,
     check=check,
+    memory=partial(engine_memory_needs, ENGINES),
 )

@@ -10,9 +10,12 @@ from deployments.embedding.embedding_engine import EmbeddingOptions, ModelCard, 
 from deployments.embedding.packed_attention import CannotPack, packed, use_packed_attention
 from deployments.torch_runtime.cuda_graphs import GraphedForward, cuda_recorder
 from deployments.torch_runtime.sentence_transformers import ModelOptions, batcher, check_gpus, load_model
+from deployments.torch_runtime.text_encoder_needs import text_encoder_needs
 from deployments.torch_runtime.vectors import Vector
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.worker.spec import LoadContext
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,11 @@ class Options(EmbeddingOptions, ModelOptions):
 def check(worker: WorkerConfig, options: Options) -> None:
     """Raise `ConfigurationError` for what this engine does not support."""
     check_gpus(worker)
+
+
+def memory_needs(worker: WorkerConfig, options: Options, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    return text_encoder_needs(options, facts)
 
 
 def load(context: LoadContext, options: Options) -> SentenceTransformersEngine:

@@ -12,16 +12,26 @@ from pydantic import ConfigDict
 from deployments.embedding.embedding_engine import EmbeddingOptions, ModelCard, Tokens
 from deployments.torch_runtime.vectors import Vector
 from deployments.vllm_runtime.engine_options import check_engine, engine_options
+from deployments.vllm_runtime.parallel_sizes import check_parallel_sizes
+from deployments.vllm_runtime.planned_needs import vllm_memory_needs
 from deployments.vllm_runtime.running_engine import RunningEngine
 from deployments.vllm_runtime.vllm_engine import EngineStatistics, start_engine
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import NOTHING, MemoryNeeds
 from rbee_serve.model_files.gguf_conversion import FloatType
 from rbee_serve.model_files.resolve import prepare
 from rbee_serve.request import new_id
 from rbee_serve.worker.registry import extras_for, import_engine
 from rbee_serve.worker.spec import Device, LoadContext
 from rbee_serve.worker.watchdog import Watchdog
+
+SEQUENCES = 256
+"""vLLM's default of `max_num_seqs` on most GPUs."""
+
+ENCODERS = frozenset({"bert", "distilbert", "modernbert", "mpnet", "new", "nomic_bert", "roberta", "xlm-roberta"})
+"""Model types whose attention looks both ways."""
 
 
 class Options(EmbeddingOptions):
@@ -35,6 +45,15 @@ def check(worker: WorkerConfig, options: Options) -> None:
     if worker.backend == "metal":
         raise ConfigurationError("backend: vllm cannot run on metal; use engine.name sentence-transformers")
     check_engine(worker.model_copy(update={"engine": options.model_extra or {}}))
+    check_parallel_sizes(worker)
+
+
+def memory_needs(worker: WorkerConfig, options: Options, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`. An encoder such as BERT has no KV cache."""
+    needs = vllm_memory_needs(options.model_extra or {}, worker.gpus, SEQUENCES, facts, gpu_bytes)
+    if str(facts.config().get("model_type")) in ENCODERS:
+        return replace(needs, kv_cache=NOTHING, kv_bytes_per_token=0)
+    return needs
 
 
 def load(context: LoadContext, options: Options) -> VllmEmbeddingEngine:

@@ -20,13 +20,20 @@ from deployments.vllm_runtime.generation_engine import (
     check_option_names,
     load_engine,
 )
+from deployments.vllm_runtime.parallel_sizes import check_parallel_sizes
+from deployments.vllm_runtime.planned_needs import vllm_memory_needs
 from rbee_serve.config import WorkerConfig
 from rbee_serve.events import Event
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.gguf_conversion import ELEMENT_BYTES
 from rbee_serve.model_files.resolve import check_local, prepare
 from rbee_serve.outputs import TokenOutput
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.spec import LoadContext, WorkerSpec
+
+MAX_ONGOING_REQUESTS = 256
+"""Requests that run at once unless the configuration has another number."""
 
 MAX_INLINE_CHARACTERS = 2000
 """Longer texts are tokenised in a thread; shorter ones take under a millisecond."""
@@ -100,6 +107,13 @@ def check(worker: WorkerConfig) -> None:
     """Check the model's files and the engine's options before anything starts."""
     check_local(worker)
     check_engine(worker)
+    check_parallel_sizes(worker)
+
+
+def memory_needs(worker: WorkerConfig, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    sequences = worker.max_ongoing_requests or MAX_ONGOING_REQUESTS
+    return vllm_memory_needs(worker.engine, worker.gpus, sequences, facts, gpu_bytes)
 
 
 SPEC = WorkerSpec(
@@ -110,9 +124,10 @@ SPEC = WorkerSpec(
     warm_up=lambda: LlmRequest(prompt="Hello", max_tokens=2, temperature=0.0),
     long_request=lambda: LlmRequest(prompt="Count from one:", max_tokens=1024, ignore_eos=True, temperature=0.0),
     accelerators=frozenset({"cuda", "cpu"}),
-    default_max_ongoing_requests=256,
+    default_max_ongoing_requests=MAX_ONGOING_REQUESTS,
     modules=("vllm",),
     extra="cpu",
     waits_for_gpu=True,
     check=check,
+    memory=memory_needs,
 )

@@ -24,14 +24,21 @@ from deployments.vllm_runtime.generation_engine import (
     load_engine,
 )
 from deployments.vllm_runtime.media_renderer import MediaRenderer, PlaceholderMismatch, UnreadableMedia
+from deployments.vllm_runtime.parallel_sizes import check_parallel_sizes
+from deployments.vllm_runtime.planned_needs import vllm_memory_needs
 from rbee_serve.config import WorkerConfig
 from rbee_serve.errors import ConfigurationError, InvalidRequest
 from rbee_serve.events import Event
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.resolve import Format, check_local, prepare
 from rbee_serve.outputs import AudioChunkOutput, ImageOutput, TokenOutput
 from rbee_serve.worker.composition import DerivedOutput, composed
 from rbee_serve.worker.memory import MemoryGauge, memory_gauge
 from rbee_serve.worker.spec import LoadContext, Peer, WorkerSpec
+
+MAX_ONGOING_REQUESTS = 64
+"""Requests that run at once unless the configuration has another number."""
 
 FORMATS: tuple[Format, ...] = ("safetensors",)
 
@@ -166,6 +173,13 @@ def check(worker: WorkerConfig) -> None:
     """Check the model's files and the engine's options before anything starts."""
     check_local(worker, FORMATS)
     check_engine(worker)
+    check_parallel_sizes(worker)
+
+
+def memory_needs(worker: WorkerConfig, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    sequences = worker.max_ongoing_requests or MAX_ONGOING_REQUESTS
+    return vllm_memory_needs(worker.engine, worker.gpus, sequences, facts, gpu_bytes, images=True)
 
 
 SPEC = WorkerSpec(
@@ -177,10 +191,11 @@ SPEC = WorkerSpec(
     # 448: the default model has a context of 512 tokens.
     long_request=lambda: MultimodalRequest(prompt="Count.", max_tokens=448, ignore_eos=True, temperature=0.0),
     accelerators=frozenset({"cuda", "cpu"}),
-    default_max_ongoing_requests=64,
+    default_max_ongoing_requests=MAX_ONGOING_REQUESTS,
     modules=("vllm", "PIL"),
     extra="cpu,vision,audio",
     roles={"audio": "audio/generate", "image": "vision/generate"},
     waits_for_gpu=True,
     check=check,
+    memory=memory_needs,
 )

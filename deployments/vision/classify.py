@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from deployments.request_fields import NotBlank
+from deployments.vision.image_encoder_needs import image_encoder_needs
 from deployments.vision.image_encoders import FORMATS, open_model
 from deployments.vision.image_field import ImageFile, grey_png
 from deployments.vision.image_model import Array
@@ -16,6 +17,8 @@ from deployments.vision.vision_backend import VisionBackend
 from deployments.vision.vision_options import VisionOptions
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.events import Event, Output
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import Label, LabelOutput
 from rbee_serve.request import InferenceRequest
@@ -107,6 +110,11 @@ def check(worker: WorkerConfig) -> None:
     parse_engine(ClassifyOptions, worker)
 
 
+def memory_needs(worker: WorkerConfig, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    return image_encoder_needs(parse_engine(ClassifyOptions, worker), facts)
+
+
 SPEC = WorkerSpec(
     name="vision",
     task="classify",
@@ -119,4 +127,6 @@ SPEC = WorkerSpec(
     extra="vision",
     waits_for_gpu=True,
     check=check,
+    max_gpus=1,
+    memory=memory_needs,
 )

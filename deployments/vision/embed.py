@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from typing import Literal
 
 from deployments.torch_runtime.vectors import shaped
+from deployments.vision.image_encoder_needs import image_encoder_needs
 from deployments.vision.image_encoders import FORMATS, ImageTextModel, open_model
 from deployments.vision.image_field import ImageFile, grey_png
 from deployments.vision.vision_backend import VisionBackend
@@ -13,6 +14,8 @@ from deployments.vision.vision_options import VisionOptions
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.events import Event, Output
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import EmbeddingOutput
 from rbee_serve.request import InferenceRequest
@@ -68,6 +71,11 @@ def check(worker: WorkerConfig) -> None:
     parse_engine(VisionOptions, worker)
 
 
+def memory_needs(worker: WorkerConfig, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    return image_encoder_needs(parse_engine(VisionOptions, worker), facts)
+
+
 SPEC = WorkerSpec(
     name="vision",
     task="embed",
@@ -80,4 +88,6 @@ SPEC = WorkerSpec(
     extra="vision",
     waits_for_gpu=True,
     check=check,
+    max_gpus=1,
+    memory=memory_needs,
 )

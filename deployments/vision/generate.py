@@ -16,12 +16,15 @@ from deployments.media.image_decoder import ImageDecoder
 from deployments.request_fields import NotBlank, Seed
 from deployments.vision.diffusers_engine import DenoisingStep, DiffusersEngine, GeneratedImage
 from deployments.vision.diffusers_loader import FORMATS, DiffusersOptions, load_pipeline
+from deployments.vision.diffusers_needs import diffusers_needs
 from deployments.vision.generation_params import ImageGenerationParams
 from deployments.vision.image_field import OptionalImageFile
 from deployments.vision.start_image import MAX_PIXELS, StartImage
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import InvalidRequest
 from rbee_serve.events import Event, Output, Progress
+from rbee_serve.memory_plan.model_facts import ModelFacts
+from rbee_serve.memory_plan.needs import MemoryNeeds
 from rbee_serve.model_files.resolve import check_local
 from rbee_serve.outputs import ImageOutput
 from rbee_serve.request import InferenceRequest
@@ -203,6 +206,11 @@ def check(worker: WorkerConfig) -> None:
     check_local(worker, FORMATS)
 
 
+def memory_needs(worker: WorkerConfig, facts: ModelFacts, gpu_bytes: int) -> MemoryNeeds:
+    """See `WorkerSpec.memory`."""
+    return diffusers_needs(parse_engine(DiffusersOptions, worker), facts)
+
+
 def encode_result(request: ImageRequest, result: Result) -> EncodedResult | None:
     """The file, if the request is for one image in a given format."""
     if request.format is None or request.num_images > 1:
@@ -225,4 +233,6 @@ SPEC = WorkerSpec(
     waits_for_gpu=True,
     check=check,
     encode_result=encode_result,
+    max_gpus=1,
+    memory=memory_needs,
 )

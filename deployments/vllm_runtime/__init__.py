@@ -2,6 +2,9 @@
 
 Which module runs in which process:
 
+    rbee-serve check, plan     option_schema      options and their types, from vLLM's source files
+                               parallel_sizes     how a model is divided among the GPUs of a worker
+                               planned_needs      what a worker needs of each; kv_cache_size, forward_pass_memory
     replica (a Ray actor)      engine_options     options of `engine:`, checked
                                cpu_defaults       defaults on a CPU
                                memory_needs       what a model needs before it can be loaded

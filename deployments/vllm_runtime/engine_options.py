@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from deployments.vllm_runtime.cpu_worker import worker_options
 from deployments.vllm_runtime.mistral_files import tokenizer_option
 from deployments.vllm_runtime.option_schema import faults_of
+from deployments.vllm_runtime.parallel_sizes import tensor_parallel_size
 from deployments.vllm_runtime.progress_loader import LOAD_FORMAT
 from rbee_serve.config import WorkerConfig, parse_engine
 from rbee_serve.errors import ConfigurationError
@@ -162,7 +163,7 @@ def engine_options(context: LoadContext, model: Path) -> dict[str, Any]:
     if device.accelerator == "cuda":
         # Ray assigns shares of a GPU but does not enforce them.
         options["gpu_memory_utilization"] = round(memory_fraction(device), 4)
-        options["tensor_parallel_size"] = len(device.ids)
+        options["tensor_parallel_size"] = tensor_parallel_size(len(device.ids), context.worker.engine)
     else:
         options["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
         options["enforce_eager"] = True

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.scaffold.new_worker import new_worker
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings += [f"this machine cannot serve {fault}" for fault in host_faults(checked, host)]
         for warning in warnings:
             print(f"rbee-serve: warning: {warning}", file=sys.stderr)
-        if arguments.command == "check":
+        if arguments.command in ("check", "plan"):
+            _report_memory(checked, arguments)
             print(_verdict(checked))
             return 0
         from rbee_serve.supervisor.serve import serve
@@ -60,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         help="start the workers when N other machines have joined (rbee-serve join)",
     )
     check = commands.add_parser("check", help="validate the configuration, and start nothing")
+    _add_plan(commands)
     for command in (serve, check):
         command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
     join = commands.add_parser("join", help="make this machine a node of a server on another one")
@@ -81,6 +84,39 @@ def _machines(text: str) -> int:
 def _verdict(checked: CheckedConfig) -> str:
     workers = ", ".join(f"{worker.id} ({worker.type})" for worker in checked.config.workers)
     return f"{checked.path}: the configuration is valid; it serves {workers} on {checked.base_url}"
+
+
+def _add_plan(commands: Any) -> None:
+    parser = commands.add_parser("plan", help="show what fits on GPUs that need not be here, and start nothing")
+    parser.add_argument(
+        "--gpu",
+        action="append",
+        required=True,
+        metavar="SIZE",
+        help="a GPU by the size on its box, such as 24GiB, or as nvidia-smi reports it, such as 23028MiB; "
+        "once for each GPU",
+    )
+    parser.add_argument(
+        "--facts", type=Path, metavar="FOLDER", help="files about models, for a machine that does not reach the Hub"
+    )
+    parser.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.gpu.yaml")
+
+
+def _report_memory(checked: CheckedConfig, arguments: argparse.Namespace) -> None:
+    """The memory plan, where workers have GPUs: for those of the command, or for those of this machine."""
+    if not any(worker.gpus for worker in checked.config.workers):
+        return
+    from rbee_serve.memory_plan.facts_file import facts_in_folder
+    from rbee_serve.memory_plan.facts_finder import FactsFinder
+    from rbee_serve.memory_plan.gpu_size import parse_gpu_size
+    from rbee_serve.supervisor.memory_report import gpus_here, report_memory
+
+    if arguments.command == "check":
+        if gpus := gpus_here():
+            report_memory(checked, gpus, FactsFinder(), all_gpus=False)
+        return
+    given = facts_in_folder(arguments.facts) if arguments.facts is not None else {}
+    report_memory(checked, [parse_gpu_size(text) for text in arguments.gpu], FactsFinder(given))
 
 
 def _next_steps(folder: Path) -> str:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         WorkerUnhealthy,
     )
     from rbee_serve.events import End, Error, Event, Metrics, Narration, Output, Progress, Started, StopReason
+    from rbee_serve.memory_plan.model_facts import ModelFacts
+    from rbee_serve.memory_plan.needs import Figure, MemoryNeeds
     from rbee_serve.model_files.memory_check import require_memory, weights_memory_bytes
     from rbee_serve.model_files.resolve import ModelFiles
     from rbee_serve.model_files.resolve import check_local as check_local_model
@@ -88,6 +90,7 @@ __all__ = [
     "EngineThread",
     "Error",
     "Event",
+    "Figure",
     "FileField",
     "ImageOutput",
     "InferenceBackend",
@@ -102,8 +105,10 @@ __all__ = [
     "LoadContext",
     "LoadProgress",
     "MemoryGauge",
+    "MemoryNeeds",
     "MemorySource",
     "Metrics",
+    "ModelFacts",
     "ModelFiles",
     "Narration",
     "Output",
@@ -148,6 +153,8 @@ _NAMES = {
     "errors": "ConfigurationError CudaError InferenceTimeout InsufficientResources InsufficientVram InternalError "
     "InvalidRequest RequestTooLong Violation WorkerError WorkerLost WorkerUnhealthy",
     "events": "End Error Event Metrics Narration Output Progress Started StopReason",
+    "memory_plan.model_facts": "ModelFacts",
+    "memory_plan.needs": "Figure MemoryNeeds",
     "model_files.memory_check": "require_memory weights_memory_bytes",
     "model_files.resolve": "ModelFiles check_local_model=check_local prepare_model=prepare resolve_model=resolve",
     "outputs": "AudioChunkOutput EmbeddingOutput ImageOutput Label LabelOutput OutputValue RankOutput RecordingOutput "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from rbee_serve.config import WorkerConfig
 from rbee_serve.events import Event
@@ -16,6 +16,10 @@ from rbee_serve.state import LoadProgress
 from rbee_serve.worker.backend import InferenceBackend
 from rbee_serve.worker.spec_rules import output_faults, request_faults
 from rbee_serve.worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from rbee_serve.memory_plan.model_facts import ModelFacts
+    from rbee_serve.memory_plan.needs import MemoryNeeds
 
 RequestT = TypeVar("RequestT", bound=InferenceRequest)
 
@@ -111,6 +115,12 @@ class WorkerSpec(Generic[RequestT]):
     check: Callable[[WorkerConfig], object] | None = None
     """Checks the worker's configuration before anything starts, such as `partial(parse_engine, Options)`; raises
     `ConfigurationError` whose message begins with the wrong key, such as `engine.dtype: …`."""
+
+    max_gpus: int | None = None
+    """The most GPUs that one replica can use; any number if None. With 1, `replicas` use more of them."""
+    memory: Callable[[WorkerConfig, ModelFacts, int], MemoryNeeds] | None = None
+    """What a worker needs of each of its GPUs, whose bytes are the last argument, from what is known of its model. If
+    None, the memory plan counts the weights as they are stored and names the rest as unknown."""
 
     def __post_init__(self) -> None:
         faults = [*request_faults(self.request), *output_faults(self.outputs)]

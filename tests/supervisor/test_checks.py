@@ -120,23 +120,8 @@ def test_a_good_file_is_accepted(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_the_files_of_this_repository_are_accepted() -> None:
     root = Path(__file__).resolve().parents[2]
-    for path in root.glob("serve_config*.yaml"):
+    for path in (*root.glob("serve_config*.yaml"), *root.glob("configs/*.yaml")):
         assert checks.check_file(path).config.workers, path
-
-
-def test_the_workers_for_each_size_of_gpu_are_accepted_and_fit_on_one(tmp_path: Path) -> None:
-    text = (Path(__file__).resolve().parents[2] / "serve_config.gpu.yaml").read_text()
-    before, _, below = text.partition("      workers:\n")
-    _, _, comment = below.partition("\n      # workers:\n")
-    above_and_larger = [f"{before}      workers:", *(line.replace("# ", "", 1) for line in comment.splitlines())]
-    small, large = (
-        checks.check_file(written(tmp_path, each)).config.workers for each in (text, "\n".join(above_and_larger))
-    )
-    assert [worker.id for worker in small] == [worker.id for worker in large]
-    assert {worker.model_ref for worker in small} != {worker.model_ref for worker in large}
-    for workers in (small, large):
-        assert all(worker.gpus for worker in workers)
-        assert round(sum(worker.gpus for worker in workers), 6) <= 1
 
 
 def test_without_http_options_the_host_is_the_loopback_address(tmp_path: Path) -> None:
