@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rbee_serve.errors import ConfigurationError
@@ -16,7 +17,8 @@ CONFIGURATION_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit code: 0, 1 if it could not serve, 2 if the configuration is wrong."""
+    """Run the command. Returns its exit code: 0, 1 if it could not serve or a worker failed, 2 if the configuration is
+    wrong."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "new":
@@ -28,6 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "check":
             print(_verdict(checked))
             return 0
+        if arguments.command == "gpu-check":
+            from rbee_serve.supervisor.gpu_check.check import gpu_check
+
+            return gpu_check(checked, partial(print, flush=True))
         from rbee_serve.supervisor.serve import serve
 
         return serve(checked, arguments.verbose)
@@ -44,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="start everything and serve until Ctrl+C or SIGTERM")
     serve.add_argument("-v", "--verbose", action="store_true", help="show all output of the workers, not only warnings")
     check = commands.add_parser("check", help="validate the configuration, and start nothing")
-    for command in (serve, check):
+    trial = commands.add_parser(
+        "gpu-check", help="start each worker alone, then all together, and print a table of what was measured"
+    )
+    for command in (serve, check, trial):
         command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
     new = commands.add_parser(
         "new", help="write a package with a worker type of your own, its test and a configuration"
