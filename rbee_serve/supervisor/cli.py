@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ CONFIGURATION_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns its exit code: 0, 1 if it could not serve, 2 if the configuration is wrong."""
+    """Run the command. Returns its exit code: 0, 1 if it could not serve or a worker failed, 2 if the configuration is
+    wrong."""
     arguments = _parser().parse_args(argv)
     try:
         if arguments.command == "new":
@@ -39,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _report_memory(checked, arguments)
             print(_verdict(checked))
             return 0
+        if arguments.command == "gpu-check":
+            from rbee_serve.supervisor.gpu_check.check import gpu_check
+
+            return gpu_check(checked, partial(print, flush=True))
         from rbee_serve.supervisor.serve import serve
 
         return serve(checked, arguments.verbose, arguments.wait_for_nodes)
@@ -63,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = commands.add_parser("check", help="validate the configuration, and start nothing")
     _add_plan(commands)
-    for command in (serve, check):
+    trial = commands.add_parser(
+        "gpu-check", help="start each worker alone, then all together, and print a table of what was measured"
+    )
+    for command in (serve, check, trial):
         command.add_argument("config", type=Path, help="a Ray Serve file, such as serve_config.yaml")
     join = commands.add_parser("join", help="make this machine a node of a server on another one")
     join.add_argument("address", help="HOST:PORT, as rbee-serve serve --wait-for-nodes prints it")
