@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from rbee_serve.model_files.json_file import read_json
 from rbee_serve.model_files.memory_check import weights_memory_bytes
-from rbee_serve.model_files.resolve import read_json
 
 GIB = 1024**3
 

@@ -39,7 +39,8 @@ def test_what_the_workers_of_a_shipped_file_need_leaves_a_part_of_each_gpu_free(
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_file_fits_a_machine_with_four_cores(name: str) -> None:
     workers = check_file(ROOT / name).config.workers
-    assert shortage(workers, {"CPU": VCPUS, "GPU": len(SHIPPED[name])}) is None
+    resources = {"CPU": VCPUS, "GPU": len(SHIPPED[name])}
+    assert shortage(workers, [{"NodeManagerAddress": "10.0.0.1", "Alive": True, "Resources": resources}]) is None
 
 
 @pytest.mark.parametrize("name", SHIPPED)

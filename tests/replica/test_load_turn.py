@@ -105,7 +105,7 @@ async def test_loads_onto_one_gpu_come_one_after_the_other_until_each_has_warmed
 
 
 async def test_loads_onto_different_gpus_overlap(loader: Loader) -> None:
-    await asyncio.gather(*(loader.load(f"w-{n}", (n,), load_s=0.5) for n in range(3)))
+    await asyncio.gather(*(loader.load(f"w-{n}", (str(n),), load_s=0.5) for n in range(3)))
     assert all(one.overlaps(other) for one, other in combinations(loader.loads, 2))
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rbee_serve.config import WorkerConfig
 from rbee_serve.gpu_budget import budget_bytes
+from rbee_serve.nvml import NvmlUnavailable, gpus
+from rbee_serve.supervisor.checks import CheckedConfig
 from rbee_serve.supervisor.gpu_check.measurement import Measurement, measure
 from rbee_serve.supervisor.gpu_check.trial_config import trial_config, with_helpers
 from rbee_serve.supervisor.gpu_check.trial_server import TrialFailed, TrialServer, free_port, trial_server
-from rbee_serve.nvml import NvmlUnavailable, gpus
-from rbee_serve.supervisor.checks import CheckedConfig
 from rbee_serve.supervisor.summary import columns
 from rbee_serve.worker.registry import import_path, load_spec
 

@@ -68,9 +68,7 @@ def _requests_per_s(client: Client, worker_id: str, request: InferenceRequest) -
     raise AssertionError
 
 
-def _sample(
-    client: Client, worker_id: str, request: InferenceRequest
-) -> tuple[float | None, str, float | None]:
+def _sample(client: Client, worker_id: str, request: InferenceRequest) -> tuple[float | None, str, float | None]:
     """Outputs per second between the first and the last one within `SAMPLE_S`, their name, and the seconds from the
     disconnect until the worker is idle; None for a rate from fewer than two outputs, and for a request that was over
     before it could be cancelled."""

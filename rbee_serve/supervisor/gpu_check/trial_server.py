@@ -16,8 +16,8 @@ import yaml
 
 from rbee_serve.client import Client, WorkerReadiness
 from rbee_serve.errors import WorkerError
-from rbee_serve.supervisor.gpu_check.trial_config import HOST
 from rbee_serve.outputs import OutputValue
+from rbee_serve.supervisor.gpu_check.trial_config import HOST
 
 POLL_S = 0.25
 STOP_S = 40.0
@@ -79,7 +79,7 @@ def trial_server(config: Mapping[str, Any], folder: Path) -> Iterator[TrialServe
     file, output = folder / "serve_config.yaml", folder / "output"
     file.write_text(yaml.safe_dump(dict(config)))
     with output.open("wb") as stream:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603  (the file is ours)
             [sys.executable, "-m", "rbee_serve.supervisor", "serve", str(file)],
             stdout=stream,
             stderr=subprocess.STDOUT,
