@@ -33,15 +33,16 @@ class Node:
         resources = found["Resources"]
         return cls(found["NodeManagerAddress"], _units(resources.get("CPU", 0)), [UNIT] * int(resources.get("GPU", 0)))
 
-    def take(self, cpus: float, gpus: float) -> bool:
-        """Reserve the resources of a replica by Ray's rule. False, and nothing is reserved, if they are not free."""
+    def take(self, cpus: float, gpus: float) -> Sequence[int] | None:
+        """Reserve the resources of a replica by Ray's rule, and return the indices of its GPUs. None, and nothing is
+        reserved, if they are not free."""
         chosen = self._choose(_units(gpus))
         if chosen is None or _units(cpus) > self.cpus:
-            return False
+            return None
         self.cpus -= _units(cpus)
         for index in chosen:
             self.gpus[index] -= min(_units(gpus), UNIT)
-        return True
+        return chosen
 
     def _choose(self, gpus: int) -> Sequence[int] | None:
         """The indices of the GPUs."""
@@ -75,7 +76,7 @@ def first_without_place(workers: Iterable[WorkerConfig], nodes: Iterable[Node]) 
     for worker in workers:
         for _ in range(worker.desired_replicas):
             nodes.sort(key=lambda node: (sum(node.gpus), node.cpus))
-            if not any(node.take(worker.cpus, worker.gpus) for node in nodes):
+            if all(node.take(worker.cpus, worker.gpus) is None for node in nodes):
                 return worker
     return None
 

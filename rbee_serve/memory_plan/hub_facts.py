@@ -11,12 +11,9 @@ from typing import Any
 from rbee_serve.errors import ConfigurationError
 from rbee_serve.memory_plan.local_facts import facts_of_path
 from rbee_serve.memory_plan.model_facts import ModelFacts, WeightFile, is_config
+from rbee_serve.model_files.hub_requests import limit_requests
 from rbee_serve.model_files.model_ref import HubModel
 from rbee_serve.model_files.weight_files import weights_in, weights_to_load
-
-TIMEOUT_S = 10.0
-"""Of each call; the Hub's own client has none."""
-
 
 MAX_JSON_BYTES = 16 * 2**20
 """Larger files are not read; an index of 100,000 tensors has 10 MB."""
@@ -48,9 +45,10 @@ def hub_facts(model: HubModel, ref: str, *, endpoint: str | None = None) -> Mode
     """
     import huggingface_hub as hub
 
+    limit_requests()
     api = hub.HfApi(endpoint=endpoint)
     try:
-        info = api.model_info(model.repo, revision=model.revision, files_metadata=True, timeout=TIMEOUT_S)
+        info = api.model_info(model.repo, revision=model.revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings}
 
         def read(name: str) -> Mapping[str, Any]:
@@ -77,9 +75,7 @@ def _elements(api: Any, repo: str, name: str, revision: str) -> Mapping[str, int
 
 def _json(hub: Any, repo: str, name: str, revision: str, endpoint: str | None) -> Mapping[str, Any]:
     url = hub.hf_hub_url(repo, name, revision=revision, endpoint=endpoint)
-    response = hub.utils.get_session().get(
-        url, headers=hub.utils.build_hf_headers(), timeout=TIMEOUT_S, follow_redirects=True
-    )
+    response = hub.utils.get_session().get(url, headers=hub.utils.build_hf_headers(), follow_redirects=True)
     response.raise_for_status()
     try:
         value = json.loads(response.content)

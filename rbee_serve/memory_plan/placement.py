@@ -1,5 +1,4 @@
-"""Which replica gets which GPU. Ray decides when it starts; for a plan it is enough that the shares fit as Ray places
-them: whole GPUs, and a share on the fullest GPU that still has room for it."""
+"""Which replica gets which GPU of one machine. Ray decides when it starts; the plan places them by its rule."""
 
 from __future__ import annotations
 
@@ -7,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rbee_serve.config import WorkerConfig
-
-_EPSILON = 1e-9
+from rbee_serve.placement import UNIT, Node, placement_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,26 +19,20 @@ class PlacedReplica:
 
 
 def placed_replicas(workers: Sequence[WorkerConfig], gpu_count: int) -> list[PlacedReplica]:
-    """Every replica that asks for GPUs, in the order of the configuration. Larger requests are placed first."""
-    requests = [
-        (worker, worker.id if worker.desired_replicas == 1 else f"{worker.id} #{replica + 1}")
+    """Every replica that requests GPUs, in the order of the configuration."""
+    machine = Node("", 0, [UNIT] * gpu_count)
+    gpus = {
+        (worker.id, replica): tuple(machine.take(0, worker.gpus) or ())
+        for worker in placement_order(workers)
+        for replica in range(worker.desired_replicas)
+    }
+    return [
+        PlacedReplica(worker, _label(worker, replica), gpus[worker.id, replica])
         for worker in workers
         if worker.gpus
         for replica in range(worker.desired_replicas)
     ]
-    left = [1.0] * gpu_count
-    placed = {label: _take(left, worker.gpus) for worker, label in sorted(requests, key=lambda each: -each[0].gpus)}
-    return [PlacedReplica(worker, label, placed[label]) for worker, label in requests]
 
 
-def _take(left: list[float], gpus: float) -> tuple[int, ...]:
-    """Take the GPUs of one replica from what is `left` of each."""
-    if gpus >= 1:
-        free = [index for index, part in enumerate(left) if part > 1 - _EPSILON][: int(gpus)]
-        chosen, share = (tuple(free), 1.0) if len(free) == int(gpus) else ((), 1.0)
-    else:
-        fitting = [index for index, part in enumerate(left) if part + _EPSILON >= gpus]
-        chosen, share = (min(fitting, key=lambda index: left[index]),) if fitting else (), gpus
-    for index in chosen:
-        left[index] -= share
-    return chosen
+def _label(worker: WorkerConfig, replica: int) -> str:
+    return worker.id if worker.desired_replicas == 1 else f"{worker.id} #{replica + 1}"

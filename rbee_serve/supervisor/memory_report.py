@@ -15,7 +15,7 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.memory_plan.facts_finder import FactsFinder
 from rbee_serve.memory_plan.gpu_size import GpuSize, gpu_here
 from rbee_serve.memory_plan.needs import MemoryNeeds
-from rbee_serve.memory_plan.plan import plan_memory
+from rbee_serve.memory_plan.plan import MemoryPlan, plan_memory
 from rbee_serve.memory_plan.table import print_plan
 from rbee_serve.memory_plan.worker_needs import worker_needs
 from rbee_serve.supervisor.checks import CheckedConfig
@@ -32,6 +32,17 @@ def gpus_here() -> list[GpuSize]:
     return sizes
 
 
+def memory_plan(checked: CheckedConfig, gpus: Sequence[GpuSize], finder: FactsFinder) -> MemoryPlan:
+    """The plan of the workers with GPUs on `gpus`, as their types state what they need."""
+
+    def needs_of(worker: WorkerConfig, gpu_bytes: int) -> MemoryNeeds:
+        spec = load_spec(import_path(worker.type, worker.task, checked.worker_types))
+        facts = None if worker.model_ref is None else finder.find(worker.model_ref)
+        return worker_needs(worker, spec, facts, gpu_bytes)
+
+    return plan_memory(checked.config.workers, gpus, needs_of)
+
+
 def report_memory(
     checked: CheckedConfig, gpus: Sequence[GpuSize], finder: FactsFinder, *, all_gpus: bool = True
 ) -> None:
@@ -41,12 +52,7 @@ def report_memory(
     Raises `ConfigurationError` with a line for each worker that cannot fit, and the number that would.
     """
 
-    def needs_of(worker: WorkerConfig, gpu_bytes: int) -> MemoryNeeds:
-        spec = load_spec(import_path(worker.type, worker.task, checked.worker_types))
-        facts = None if worker.model_ref is None else finder.find(worker.model_ref)
-        return worker_needs(worker, spec, facts, gpu_bytes)
-
-    memory = plan_memory(checked.config.workers, gpus, needs_of)
+    memory = memory_plan(checked, gpus, finder)
     print_plan(memory, Console(file=sys.stdout))
     unplaced = memory.unplaced()
     for sentence in (*finder.missing.values(), *memory.warnings(), *([] if all_gpus else unplaced)):

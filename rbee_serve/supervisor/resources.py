@@ -21,7 +21,7 @@ def shortage(workers: Sequence[WorkerConfig], found: Sequence[Mapping[str, Any]]
     if gpus > gpus_found:
         return _too_many(workers, "gpus", _gpus(gpus), gpus_found, len(nodes))
     for worker in workers:
-        if not any(Node.of(node).take(worker.cpus, worker.gpus) for node in alive):
+        if all(Node.of(node).take(worker.cpus, worker.gpus) is None for node in alive):
             return (
                 f"each replica of {worker.id} requests {_amount(worker.gpus, worker.cpus)} of one machine, and none "
                 f"has that ({_listed(nodes)}): lower `gpus` or `cpus`"

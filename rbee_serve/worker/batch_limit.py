@@ -32,10 +32,3 @@ class BatchLimit:
         cost = max(1, min(cost, self.cost))
         logger.warning("a batch of cost %d ran out of memory; batches cost at most %d for now", failed_cost, cost)
         self._lowered, self._lowered_until = cost, self._clock() + LOWERED_S
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a model failed for lack of memory. torch's exceptions are recognised by name, as importing torch takes
-    seconds; cuBLAS and cuDNN report the failure of an allocation by its status."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return isinstance(error, MemoryError) or "OutOfMemoryError" in names or "ALLOC_FAILED" in str(error)

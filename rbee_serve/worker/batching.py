@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Generic, TypeVar
 
-from rbee_serve.worker.batch_limit import BatchLimit, is_out_of_memory
+from rbee_serve.worker.batch_limit import BatchLimit
+from rbee_serve.worker.engine_failure import EngineFailure, engine_failure
 from rbee_serve.worker.model_code import without_stop_iteration
 from rbee_serve.worker.watchdog import Watchdog
 
@@ -219,7 +220,7 @@ class Batcher(Generic[ItemT, ResultT]):
             except Exception as exc:
                 if len(batch) == 1:
                     return [exc]
-                out_of_memory = is_out_of_memory(exc)
+                out_of_memory = engine_failure(exc) in (EngineFailure.NO_VRAM, EngineFailure.NO_RAM)
             finally:
                 self._watchdog.step()
         # Outside of `except`: until that block is left, the exception keeps the memory alive that ran out.

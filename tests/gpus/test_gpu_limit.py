@@ -29,7 +29,7 @@ def vllm_limit(device: Device) -> float:
 
 def torch_limit(device: Device, monkeypatch: pytest.MonkeyPatch) -> float:
     limits: list[float] = []
-    cuda = SimpleNamespace(set_per_process_memory_fraction=limits.append)
+    cuda = SimpleNamespace(is_available=lambda: True, set_per_process_memory_fraction=limits.append)
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
     assert torch_device(device) == "cuda"
     return limits[0]

@@ -1,14 +1,8 @@
-"""The limit on a batch after an out-of-memory, and how one is recognised."""
+"""The limit on a batch after an out-of-memory."""
 
 from __future__ import annotations
 
-import pytest
-
-from rbee_serve.worker.batch_limit import LOWERED_S, BatchLimit, is_out_of_memory
-
-
-class OutOfMemoryError(RuntimeError):
-    """By torch's name."""
+from rbee_serve.worker.batch_limit import LOWERED_S, BatchLimit
 
 
 def test_a_limit_is_lowered_for_a_while_and_never_raised() -> None:
@@ -29,17 +23,3 @@ def test_a_limit_is_at_least_one() -> None:
     limit = BatchLimit(2)
     limit.lower(2, 0)
     assert limit.cost == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (OutOfMemoryError("CUDA out of memory."), True),
-        (MemoryError(), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("CUDA error: device-side assert triggered"), False),
-        (ValueError("no such size"), False),
-    ],
-)
-def test_an_out_of_memory_is_recognised_by_name_or_status(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected

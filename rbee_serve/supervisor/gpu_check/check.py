@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rbee_serve.config import WorkerConfig
-from rbee_serve.gpu_budget import budget_bytes
-from rbee_serve.nvml import NvmlUnavailable, gpus
+from rbee_serve.memory_plan.facts_finder import FactsFinder
 from rbee_serve.supervisor.checks import CheckedConfig
 from rbee_serve.supervisor.gpu_check.measurement import Measurement, measure
 from rbee_serve.supervisor.gpu_check.trial_config import trial_config, with_helpers
 from rbee_serve.supervisor.gpu_check.trial_server import TrialFailed, TrialServer, free_port, trial_server
+from rbee_serve.supervisor.memory_report import gpus_here, memory_plan
 from rbee_serve.supervisor.summary import columns
 from rbee_serve.worker.registry import import_path, load_spec
 
@@ -35,7 +36,7 @@ class Row:
         """The cells of the table; the last ones are empty where the worker failed."""
         found = self.measurement
         if found.failure is not None:
-            return (self.worker_id, self.trial, "FAILED")
+            return (self.worker_id, self.trial, "FAILED", *[""] * (len(HEADER) - 3))
         return (
             self.worker_id,
             self.trial,
@@ -52,13 +53,14 @@ def gpu_check(checked: CheckedConfig, show: Callable[[str], None]) -> int:
     """Run the trials and show a line before each, the table, and every failure with its reason. Returns the exit code:
     0 if every worker was ready and served its requests in both trials, else 1."""
     workers = checked.config.workers
+    planned = planned_bytes(checked)
     rows: list[Row] = []
     for worker in workers:
         show(f"{worker.id} alone …")
-        rows += _trial(checked, ALONE, with_helpers(worker.id, checked.config), [worker])
+        rows += _trial(checked, ALONE, with_helpers(worker.id, checked.config), [worker], planned)
     if len(workers) > 1:
         show("all together …")
-        rows += _trial(checked, TOGETHER, [worker.id for worker in workers], workers)
+        rows += _trial(checked, TOGETHER, [worker.id for worker in workers], workers, planned)
     failed = [row for row in rows if row.measurement.failure is not None]
     show("\n".join(["", *columns([HEADER, *(row.cells() for row in rows)]), ""]))
     for row in failed:
@@ -67,7 +69,11 @@ def gpu_check(checked: CheckedConfig, show: Callable[[str], None]) -> int:
 
 
 def _trial(
-    checked: CheckedConfig, trial: str, started: Sequence[str], measured: Sequence[WorkerConfig]
+    checked: CheckedConfig,
+    trial: str,
+    started: Sequence[str],
+    measured: Sequence[WorkerConfig],
+    planned: Mapping[str, int],
 ) -> Iterator[Row]:
     config = trial_config(checked, started, free_port())
     with tempfile.TemporaryDirectory() as folder, trial_server(config, Path(folder)) as server:
@@ -82,7 +88,7 @@ def _trial(
                 result = _measured(checked, server, worker)
             else:
                 result = Measurement(failure=f"{readiness.code or 'WORKER_UNHEALTHY'}: {readiness.reason}")
-            yield Row(worker.id, trial, result, seconds, planned_bytes(worker))
+            yield Row(worker.id, trial, result, seconds, planned.get(worker.id))
 
 
 def _measured(checked: CheckedConfig, server: TrialServer, worker: WorkerConfig) -> Measurement:
@@ -91,16 +97,14 @@ def _measured(checked: CheckedConfig, server: TrialServer, worker: WorkerConfig)
         return measure(client, worker.id, spec)
 
 
-def planned_bytes(worker: WorkerConfig) -> int | None:
-    """The VRAM that the worker's share sets aside for it, without the CUDA context; None without a GPU or a driver."""
-    try:
-        totals = sorted(gpu.memory().total for gpu in gpus())
-    except NvmlUnavailable:
-        return None
-    if not worker.gpus or len(totals) < worker.gpus:
-        return None
-    share, count = (worker.gpus, 1) if worker.gpus < 1 else (1.0, int(worker.gpus))
-    return sum(budget_bytes(total, share) for total in totals[:count])
+def planned_bytes(checked: CheckedConfig) -> Mapping[str, int]:
+    """What the memory plan counts for each worker on the GPUs of this machine, the CUDA context included; all replicas
+    and all their GPUs together."""
+    found = Counter[str]()
+    for gpu in memory_plan(checked, gpus_here(), FactsFinder()).gpus:
+        for planned in gpu.workers:
+            found[planned.worker.id] += planned.sum_bytes
+    return found
 
 
 def _seconds(value: float | None) -> str:
