@@ -187,10 +187,10 @@ def test_other_devices_have_no_locks(accelerator: str) -> None:
 
 def test_a_gpu_has_the_name_that_all_processes_know_it_by(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = FakeGpu(uuid="GPU-8f9d")
-    machine = FakeNvml(whole, FakeGpu(uuid="MIG-11", parent=whole))
-    monkeypatch.setitem(sys.modules, "pynvml", machine)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(whole))
     assert gpu_name("0") == gpu_name("GPU-8f9d") == "GPU-8f9d"
-    assert gpu_name("MIG-11") == "MIG-11"
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(whole, FakeGpu(uuid="MIG-11", parent=whole)))
+    assert gpu_name("0") == gpu_name("MIG-11") == "MIG-11"  # CUDA takes the first instance
 
 
 @pytest.mark.parametrize(("gpu_id", "name"), [("3", "gpu-3"), ("MIG-GPU-8f9d/1/0", "gpu-MIG-GPU-8f9d_1_0")])
