@@ -15,16 +15,16 @@ http_options: {host: 0.0.0.0, port: 8000, request_timeout_s: 60}
 logging_config: {log_level: WARNING}
 applications:
   - name: rbee
-    route_prefix: /models
+    route_prefix: /
     import_path: deployments.app:build_app
     args:
       auth: {token_file: TOKEN}
       orchestrator: {callback_url: "http://127.0.0.1:1/ready"}
-      public_url: https://models.example.com/models
+      public_url: https://models.example.com
       limits: {max_body_bytes: 1000000}
       workers:
-        - {id: chat, type: multimodal, model_ref: "file:/model", uses: {audio: voice}}
-        - {id: voice, type: audio, task: generate, model_ref: "file:/voice"}
+        - {id: chat, type: multimodal, model_ref: "hf:org/model", uses: {audio: voice}}
+        - {id: voice, type: audio, task: generate}
         - {id: echo-0, type: echo, cpus: 0}
     deployments:
       - {name: echo-0, health_check_period_s: 5}
