@@ -62,7 +62,7 @@ def test_a_folder_that_the_operator_chose_is_used_and_stays(end: signal.Signals 
 
 
 def started(temp: str, environ: dict[str, str]) -> subprocess.Popen[str]:
-    """The replica with `temp` as its temporary folder. It and its engine hold the pipes: `communicate` waits for both."""
+    """The replica with `temp` as its temporary folder. Its engine holds the pipes too: `communicate` waits for both."""
     return subprocess.Popen(
         [sys.executable, "-c", REPLICA],
         stdin=subprocess.PIPE,
