@@ -25,6 +25,8 @@ START_S = 300.0
 STOP_S = 30.0
 """An init system expects the end of the process within this time."""
 SHARED = Path("/dev/shm")
+KEPT = ("ray", "torchinductor_")
+"""What is meant to stay in the temporary folder (docs/operations.md): Ray's logs, and code that torch has compiled."""
 ECHOES: tuple[dict[str, Any], ...] = (
     {"id": "echo-0", "type": "echo", "cpus": 0},
     {"id": "echo-1", "type": "echo", "cpus": 0},
@@ -143,16 +145,16 @@ class Server:
         return {worker_id: count for worker_id, count in counts.items() if count}
 
     def temp_files(self) -> int:
-        """Files in the temporary folder, Ray's own folder apart."""
+        """Files in the temporary folder, without what is meant to stay."""
         return sum(not path.is_dir() for path in self._left())
 
     def leftovers(self) -> Leftovers:
-        """What is left after the stop. Ray's own folder, with the logs, is meant to stay."""
+        """What is left after the stop, and is not meant to stay."""
         files = [str(path.relative_to(self.temp)) for path in self._left()]
         return Leftovers(sorted(files), sorted(_shared() - self._shared_before))
 
     def _left(self) -> list[Path]:
-        return [path for path in self.temp.rglob("*") if path.relative_to(self.temp).parts[0] != "ray"]
+        return [path for path in self.temp.rglob("*") if not path.relative_to(self.temp).parts[0].startswith(KEPT)]
 
     def _ready(self) -> bool:
         try:

@@ -57,6 +57,8 @@ class Admission:
         self.capacity = capacity
         self.max_queued = max_queued
         self.running = 0
+        self.entered = 0
+        """Requests so far that were admitted or queued."""
         self._waiting: deque[Slot] = deque()
         self._on_change = on_change
 
@@ -78,6 +80,7 @@ class Admission:
                 f"the worker is at its limit with {self.running} running and {len(self._waiting)} queued requests; "
                 "try again later"
             )
+        self.entered += 1
         self._on_change()
         return slot
 

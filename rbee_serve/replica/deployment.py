@@ -25,6 +25,7 @@ from rbee_serve.errors import ConfigurationError, WorkerError, WorkerLoading, Wo
 from rbee_serve.events import Event
 from rbee_serve.ray_boundary import listen_address
 from rbee_serve.replica.event_stream import frames
+from rbee_serve.replica.idle_trim import trim_while_idle
 from rbee_serve.replica.loading import load, pause_before_retry, reason
 from rbee_serve.replica.peers import peer
 from rbee_serve.replica.reporter import Reporter
@@ -87,6 +88,7 @@ class WorkerReplica:
             await pause_before_retry(self._hub.watch, worker.id)
             raise
         self._phase = "ready"
+        self._trimming = asyncio.create_task(trim_while_idle(self._service.admission))
         await self._reporter.push_now()
 
     async def _load(self, spec_path: str) -> WorkerService:
