@@ -103,7 +103,7 @@ def test_the_text_and_its_end_are_vllms_and_every_part_comes_as_soon_as_it_can(
     kind: str, detokenizer: Any, tokenizer: Any
 ) -> None:
     base = detokenizer.BaseIncrementalDetokenizer
-    plain = getattr(base.get_next_output_text, "__wrapped__", base.get_next_output_text)  # an engine may have patched it
+    plain = getattr(base.get_next_output_text, "__wrapped__", base.get_next_output_text)  # another test patches it
     patch_stop_hold_back()
     patch_stop_hold_back()
     patched = base.get_next_output_text
