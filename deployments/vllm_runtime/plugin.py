@@ -29,16 +29,16 @@ def register() -> None:
     """Called by vLLM. Does nothing in processes that rbee-serve did not start."""
     if OWNER_PID not in os.environ:
         return
-    if multiprocessing.parent_process() is not None:  # not the replica itself
-        parent = os.getppid()
-        threading.Thread(target=_exit_with, args=(parent,), name="parent-watch", daemon=True).start()
+    if (parent := multiprocessing.parent_process()) is not None:  # not the replica itself
+        # The parent that started it: by now, seconds later, it may be dead and another one have adopted this process.
+        threading.Thread(target=_exit_with, args=(parent.pid,), name="parent-watch", daemon=True).start()
         threading.Thread(target=report_memory, name="memory-report", daemon=True).start()
         report_failures()
     register_loader()
     patch_shm_wait()
 
 
-def _exit_with(parent: int) -> None:
+def _exit_with(parent: int | None) -> None:
     while os.getppid() == parent:
         time.sleep(CHECK_S)
     if str(parent) == os.environ[OWNER_PID]:  # not that of a process between them, while the replica lives

@@ -20,7 +20,7 @@ make_socket_folder()
 make_socket_folder()
 open(os.environ[FOLDER] + "/socket", "w").close()
 os.environ[OWNER_PID] = str(os.getpid())
-engine = "import os; from deployments.vllm_runtime import plugin; print(flush=True); plugin._exit_with(os.getppid())"
+engine = "from deployments.vllm_runtime import plugin; print(flush=True); plugin._exit_with({})".format(os.getpid())
 process = subprocess.Popen([sys.executable, "-c", engine], stdout=subprocess.PIPE)
 process.stdout.readline()
 print(os.environ[FOLDER], flush=True)
