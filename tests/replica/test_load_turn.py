@@ -106,14 +106,14 @@ async def test_loads_onto_one_gpu_come_one_after_the_other_until_each_has_warmed
 
 
 async def test_loads_onto_different_gpus_overlap(loader: Loader) -> None:
-    await asyncio.gather(*(loader.load(f"w-{n}", (str(n),), load_s=3.0) for n in range(3)))
+    await asyncio.gather(*(loader.load(f"w-{n}", (str(n),), load_s=0.5) for n in range(3)))
     assert all(one.overlaps(other) for one, other in combinations(loader.loads, 2))
 
 
 async def test_downloads_happen_while_another_model_is_loaded(loader: Loader) -> None:
     started_at = time.monotonic()
     await asyncio.gather(*(loader.load(f"w-{n}", download_s=1.0, load_s=0.1) for n in range(4)))
-    assert time.monotonic() - started_at < 4.0  # one after the other they would take longer
+    assert time.monotonic() - started_at < 3.0
 
 
 async def test_workers_of_several_gpus_and_their_neighbours_do_not_wait_for_each_other_for_ever(loader: Loader) -> None:
