@@ -64,7 +64,9 @@ def write(context: LoadContext, began_at: float) -> None:
     """Write the load that ends now."""
     worker, folder = context.worker, Path(context.worker.engine["folder"])
     text = f"{worker.id} {began_at} {time.monotonic()} {' '.join(context.device.ids)}"
-    (folder / f"load-{worker.id}-{time.monotonic_ns()}").write_text(text)
+    made = folder / f"writing-{worker.id}"
+    made.write_text(text)
+    made.rename(folder / f"load-{worker.id}-{time.monotonic_ns()}")  # another load may be reading the folder
 
 
 def load(context: LoadContext) -> TimedBackend:
