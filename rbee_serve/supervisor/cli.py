@@ -114,6 +114,8 @@ def _add_plan(commands: Any) -> None:
 def _report_memory(checked: CheckedConfig, arguments: argparse.Namespace) -> None:
     """The memory plan, where workers have GPUs: for those of the command, or for those of this machine."""
     if not any(worker.gpus for worker in checked.config.workers):
+        if arguments.command == "plan":
+            print(f"{checked.path}: no worker has `gpus`, so there is nothing to plan")
         return
     from rbee_serve.memory_plan.facts_file import facts_in_folder
     from rbee_serve.memory_plan.facts_finder import FactsFinder

@@ -26,6 +26,8 @@ PORT_VARIABLE = "RAY_GCS_SERVER_PORT"
 """Ray's variable for the port at which its head is joined; without it the system chooses."""
 DEFAULT_PORT = "6379"
 """That of `ray start --head` too."""
+CONNECT_S = 5.0
+"""How long the head may take to accept a connection."""
 POLL_S = 0.5
 """How often the joined machines are counted."""
 
@@ -82,12 +84,27 @@ def join(address: str, options: Sequence[str]) -> NoReturn:
     """Become a node of the Ray at `address`, until SIGTERM or the end of that Ray: this process becomes `ray start`
     with `options`. Raises `ConfigurationError`."""
     command, environ = join_command(address, options, os.environ)
+    require_head(address)
     os.execve(command[0], command, environ)  # noqa: S606 - without a shell, and our own interpreter
+
+
+def require_head(address: str) -> None:
+    """Raise `ConfigurationError` if nothing listens at `HOST:PORT`. Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as exc:
+        reason = "no answer" if isinstance(exc, TimeoutError) else (exc.strerror or "unknown host").lower()
+        raise ConfigurationError(
+            f"nothing can be joined at {address} ({reason}); start `rbee-serve serve FILE --wait-for-nodes N` there "
+            "first, and let the port through a firewall between the machines"
+        ) from None
 
 
 def join_command(address: str, options: Sequence[str], environ: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """The command of `join` and its environment. Raises `ConfigurationError`."""
-    if not re.fullmatch(r"\S+:[0-9]{1,5}", address):
+    match = re.fullmatch(r"\S+:([0-9]{1,5})", address)
+    if match is None or not 1 <= int(match[1]) <= LAST:
         raise ConfigurationError(f"{address} is no HOST:PORT; `rbee-serve serve` prints the one to join")
     variables = dict(environ)
     set_missing(variables)

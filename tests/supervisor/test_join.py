@@ -14,7 +14,7 @@ from rbee_serve.errors import ConfigurationError
 from rbee_serve.ray_settings import SETTINGS
 from rbee_serve.supervisor import join as module
 from rbee_serve.supervisor.cli import main
-from rbee_serve.supervisor.join import instructions, join_command, set_head_port, wait_for_nodes
+from rbee_serve.supervisor.join import instructions, join_command, require_head, set_head_port, wait_for_nodes
 from rbee_serve.supervisor.monitor import StartFailed
 from tests.conftest import free_port
 
@@ -118,10 +118,27 @@ def test_without_rays_token_a_machine_cannot_join(tmp_path: Path, token_file: Pa
     join_command(ADDRESS, [], {"RAY_AUTH_TOKEN_PATH": str(missing), "RAY_AUTH_MODE": "disabled"})
 
 
-@pytest.mark.parametrize("address", ["10.0.0.5", "10.0.0.5:", ":6379", "10.0.0.5:port", "10.0.0.5:6379 --head"])
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.5", "10.0.0.5:", ":6379", "10.0.0.5:port", "10.0.0.5:6379 --head", "10.0.0.5:0", "10.0.0.5:65536"],
+)
 def test_an_address_without_a_host_or_a_port_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError, match=r"no HOST:PORT; `rbee-serve serve` prints the one to join$"):
         join_command(address, [], {"RAY_AUTH_TOKEN": "a token of Ray"})
+
+
+def test_a_head_that_is_not_there_is_an_error_with_what_to_do_and_no_wait() -> None:
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(
+            ConfigurationError, match=rf"joined at {address} \(connection refused\); start .* there first"
+        ):
+            require_head(address)
+        head.listen()
+        require_head(address)
+    with pytest.raises(ConfigurationError, match=r"joined at no\.such\.host\.invalid:6379 \(.+\); start "):
+        require_head("no.such.host.invalid:6379")
 
 
 def test_a_wrong_range_of_ports_is_refused_where_a_machine_joins() -> None:
