@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 ENGINES = {"hibari": "deployments.audio.hibari_engine", "transformers": "deployments.audio.transformers_speech_engine"}
 """Modules by `engine.name`; the first one is the default."""
-
-
 MAX_CLIPPED = 0.001
 """Part of the samples that may exceed full scale without a note: single peaks are inaudible."""
 
