@@ -112,7 +112,7 @@ def _by_uuid(nvml: Any, uuid: str) -> Any:
 
 def _first_instance(nvml: Any, whole: Any) -> Any:
     """The handle of its first MIG instance; None of a GPU that is not in MIG mode."""
-    with suppress(NvmlUnavailable):  # most GPUs know no MIG
+    with suppress(NvmlUnavailable):  # most GPUs do not support MIG
         if _call(nvml.nvmlDeviceGetMigMode, whole)[0]:
             for index in range(_call(nvml.nvmlDeviceGetMaxMigDeviceCount, whole)):
                 with suppress(NvmlUnavailable):  # there are gaps

@@ -61,7 +61,7 @@ class EngineSocket:
     """The replica's end, as long as the engine lives.
 
     During the load a thread reads it. Afterwards the kernel holds what comes, which is one message of each process that
-    fails, until somebody wants to know why the engine has ended.
+    fails, until the reason for the engine's end is read.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -41,7 +41,7 @@ MAX_TILES = 17
 """Tiles of the largest image of models that divide it (Idefics3, SmolVLM: 4 x 4, and one of the whole)."""
 
 DEFAULT_MAX_PIXELS = 16_777_216
-"""The largest image of Qwen's processors unless they are told otherwise: 16,384 tokens of 32 x 32 pixels."""
+"""The largest image of Qwen's processors by default: 16,384 tokens of 32 x 32 pixels."""
 
 
 def forward_pass_bytes(

@@ -24,7 +24,7 @@ def memory_needs(model: Path, options: dict[str, Any]) -> dict[str, int]:
     """
     needs = {}
     devices = int(options.get("tensor_parallel_size", 1)) * int(options.get("pipeline_parallel_size", 1))
-    if not options.get("offload_group_size"):  # layers in the host's memory, of which the headers know nothing
+    if not options.get("offload_group_size"):  # layers in the host's memory, which the headers do not show
         weights = weights_memory_bytes(model, _element_type(model, options))
         offloaded = int((options.get("cpu_offload_gb") or 0) * GIB) * devices
         needs["weights"] = max(0, weights - offloaded)

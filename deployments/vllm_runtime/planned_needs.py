@@ -34,7 +34,7 @@ def vllm_memory_needs(
 ) -> MemoryNeeds:
     """The needs of a model with these options (vLLM's names, with `_` or `-`) on GPUs of `gpu_bytes`.
 
-    `sequences` is the default of `max_num_seqs`; `images` tells whether requests may have some. Weights and KV cache
+    `sequences` is the default of `max_num_seqs`; `images`: whether requests may have some. Weights and KV cache
     are exact where the files are known; what a forward pass holds is assumed.
     """
     options = {name.replace("-", "_"): value for name, value in engine.items()}

@@ -1,4 +1,4 @@
-"""Whether the installed build of vLLM runs on the replica's device. vLLM asks no one: it takes what its build is for,
+"""Whether the installed build of vLLM runs on the replica's device. vLLM does not compare: it takes what its build is for,
 and a GPU build the first GPU that it sees."""
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ MAX_JSON_BYTES = 16 * 2**20
 
 
 class HubUnreachable(Exception):
-    """There is no connection to the Hub, or it may not be asked (`HF_HUB_OFFLINE`)."""
+    """There is no connection to the Hub, or requests to it are switched off (`HF_HUB_OFFLINE`)."""
 
 
 def cached_facts(model: HubModel, ref: str) -> ModelFacts | None:

@@ -37,7 +37,7 @@ class MemoryNeeds:
     length_option: str = "max_model_len"
     """The engine's option for the longest length, for the advice to lower it."""
     memory_fraction: float | None = None
-    """The part of the GPU that the engine is told to use by an option of its own, in place of the worker's share."""
+    """The part of the GPU that the engine is set to use by an option of its own, in place of the worker's share."""
 
     def figures(self) -> Iterator[tuple[str, Figure | None]]:
         """The figures by their name in the table."""

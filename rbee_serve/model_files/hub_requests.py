@@ -13,7 +13,7 @@ CONNECT_TIMEOUT_S = 5.0
 """To connect to one address of the Hub, which has several; they are tried in turn."""
 
 ANSWER_TIMEOUT_S = 10.0
-"""For the first byte of an answer, and between two bytes; as huggingface_hub has it for files."""
+"""For the first byte of a response, and between two bytes; as huggingface_hub has it for files."""
 
 
 @functools.cache

@@ -7,7 +7,7 @@ of Ray's threads take the GIL, and the engine waits to get it back.
     BackendProcess.execute   -- request -->   the worker type's own backend
                              <-- events, memory --
     LoadContext.report       <-- progress --  load
-    LoadContext.wait_for_gpu <-- request --   load, which goes on when it gets an answer
+    LoadContext.wait_for_gpu <-- request --   load, which continues after the response
     LoadContext.watchdog     == shared memory ==
 """
 

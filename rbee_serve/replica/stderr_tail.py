@@ -1,6 +1,6 @@
 """The last line that a child process has written to its standard error.
 
-A library that ends its process says why there and nowhere else: C++ the exception that nobody caught, the C library
+A library that ends its process writes the reason there and nowhere else: C++ the exception that nobody caught, the C library
 what it found corrupted, Python a traceback.
 """
 

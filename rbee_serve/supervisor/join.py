@@ -94,7 +94,7 @@ def require_head(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except OSError as exc:
-        reason = "no answer" if isinstance(exc, TimeoutError) else (exc.strerror or "unknown host").lower()
+        reason = "no response" if isinstance(exc, TimeoutError) else (exc.strerror or "unknown host").lower()
         raise ConfigurationError(
             f"nothing can be joined at {address} ({reason}); start `rbee-serve serve FILE --wait-for-nodes N` there "
             "first, and let the port through a firewall between the machines"

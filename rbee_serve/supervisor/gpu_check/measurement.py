@@ -1,4 +1,4 @@
-"""What one ready worker does: one answer, its rate, and how soon it is free after a cancelled request."""
+"""What one ready worker does: one response, its rate, and how soon it is free after a cancelled request."""
 
 from __future__ import annotations
 
