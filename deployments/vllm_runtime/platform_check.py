@@ -1,5 +1,5 @@
-"""Whether the installed build of vLLM runs on the replica's device. vLLM does not compare: it takes what its build is for,
-and a GPU build the first GPU that it sees."""
+"""Whether the installed build of vLLM runs on the replica's device. vLLM does not compare the two: it takes the kind of
+device that its build is for, and a GPU build the first GPU that it sees."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The last line that a child process has written to its standard error.
 
-A library that ends its process writes the reason there and nowhere else: C++ the exception that nobody caught, the C library
-what it found corrupted, Python a traceback.
+A library that ends its process writes the reason there and nowhere else: C++ the exception that was not caught, the C
+library what it found corrupted, Python a traceback.
 """
 
 from __future__ import annotations

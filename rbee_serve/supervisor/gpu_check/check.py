@@ -19,7 +19,7 @@ from rbee_serve.supervisor.summary import columns
 from rbee_serve.worker.registry import import_path, load_spec
 
 ALONE, TOGETHER = "alone", "together"
-HEADER = ("worker", "trial", "ready after", "memory planned", "memory taken", "one response", "rate", "free after cancel")
+HEADER = ("worker", "trial", "ready after", "memory planned", "memory taken", "response", "rate", "free after cancel")
 
 
 @dataclass(frozen=True, slots=True)
